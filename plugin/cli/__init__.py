@@ -1,0 +1,1 @@
+"""The command `vaemotionllm`: one file a command, imported only when that command runs."""

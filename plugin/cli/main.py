@@ -1,0 +1,40 @@
+"""Entry point of `vaemotionllm`: finds the command's file, runs it, turns bad input into exit code 2."""
+
+import argparse
+import importlib
+import sys
+
+from .. import __version__
+from ..errors import InputError
+
+# Command -> one line for --help. Each names a module in this folder with `add_arguments(parser)` and `run(args)`.
+COMMANDS = {
+    "train": "train stage 1 (VG-Align) or stage 2 (EmoAdapter) from a YAML config",
+    "nano": "build the embedded default: the procedural art world, its benchmark and its backbone",
+    "benchmark": "choose the data set that the lmms-eval tasks `artemo` read",
+    "demo": "run everything on the nano world: backbone, both stages, lmms-eval, report",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(prog="vaemotionllm", description="A vision-language model that hears.")
+    parser.add_argument("--version", action="version", version=f"vaemotionllm {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, text in COMMANDS.items():
+        sub = commands.add_parser(name, help=text, description=text)
+        # Only the chosen command's module is imported, so that --help stays fast.
+        if argv and argv[0] == name:
+            module = importlib.import_module(f"{__package__}.{name}")
+            module.add_arguments(sub)
+    args = parser.parse_args(argv)
+    module = importlib.import_module(f"{__package__}.{args.command}")
+    try:
+        return module.run(args) or 0
+    except InputError as error:
+        print(f"vaemotionllm {args.command}: error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
