@@ -1,0 +1,220 @@
+"""The clip manifest: one clip a row, in JSONL or parquet, checked before anything is decoded."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+
+SPLITS = ("train", "validation", "test", "benchmark")
+MEDIA_FIELDS = ("audio", "video", "image")
+REQUIRED_FIELDS = ("id", "split", "source", "license")
+LABEL_FIELDS = ("content", "emotion", "valence", "arousal", "caption", "art_form")
+_KNOWN_FIELDS = (*REQUIRED_FIELDS, *MEDIA_FIELDS, "start_s", "end_s", *LABEL_FIELDS)
+
+Media = str | bytes
+"""A medium is an absolute path, or the bytes of a file that the manifest embeds."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One row of a manifest, with absolute paths.
+
+    `emotion` is one label or a distribution {label: share}. `valence` and `arousal` lie in [-1, 1]. Every label may be
+    None: stage 1 reads none of them. `extra` holds the columns that the contract does not name.
+    """
+
+    id: str
+    split: str
+    source: str
+    license: str
+    audio: Media | None = None
+    video: Media | None = None
+    image: Media | None = None
+    start_s: float | None = None
+    end_s: float | None = None
+    content: str | None = None
+    emotion: str | dict[str, float] | None = None
+    valence: float | None = None
+    arousal: float | None = None
+    caption: str | None = None
+    art_form: str | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def visual(self) -> str | None:
+        """Which field holds the picture: "video", "image" or None."""
+        return "video" if self.video is not None else "image" if self.image is not None else None
+
+    @property
+    def has_audio(self) -> bool:
+        return self.audio is not None
+
+    def without_labels(self) -> "Clip":
+        """The same clip with nothing but media, identity and origin."""
+        return Clip(
+            id=self.id, split=self.split, source=self.source, license=self.license, audio=self.audio,
+            video=self.video, image=self.image, start_s=self.start_s, end_s=self.end_s,
+        )  # fmt: skip
+
+
+def read_manifest(
+    path: str | os.PathLike, split: str | None = None, need: Sequence[str] = (), limit: int | None = None
+) -> list[Clip]:
+    """Read and check a manifest.
+
+    Args:
+        path: a `.jsonl` or `.parquet` file; media paths in it are relative to its folder.
+        split: return only the clips of this split (None = all). Every row is checked, whatever its split.
+        need: what each returned clip must carry: "audio", "visual" or the name of a label field.
+        limit: return at most this many clips.
+
+    Raises:
+        InputError: for the first bad row, named by row number, id and field; when no clip is left.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"manifest not found: {path}. Give the path of a .jsonl or .parquet file.")
+    if split is not None and split not in SPLITS:
+        raise InputError(f"unknown split {split!r}: allowed are {', '.join(SPLITS)}.")
+    root = Path(os.path.abspath(path.parent))
+    clips, seen = [], {}
+    for number, row in _read_rows(path):
+        clip = _parse_row(row, number, root, path)
+        if clip.id in seen:
+            raise InputError(
+                f"{path}, row {number}: id {clip.id!r} was already used in row {seen[clip.id]}. Ids must be unique."
+            )
+        seen[clip.id] = number
+        if split is None or clip.split == split:
+            _check_needs(clip, need, number, path)
+            clips.append(clip)
+    if not clips:
+        where = f" with split {split!r}" if split else ""
+        raise InputError(f"{path} holds no clip{where} ({len(seen)} rows in all). Check the field `split`.")
+    return clips[:limit] if limit is not None else clips
+
+
+def write_manifest(path: str | os.PathLike, rows: Iterable[dict[str, Any]]) -> None:
+    """Write rows as JSONL, first to a temporary name so that a kill leaves no half manifest."""
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w", encoding="utf-8") as out:
+        out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    os.replace(temporary, path)
+
+
+def _read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (row number from 1, row)."""
+    if path.suffix == ".parquet":
+        import pyarrow
+        import pyarrow.parquet
+
+        try:
+            table = pyarrow.parquet.ParquetFile(path)
+            number = 0
+            for batch in table.iter_batches(batch_size=256):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, row
+        except (pyarrow.ArrowException, OSError) as error:
+            raise InputError(f"{path} is not a readable parquet file: {error}") from error
+        return
+    if path.suffix not in (".jsonl", ".json"):
+        raise InputError(f"manifest {path} ends in {path.suffix!r}: allowed are .jsonl and .parquet.")
+    with open(path, encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise InputError(f"{path}, row {number}: not valid JSON ({error}). Write one JSON object a line.") from None
+            if not isinstance(row, dict):
+                raise InputError(f"{path}, row {number}: expected a JSON object, found {type(row).__name__}.")
+            yield number, row
+
+
+def _parse_row(row: dict[str, Any], number: int, root: Path, path: Path) -> Clip:
+    where = f"{path}, row {number} (id {row.get('id')!r})"
+    for name in REQUIRED_FIELDS:
+        if row.get(name) in (None, ""):
+            raise InputError(f"{where}: field `{name}` is missing. Required are {', '.join(REQUIRED_FIELDS)}.")
+    if row["split"] not in SPLITS:
+        raise InputError(f"{where}: field `split` is {row['split']!r}; allowed are {', '.join(SPLITS)}.")
+    values: dict[str, Any] = {name: str(row[name]) for name in REQUIRED_FIELDS}
+    for name in MEDIA_FIELDS:
+        values[name] = _parse_medium(row.get(name), name, where, root)
+    if all(values[name] is None for name in MEDIA_FIELDS):
+        raise InputError(f"{where}: no medium. Give at least one of the fields {', '.join(MEDIA_FIELDS)}.")
+    if values["video"] is not None and values["image"] is not None:
+        raise InputError(f"{where}: both `video` and `image` are given. Keep the one that the clip shows.")
+    for name in ("start_s", "end_s"):
+        values[name] = _parse_number(row.get(name), name, where, low=0.0)
+    if values["end_s"] is not None and values["end_s"] <= (values["start_s"] or 0.0):
+        raise InputError(f"{where}: `end_s` {values['end_s']} is not after `start_s` {values['start_s'] or 0.0}.")
+    for name in ("valence", "arousal"):
+        values[name] = _parse_number(row.get(name), name, where, low=-1.0, high=1.0)
+    for name in ("content", "caption", "art_form"):
+        values[name] = None if row.get(name) in (None, "") else str(row[name])
+    emotion = row.get("emotion")
+    if isinstance(emotion, dict):
+        # A parquet struct column has every label in every row, the absent ones as None.
+        emotion = {
+            label: _parse_number(share, f"emotion.{label}", where, low=0.0)
+            for label, share in emotion.items()
+            if share is not None
+        }
+        if not emotion or sum(emotion.values()) <= 0:
+            raise InputError(f"{where}: field `emotion` is a distribution without weight. Leave it out or give shares.")
+    elif emotion is not None and not isinstance(emotion, str):
+        raise InputError(f"{where}: field `emotion` is {emotion!r}; allowed are a label or {{label: share}}.")
+    values["emotion"] = emotion or None
+    values["extra"] = {name: value for name, value in row.items() if name not in _KNOWN_FIELDS}
+    return Clip(**values)
+
+
+def _parse_medium(value: Any, name: str, where: str, root: Path) -> Media | None:
+    if isinstance(value, dict):  # the struct {bytes, path} that the datasets library writes
+        value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
+    if value is None or value == "":
+        return None
+    if isinstance(value, bytes):
+        return value
+    if not isinstance(value, str):
+        raise InputError(f"{where}: field `{name}` is {value!r}; allowed are a relative path or embedded bytes.")
+    # Only the text of the path is judged, and links are not followed: the Hub's cache stores every file as a link to
+    # a blob outside the snapshot folder.
+    relative = os.path.normpath(value)
+    if os.path.isabs(value) or relative == ".." or relative.startswith(".." + os.sep):
+        raise InputError(
+            f"{where}: field `{name}` points outside the manifest's folder: {value!r}. "
+            f"Put the file below {root} and give its relative path."
+        )
+    absolute = os.path.join(root, relative)
+    if not os.path.isfile(absolute):
+        raise InputError(f"{where}: field `{name}`: file not found: {absolute}.")
+    return absolute
+
+
+def _parse_number(value: Any, name: str, where: str, low: float, high: float = float("inf")) -> float | None:
+    if value is None:
+        return None
+    # bool is an int in Python, and NaN fails every comparison, so both are named here.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        limits = f"[{low:g}, {high:g}]" if high != float("inf") else f"at least {low:g}"
+        raise InputError(f"{where}: field `{name}` is {value!r}; allowed is a number {limits}.")
+    return float(value)
+
+
+def _check_needs(clip: Clip, need: Sequence[str], number: int, path: Path) -> None:
+    for name in need:
+        missing = clip.visual is None if name == "visual" else getattr(clip, name) is None
+        if missing:
+            field_name = "video` or `image" if name == "visual" else name
+            raise InputError(
+                f"{path}, row {number} (id {clip.id!r}): field `{field_name}` is missing, and this step needs it."
+            )

@@ -1,0 +1,113 @@
+"""Real media files, made small, for tests: nothing here needs the network or a codec outside PyAV and soundfile."""
+
+import json
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+
+def tone(seconds: float, rate_hz: int = 16_000, pitch_hz: float = 440.0, channels: int = 1) -> np.ndarray:
+    """float32 (samples,) or (samples, channels); every channel has a pitch of its own."""
+    time_s = np.arange(round(seconds * rate_hz)) / rate_hz
+    waves = [0.4 * np.sin(2 * np.pi * pitch_hz * (1 + i / 2) * time_s) for i in range(channels)]
+    return np.stack(waves, axis=1).astype(np.float32) if channels > 1 else waves[0].astype(np.float32)
+
+
+def write_wav(path: Path, seconds: float = 1.0, rate_hz: int = 16_000, pitch_hz: float = 440.0, channels: int = 1) -> Path:
+    import soundfile
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, tone(seconds, rate_hz, pitch_hz, channels), rate_hz)
+    return path
+
+
+def write_png(path: Path, size_px: int = 56, seed: int = 0) -> Path:
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture(size_px, seed)).save(path)
+    return path
+
+
+def picture(size_px: int, seed: int) -> np.ndarray:
+    """A smooth uint8 picture (size_px, size_px, 3) whose colours depend on the seed."""
+    x, y = np.meshgrid(np.linspace(0, 1, size_px), np.linspace(0, 1, size_px))
+    phase = np.random.default_rng(seed).uniform(0, 2 * np.pi, 3)
+    waves = [np.sin(3 * x + p) * np.cos(4 * y + p) for p in phase]
+    return ((np.stack(waves, axis=-1) * 0.5 + 0.5) * 255).astype(np.uint8)
+
+
+def write_video(
+    path: Path,
+    seconds: float = 1.0,
+    fps: int = 10,
+    size_px: int = 56,
+    gop: int = 5,
+    sound: bool = True,
+    pitch_hz: float = 440.0,
+    seed: int = 0,
+    faststart: bool = False,
+) -> Path:
+    """An mp4 (mpeg4 + AAC). The grey level of frame i is about 10 + 8 * i, so that a test can tell frames apart."""
+    import av
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    options = {"movflags": "+faststart"} if faststart else {}
+    with av.open(str(path), "w", options=options) as container:
+        video = container.add_stream("mpeg4", rate=fps)
+        video.width = video.height = size_px
+        video.pix_fmt = "yuv420p"
+        video.codec_context.gop_size = gop
+        video.codec_context.time_base = Fraction(1, fps)
+        audio = container.add_stream("aac", rate=16_000, layout="mono") if sound else None
+        for index in range(round(seconds * fps)):
+            level = np.full((size_px, size_px, 3), min(10 + 8 * index, 250), np.uint8)
+            level[: size_px // 4] = picture(size_px, seed)[: size_px // 4]
+            frame = av.VideoFrame.from_ndarray(level, format="rgb24")
+            frame.pts = index
+            frame.time_base = Fraction(1, fps)
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+        if audio is not None:
+            wave = tone(seconds, pitch_hz=pitch_hz)
+            for begin in range(0, len(wave), 1024):
+                block = av.AudioFrame.from_ndarray(wave[None, begin : begin + 1024], format="fltp", layout="mono")
+                block.sample_rate = 16_000
+                block.pts = begin
+                container.mux(audio.encode(block))
+            container.mux(audio.encode(None))
+    return path
+
+
+EMOTIONS = ("joy", "calm", "fear", "sadness")
+CONTENTS = ("circle", "square")
+
+
+def write_world(root: Path, clips: int = 8, split: str = "train", videos: bool = True, labels: bool = True) -> Path:
+    """A folder of clips, half pictures with WAV and half (with `videos`) mp4 with sound, and its manifest."""
+    root.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for i in range(clips):
+        row = {"id": f"{split}-{i}", "split": split, "source": "test", "license": "CC0-1.0"}
+        if videos and i % 2:
+            name = f"{split}-{i}.mp4"
+            write_video(root / name, seed=i, pitch_hz=200 + 50 * i)
+            row |= {"video": name, "audio": name}
+        else:
+            write_png(root / f"{split}-{i}.png", seed=i)
+            write_wav(root / f"{split}-{i}.wav", seconds=1.0 + 0.1 * (i % 3), pitch_hz=200 + 50 * i)
+            row |= {"image": f"{split}-{i}.png", "audio": f"{split}-{i}.wav"}
+        if labels:
+            row |= {
+                "content": CONTENTS[i % 2],
+                "emotion": EMOTIONS[i % 4],
+                "valence": round(np.cos(i), 3),
+                "arousal": round(np.sin(2 * i), 3),
+                "caption": f"a {CONTENTS[i % 2]}",
+                "art_form": "painting",
+            }
+        rows.append(row)
+    manifest = root / "manifest.jsonl"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return manifest
