@@ -1,9 +1,6 @@
 """Errors that a user can act on."""
 
+# Defined beside the model, because the processor raises it and is copied to the Hub with its siblings alone.
+from .model.input_error import InputError
 
-class InputError(ValueError):
-    """Raised for input that cannot be used: a file, a manifest row, a config field, a folder.
-
-    The message names the value that was given, what is allowed and the remedy. Commands print it as one line on
-    standard error and end with exit code 2.
-    """
+__all__ = ["InputError"]

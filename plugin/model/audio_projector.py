@@ -1,0 +1,65 @@
+"""The bridge from the audio tower's states to the LLM's embeddings."""
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+
+from .audio_lengths import BOUNDARY_TOKENS
+
+
+class AudioProjector(nn.Module):
+    """Stacks neighbouring states, maps them to the LLM's width and frames each window by learned boundary tokens.
+
+    Ours; the paper does not say what its projector is.
+
+    Args:
+        config: a `VAEmotionLLMConfig`.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.stride = config.projector_stride
+        audio_width, llm_width = config.audio_config.hidden_size, config.vlm_config.get_text_config().hidden_size
+        hidden = config.projector_hidden_size or llm_width
+        self.norm = nn.LayerNorm(audio_width * self.stride)
+        self.linear_1 = nn.Linear(audio_width * self.stride, hidden)
+        self.act = ACT2FN[config.projector_act]
+        self.linear_2 = nn.Linear(hidden, llm_width)
+        # Row 0 opens a window, row 1 closes it. They stand in place of special tokens, so that the backbone's
+        # vocabulary, and with it its logits, keep their shape.
+        self.boundary = nn.Parameter(torch.zeros(BOUNDARY_TOKENS, llm_width))
+        self.std = config.vlm_config.get_text_config().initializer_range
+
+    def init_weights(self):
+        init.normal_(self.boundary, mean=0.0, std=self.std)
+
+    def forward(self, states: torch.Tensor, num_tokens: torch.Tensor) -> torch.Tensor:
+        """Projects the valid part of each window.
+
+        Args:
+            states: (W, L, D_audio), one row a window, as the tower gave them.
+            num_tokens: (W,) integer, audio tokens of each window (`tokens_in_window`).
+
+        Returns:
+            (N, D_llm) embeddings of all windows in a row: begin, audio tokens, end, begin, ...
+
+        Raises:
+            ValueError: a window asks for more tokens than its states give.
+        """
+        windows, length, width = states.shape
+        padding = -length % self.stride
+        states = nn.functional.pad(states, (0, 0, 0, padding))
+        states = states.reshape(windows, -1, width * self.stride)  # (W, L / stride, D_audio * stride)
+        available = states.shape[1]
+        if int(num_tokens.max()) > available:
+            raise ValueError(
+                f"audio_num_tokens asks for {int(num_tokens.max())} tokens of a window, but the audio tower gives "
+                f"{available}. Use the processor that was saved with this model."
+            )
+        tokens = self.linear_2(self.act(self.linear_1(self.norm(states))))  # (W, L / stride, D_llm)
+        begin, end = self.boundary.to(tokens.dtype).unsqueeze(1).unsqueeze(1).expand(-1, windows, 1, -1)  # 2 x (W, 1, D)
+        framed = torch.cat([begin, tokens, end], dim=1)  # (W, L / stride + 2, D_llm)
+        position = torch.arange(available + BOUNDARY_TOKENS, device=framed.device)
+        keep = (position <= num_tokens.to(framed.device).unsqueeze(1)) | (position == available + 1)
+        return framed[keep]  # (N, D_llm)

@@ -1,0 +1,65 @@
+"""Configuration of VAEmotionLLM."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+
+@strict
+class VAEmotionLLMConfig(PreTrainedConfig):
+    r"""Configuration of [`VAEmotionLLMForConditionalGeneration`].
+
+    The paper (arXiv 2511.12077) does not state backbone, audio encoder, projector or the sizes of EmoAdapter: every
+    default here is ours.
+
+    Args:
+        vlm_config: config of the image-text-to-text backbone (Qwen2.5-VL by default).
+        audio_config: config of the audio encoder (Whisper by default; Audio Spectrogram Transformer works as well).
+        audio_token_id: id of the placeholder for audio tokens in `input_ids`. It may lie beyond the backbone's
+            vocabulary: its embedding is never read and its logit does not exist.
+        projector_stride: encoder positions that become one audio token (4 of Whisper's make 80 ms).
+        projector_hidden_size: width of the projector's hidden layer; the LLM's width if not given.
+        projector_act: activation of the projector, a name that transformers knows.
+        adapter_enabled: whether EmoAdapter takes part in `forward` and `generate` when the call does not say.
+        enhancer_rank: rank of the Enhancer's residual.
+        enhancer_context: whether the Enhancer sees the mean of the other modality's tokens.
+        supervisor_hidden_size: width of the hidden layer of the valence-arousal heads.
+    """
+
+    model_type = "vaemotionllm"
+    sub_configs_defaults = {
+        "vlm_config": SubConfigSpec(config_class=AutoConfig, model_type="qwen2_5_vl"),
+        "audio_config": SubConfigSpec(config_class=AutoConfig, model_type="whisper"),
+    }
+
+    vlm_config: dict | PreTrainedConfig | None = None
+    audio_config: dict | PreTrainedConfig | None = None
+    audio_token_id: int = 151665
+    projector_stride: int = 4
+    projector_hidden_size: int | None = None
+    projector_act: str = "gelu"
+    adapter_enabled: bool = True
+    enhancer_rank: int = 64
+    enhancer_context: bool = True
+    supervisor_hidden_size: int = 256
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        for name in ("projector_stride", "enhancer_rank", "supervisor_hidden_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        # Weight tying is the backbone's affair; the top-level flag must agree or loading would untie it.
+        self.tie_word_embeddings = bool(getattr(self.vlm_config, "tie_word_embeddings", False))
+
+    def get_text_config(self, decoder=None, encoder=None):
+        return self.vlm_config.get_text_config(decoder=decoder, encoder=encoder)
+
+    @property
+    def visual_token_ids(self) -> list[int]:
+        """Ids of the backbone's image and video placeholders."""
+        names = ("image_token_id", "video_token_id", "image_token_index", "video_token_index")
+        ids = (getattr(self.vlm_config, name, None) for name in names)
+        return sorted({token_id for token_id in ids if token_id is not None})
+
+
+VAEmotionLLMConfig.register_for_auto_class()

@@ -1,0 +1,313 @@
+"""VAEmotionLLM: a transformers vision-language model with a second pair of senses, hearing and emotion."""
+
+import contextlib
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    GenerationMixin,
+    PreTrainedModel,
+)
+from transformers.modeling_outputs import ModelOutput
+
+from .audio_projector import AudioProjector
+from .configuration_vaemotionllm import VAEmotionLLMConfig
+from .emotion_adapter import EmotionAdapter, EmotionEnhancer, EmotionSupervisor
+from .processing_vaemotionllm import add_audio_token
+
+
+@dataclass
+class VAEmotionLLMOutput(ModelOutput):
+    """Output of [`VAEmotionLLMForConditionalGeneration`].
+
+    Args:
+        loss: scalar, next-token loss where `labels` were given.
+        logits: (B, T, V), or (N, V) at the positions of `response_mask` where one was given.
+        valence: (B, 3) float32 in [-1, 1], columns audio, visual, audio-visual; NaN where the sample lacks the path.
+            None with the adapter off.
+        arousal: (B, 3), likewise.
+        past_key_values, hidden_states, attentions: the backbone's.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    past_key_values: object | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    valence: torch.Tensor | None = None
+    arousal: torch.Tensor | None = None
+
+
+@dataclass
+class _MediaInjection:
+    """What the hooks on the decoder put into, and take out of, one call of the backbone."""
+
+    audio_mask: torch.Tensor  # (B, T) bool
+    visual_mask: torch.Tensor  # (B, T) bool
+    audio_embeds: torch.Tensor | None  # (N, D)
+    enhancer: EmotionEnhancer | None
+    last_hidden_state: torch.Tensor | None = None  # (B, T, D), after the final norm
+
+    def before_decoder(self, module, args, kwargs):
+        embeds = kwargs.get("inputs_embeds")
+        if embeds is None:
+            raise TypeError(
+                f"{type(module).__name__} was called without inputs_embeds; this backbone cannot be given audio."
+            )
+        if embeds.shape[1] != self.audio_mask.shape[1]:
+            return None  # a decoding step of generate: the media are in the cache
+        copies = embeds.shape[0] // self.audio_mask.shape[0]  # beams, or several sequences a prompt
+        audio_mask = self.audio_mask.repeat_interleave(copies, dim=0)
+        visual_mask = self.visual_mask.repeat_interleave(copies, dim=0)
+        if self.audio_embeds is not None:
+            audio_embeds = self.audio_embeds
+            if copies > 1:
+                per_sample = self.audio_mask.sum(1).tolist()
+                audio_embeds = torch.cat([part.repeat(copies, 1) for part in audio_embeds.split(per_sample)])
+            embeds = embeds.masked_scatter(audio_mask.unsqueeze(-1), audio_embeds.to(embeds))
+        if self.enhancer is not None:
+            embeds = self.enhancer(embeds, audio_mask, visual_mask)
+        return args, {**kwargs, "inputs_embeds": embeds}
+
+    def after_decoder(self, module, args, output):
+        self.last_hidden_state = output[0]
+
+
+class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """A vision-language model that hears.
+
+    `vlm` is a complete transformers image-text-to-text model and is called as it is: audio tokens and the Enhancer's
+    residual enter at the input of its decoder. With no audio in the input and the adapter off nothing of ours runs, and
+    the logits are the backbone's, bit for bit.
+
+    Args:
+        config: the configuration.
+        vlm: backbone to use instead of a new one made from `config.vlm_config`.
+        audio_tower: encoder to use instead of a new one made from `config.audio_config`.
+    """
+
+    config_class = VAEmotionLLMConfig
+    base_model_prefix = "vlm"
+    main_input_name = "input_ids"
+    input_modalities = ("image", "video", "audio", "text")
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _skip_keys_device_placement = "past_key_values"
+
+    def __init__(self, config: VAEmotionLLMConfig, vlm: PreTrainedModel | None = None, audio_tower=None):
+        super().__init__(config)
+        self.vlm = AutoModelForImageTextToText.from_config(config.vlm_config) if vlm is None else vlm
+        self.audio_tower = _encoder_of(AutoModel.from_config(config.audio_config)) if audio_tower is None else audio_tower
+        self.audio_projector = AudioProjector(config)
+        self.emotion_adapter = EmotionAdapter(config)
+        self._no_split_modules = list(self.vlm._no_split_modules or []) + list(self.audio_tower._no_split_modules or [])
+        self.post_init()
+
+    @classmethod
+    def from_backbone(cls, vlm: str, audio: str, dtype="auto", attn_implementation: str | None = None, **config_fields):
+        """Bolts hearing onto a vision-language model: loads both halves, makes projector and EmoAdapter anew.
+
+        Args:
+            vlm: folder or Hub name of any image-text-to-text model of transformers.
+            audio: folder or Hub name of a Whisper or Audio Spectrogram Transformer model; its encoder is used.
+            dtype: dtype of the weights, as in `from_pretrained`.
+            attn_implementation: attention backend, as in `from_pretrained`.
+            **config_fields: fields of [`VAEmotionLLMConfig`], such as `projector_stride`.
+
+        Returns:
+            The model. Take `VAEmotionLLMProcessor.from_backbone(vlm, audio)` with the same `projector_stride` beside it.
+        """
+        tokenizer = AutoTokenizer.from_pretrained(vlm)
+        backbone = AutoModelForImageTextToText.from_pretrained(vlm, dtype=dtype, attn_implementation=attn_implementation)
+        tower = _encoder_of(AutoModel.from_pretrained(audio, dtype=backbone.dtype, attn_implementation=attn_implementation))
+        config = cls.config_class(
+            vlm_config=backbone.config,
+            audio_config=AutoConfig.from_pretrained(audio),
+            audio_token_id=add_audio_token(tokenizer),
+            dtype=backbone.dtype,
+            **config_fields,
+        )
+        model = cls(config, vlm=backbone, audio_tower=tower).to(backbone.dtype)
+        model.generation_config = backbone.generation_config
+        return model
+
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, (AudioProjector, EmotionEnhancer, EmotionSupervisor)):
+            module.init_weights()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.vlm.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.vlm.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.vlm.get_output_embeddings()
+
+    def set_output_embeddings(self, value: nn.Module):
+        self.vlm.set_output_embeddings(value)
+
+    def get_decoder(self, *args, **kwargs) -> nn.Module:
+        return self.vlm.get_decoder(*args, **kwargs)
+
+    def get_audio_features(self, input_features: torch.Tensor, audio_num_tokens: torch.Tensor) -> torch.Tensor:
+        """Embeddings of the audio placeholders.
+
+        Args:
+            input_features: (W, n_mels, frames) for Whisper, (W, frames, n_mels) for AST; one row a window.
+            audio_num_tokens: (W,) integer, audio tokens of each window without its boundary tokens.
+
+        Returns:
+            (N, D_llm), in the order of the placeholders.
+        """
+        states = self.audio_tower(input_features.to(self.audio_tower.dtype)).last_hidden_state
+        if self.config.audio_config.model_type == "audio-spectrogram-transformer":
+            # Two special tokens, then a grid of frequency by time: frequencies are averaged, time stays.
+            mels, audio = self.config.audio_config.num_mel_bins, self.config.audio_config
+            rows = (mels - audio.patch_size) // audio.frequency_stride + 1
+            grid = states[:, 2:]  # (W, rows * columns, D)
+            states = grid.reshape(grid.shape[0], rows, -1, grid.shape[-1]).mean(1)  # (W, columns, D)
+        return self.audio_projector(states, audio_num_tokens)
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        input_features: torch.Tensor | None = None,
+        audio_num_tokens: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        response_mask: torch.Tensor | None = None,
+        use_adapter: bool | None = None,
+        **kwargs,
+    ) -> VAEmotionLLMOutput:
+        r"""One pass over a batch that may mix audio-only, visual-only, audio-visual and text-only samples.
+
+        Args:
+            input_ids: (B, T) int64, as the processor gave them.
+            attention_mask: (B, T), 0 on padding.
+            input_features: audio features of all windows in the batch, see `get_audio_features`.
+            audio_num_tokens: (W,) audio tokens of each window.
+            labels: (B, T) int64, -100 where no loss is wanted; shifted inside.
+            response_mask: (B, T) bool. Where given, `logits` is (N, V): what the model predicts for the marked tokens,
+                row by row. The head then runs on those positions only.
+            use_adapter: whether EmoAdapter takes part; `config.adapter_enabled` if not given.
+            **kwargs: everything that the backbone's forward takes (`pixel_values`, `image_grid_thw`, ...).
+
+        Raises:
+            ValueError: audio features and placeholders do not match.
+        """
+        injection = self._prepare_injection(input_ids, input_features, audio_num_tokens, use_adapter)
+        inputs = {"input_ids": self._backbone_ids(input_ids), "attention_mask": attention_mask, **kwargs}
+        with self._injected(injection):
+            if response_mask is None:
+                output = self.vlm(**inputs, **({} if labels is None else {"labels": labels}))
+                logits, loss = output.logits, output.loss
+            else:
+                if labels is not None:
+                    raise ValueError("Give either labels or response_mask: with response_mask the loss is the caller's.")
+                output = self.vlm.base_model(**inputs)
+                # The state at t - 1 predicts the token at t.
+                predicting = output[0][:, :-1][response_mask[:, 1:]]  # (N, D)
+                logits, loss = self.get_output_embeddings()(predicting), None
+        valence = arousal = None
+        if injection is not None and injection.enhancer is not None:
+            valence, arousal = self.emotion_adapter.supervisor(
+                injection.last_hidden_state, injection.audio_mask, injection.visual_mask
+            )
+        return VAEmotionLLMOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=output.past_key_values,
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+            valence=valence,
+            arousal=arousal,
+        )
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        input_features: torch.Tensor | None = None,
+        audio_num_tokens: torch.Tensor | None = None,
+        use_adapter: bool | None = None,
+        **kwargs,
+    ):
+        """`generate` of the backbone, with audio and the adapter; takes what `forward` and the backbone's take.
+
+        The audio is encoded once and enters in the prefill.
+        """
+        kwargs.setdefault("generation_config", self.generation_config)
+        injection = self._prepare_injection(input_ids, input_features, audio_num_tokens, use_adapter)
+        backbone_ids = self._backbone_ids(input_ids)
+        with self._injected(injection):
+            generated = self.vlm.generate(input_ids=backbone_ids, **kwargs)
+        if backbone_ids is not input_ids:
+            sequences = generated if isinstance(generated, torch.Tensor) else generated.sequences
+            copies = sequences.shape[0] // input_ids.shape[0]
+            sequences[:, : input_ids.shape[1]] = input_ids.repeat_interleave(copies, dim=0)
+        return generated
+
+    def _backbone_ids(self, input_ids: torch.Tensor | None) -> torch.Tensor | None:
+        """The ids that the backbone may look up: an audio placeholder beyond its vocabulary becomes id 0."""
+        if input_ids is None or self.config.audio_token_id < self.config.get_text_config().vocab_size:
+            return input_ids
+        return input_ids.masked_fill(input_ids == self.config.audio_token_id, 0)
+
+    def _prepare_injection(self, input_ids, input_features, audio_num_tokens, use_adapter) -> _MediaInjection | None:
+        use_adapter = self.config.adapter_enabled if use_adapter is None else use_adapter
+        if input_features is None and not use_adapter:
+            # Placeholders without features must not pass as ordinary tokens.
+            if input_ids is not None and bool((input_ids == self.config.audio_token_id).any()):
+                raise ValueError("input_ids hold audio placeholders but no input_features were given.")
+            return None
+        if input_ids is None:
+            if input_features is None:
+                return None  # a call by inputs_embeds alone: nothing says where media stand
+            raise ValueError("Audio needs input_ids, which hold its placeholders; only inputs_embeds were given.")
+        audio_mask = input_ids == self.config.audio_token_id  # (B, T)
+        visual_mask = torch.isin(input_ids, torch.tensor(self.config.visual_token_ids, device=input_ids.device))
+        audio_embeds = None
+        if input_features is not None:
+            audio_embeds = self.get_audio_features(input_features, audio_num_tokens)
+        found, given = int(audio_mask.sum()), 0 if audio_embeds is None else audio_embeds.shape[0]
+        if found != given:
+            raise ValueError(
+                f"input_ids hold {found} audio placeholders, but the audio features give {given} embeddings. Make both "
+                "with one call of the processor that was saved with this model."
+            )
+        enhancer = self.emotion_adapter.enhancer if use_adapter else None
+        return _MediaInjection(audio_mask, visual_mask, audio_embeds, enhancer)
+
+    @contextlib.contextmanager
+    def _injected(self, injection: _MediaInjection | None):
+        """Runs the body with `injection` at the decoder's input. The hooks live for one call: no state stays behind."""
+        if injection is None:
+            yield
+            return
+        decoder = self.vlm.get_decoder()
+        before = decoder.register_forward_pre_hook(injection.before_decoder, with_kwargs=True)
+        after = decoder.register_forward_hook(injection.after_decoder)
+        try:
+            yield
+        finally:
+            before.remove()
+            after.remove()
+
+
+def _encoder_of(model: PreTrainedModel) -> PreTrainedModel:
+    """The audio encoder of a loaded model: Whisper's encoder half, or the model itself."""
+    return model.get_encoder() if model.config.is_encoder_decoder else model
+
+
+VAEmotionLLMForConditionalGeneration.register_for_auto_class("AutoModel")
