@@ -1,0 +1,28 @@
+"""Patches of other packages: one a file, applied after the target is imported (startup.py), each safe to apply twice.
+
+PATCHES is the index. A patch that does not fit the installed version warns with the way to do it by hand, changes
+nothing and never raises.
+"""
+
+PATCHES = {
+    "lmms_eval_tasks": {
+        "target": "lmms_eval.tasks.TaskManager.initialize_tasks",
+        "why": "lmms-eval has entry points for models and none for tasks: without a flag or a variable it would not "
+        "find `artemo`, and `lmms-eval tasks list` and `lmms-eval power` have no variable either.",
+        "how": "wraps the method and appends the folder of vaemotionllm.eval_tasks to include_path",
+        "upstream": "https://github.com/EvolvingLMMs-Lab/lmms-eval/issues/102 (closed with LMMS_EVAL_PLUGINS, "
+        "https://github.com/EvolvingLMMs-Lab/lmms-eval/pull/126)",
+        "versions": "lmms-eval >=0.7.3,<0.8",
+        "until": "lmms-eval reads task folders from an entry-point group",
+    },
+    "transformers_auto": {
+        "target": "the registries of transformers.models.auto",
+        "why": "AutoModel.from_pretrained(DIR) shall load a VAEmotionLLM without trust_remote_code in a program that "
+        "never imports vaemotionllm; the public register() needs the classes, and so imports half of transformers.",
+        "how": "puts names into the registries, which are imported when they are first read",
+        "upstream": "https://github.com/huggingface/transformers/pull/13989 (the register API; "
+        "https://github.com/huggingface/transformers/issues/13522 asked for it)",
+        "versions": "transformers >=5.20,<6",
+        "until": "transformers discovers third-party models by entry points, or holds VAEmotionLLM itself",
+    },
+}

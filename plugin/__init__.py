@@ -16,6 +16,9 @@ _EXPORTS = {
 
 __all__ = ["__version__", *_EXPORTS]
 
+# Where the start-up line of site-packages did not run (python -S, a zipped or copied install), this does its work.
+from .patches import startup as _startup  # noqa: E402, F401
+
 
 def __getattr__(name: str):
     if name in _EXPORTS:

@@ -1,0 +1,37 @@
+# setup: a virtual environment with the pinned stack.  demo: everything on the nano world.  test, quality: the checks.
+SHELL := /bin/bash
+SEED ?= 0
+OUT ?= runs/demo
+VENV ?= .venv
+BASE_PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
+	if $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null; then echo $$p; break; fi; done)
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.setup-done
+
+.PHONY: setup demo test quality clean
+
+setup: $(STAMP)
+
+# The stamp is newer than these files exactly when the environment holds what they ask for.
+$(STAMP): setup.py pyproject.toml constraints.txt patches/vaemotionllm_startup.pth
+	@test -n "$(BASE_PYTHON)" || { echo "make setup: needs Python 3.11 or 3.12 on the PATH; found none" >&2; exit 2; }
+	test -x $(BIN)/python || $(BASE_PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -c constraints.txt -e '.[test,demo]' \
+		| grep -v '^Requirement already satisfied' ; test $${PIPESTATUS[0]} -eq 0
+	touch $@
+
+demo: setup
+	$(BIN)/vaemotionllm demo --seed $(SEED) --out $(OUT)
+
+# No test may reach for a hub: what it needs it makes itself.
+test: setup
+	HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+quality: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf build dist runs *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
