@@ -1,0 +1,139 @@
+"""The latent description of a clip: what it shows, what it expresses, and what hides it.
+
+A clip is a pure function of (config, split, index). Pictures and sounds are rendered from it elsewhere.
+"""
+
+import dataclasses
+import math
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import InputError
+from .labels import ART_FORMS, CONTENTS, EMOTIONS
+
+# `pretrain` feeds the backbone only and is never written to disk.
+SPLITS = ("train", "validation", "benchmark", "pretrain")
+
+
+@dataclass(frozen=True)
+class WorldConfig:
+    """Everything that decides how a clip looks and sounds.
+
+    Args:
+        seed: integer from 0; another seed is another world.
+        clip_s, fps, size_px, sampling_rate: length in seconds, frames a second, side of a frame, samples a second.
+        expression_noise: standard deviation of what each modality adds, on its own, to (valence, arousal).
+        hidden_probability: chance that one modality does not carry the content at all.
+        blend_probability: chance that one modality shows the content mixed evenly with another one.
+        min_radius: clips keep this distance from the neutral centre of the valence-arousal plane.
+        margin_deg: and this angle from the border between two emotion labels.
+    """
+
+    seed: int = 0
+    clip_s: float = 2.25
+    fps: int = 8
+    size_px: int = 56
+    sampling_rate: int = 16000
+    expression_noise: float = 0.22
+    hidden_probability: float = 0.06
+    blend_probability: float = 0.06
+    min_radius: float = 0.45
+    margin_deg: float = 3.0
+
+    def __post_init__(self):
+        if not isinstance(self.seed, int) or self.seed < 0:
+            raise InputError(f"seed is {self.seed!r}; give an integer from 0.")
+        if not 0 <= self.min_radius < 1:
+            raise InputError(f"min_radius is {self.min_radius}; give a number from 0 to below 1.")
+        if not 0 <= self.hidden_probability + self.blend_probability <= 1:
+            raise InputError(
+                f"hidden_probability {self.hidden_probability} and blend_probability {self.blend_probability} add up to "
+                "more than 1; lower one of them."
+            )
+
+    @property
+    def num_frames(self) -> int:
+        return round(self.clip_s * self.fps)
+
+    @property
+    def num_samples(self) -> int:
+        return round(self.clip_s * self.sampling_rate)
+
+    def as_dict(self) -> dict:
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class Expression:
+    """What one modality carries of a clip."""
+
+    valence: float
+    arousal: float
+    content: str
+    # Another class shown with the same strength, or None.
+    blend: str | None
+    # The content is not recognisable in this modality.
+    hidden: bool
+    # Seeds the nuisance factors of this modality.
+    seed: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Clip:
+    id: str
+    split: str
+    index: int
+    art_form: str
+    content: str
+    emotion: str
+    valence: float
+    arousal: float
+    # Length of a beat, shared by both modalities, so that a music video moves with its sound.
+    beat_s: float
+    seen: Expression
+    heard: Expression
+
+
+def _stream(config: WorldConfig, split: str, *numbers: int) -> tuple[int, ...]:
+    """Key of an independent random stream; splits differ in it, so no two splits can share a clip by design."""
+    return (config.seed, zlib.crc32(split.encode()), *numbers)
+
+
+def _express(config, rng, clip_valence, clip_arousal, content, seed) -> Expression:
+    noise = rng.normal(0.0, config.expression_noise, 2)
+    chance = rng.random()
+    other = CONTENTS[(CONTENTS.index(content) + int(rng.integers(1, len(CONTENTS)))) % len(CONTENTS)]
+    blended = config.hidden_probability <= chance < config.hidden_probability + config.blend_probability
+    return Expression(
+        valence=float(np.clip(clip_valence + noise[0], -1.3, 1.3)),
+        arousal=float(np.clip(clip_arousal + noise[1], -1.3, 1.3)),
+        content=content,
+        blend=other if blended else None,
+        hidden=bool(chance < config.hidden_probability),
+        seed=seed,
+    )
+
+
+def sample_clip(config: WorldConfig, split: str, index: int) -> Clip:
+    """The clip number `index` of `split`; every block of 192 clips holds each content, emotion and art form once."""
+    if split not in SPLITS:
+        raise InputError(f"split is {split!r}; allowed: {', '.join(SPLITS)}.")
+    cells = len(CONTENTS) * len(EMOTIONS) * len(ART_FORMS)
+    order = np.random.default_rng(_stream(config, split, 0, index // cells)).permutation(cells)
+    cell, emotion_index = divmod(int(order[index % cells]), len(EMOTIONS))
+    art_index, content_index = divmod(cell, len(CONTENTS))
+    content, emotion, art_form = CONTENTS[content_index], EMOTIONS[emotion_index], ART_FORMS[art_index]
+
+    rng = np.random.default_rng(_stream(config, split, 1, index))
+    angle = math.radians(45 * emotion_index + rng.uniform(config.margin_deg, 45 - config.margin_deg))
+    radius = rng.uniform(config.min_radius, 1.0)
+    valence, arousal = radius * math.cos(angle), radius * math.sin(angle)
+    seen = _express(config, rng, valence, arousal, content, _stream(config, split, 2, index))
+    heard = _express(config, rng, valence, arousal, content, _stream(config, split, 3, index))
+    beats_per_s = 2.0 * 2 ** (0.9 * heard.arousal) * rng.uniform(0.94, 1.06)
+    return Clip(
+        id=f"{split}-{index:05d}", split=split, index=index, art_form=art_form, content=content, emotion=emotion,
+        valence=valence, arousal=arousal, beat_s=1 / beats_per_s, seen=seen, heard=heard,
+    )

@@ -1,0 +1,124 @@
+"""The language of the nano world: captions, questions and their answers, and the prompts of both training stages.
+
+A row is a manifest row or any mapping with `content`, `emotion`, `valence`, `arousal` and `art_form`.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from ..benchmark.prompts import multiple_choice
+from .labels import (
+    ART_FORM_PHRASES,
+    ART_FORMS,
+    CONTENT_PHRASES,
+    CONTENTS,
+    EMOTIONS,
+    ENERGY_WORDS,
+    VALENCE_WORDS,
+    energy_word,
+    valence_word,
+)
+
+LETTERS = ("A", "B", "C", "D")
+CONTENT_QUESTION = "Which subject is this?"
+EMOTION_QUESTION = "Which emotion does this artwork express?"
+
+CAPTION_PROMPTS = ("Describe this artwork.", "What is this?", "Write a caption.")
+_CAPTIONS = (
+    "{article} {emotion} {form} of {content}.",
+    "{form_article} {form} of {content}, {emotion} and {valence}.",
+    "This {form} expresses {article} {emotion} mood with {content}.",
+)
+# question -> (row -> one-word answer)
+OPEN_QUESTIONS = {
+    CONTENT_QUESTION: lambda row: row["content"],
+    EMOTION_QUESTION: lambda row: row["emotion"],
+    "Is it pleasant or unpleasant?": lambda row: valence_word(row["valence"]),
+    "Is its energy high or low?": lambda row: energy_word(row["arousal"]),
+}
+_CHOICES = {CONTENT_QUESTION: (CONTENTS, "content"), EMOTION_QUESTION: (EMOTIONS, "emotion")}
+
+
+def _article(word: str) -> str:
+    return "an" if word[0] in "aeiou" else "a"
+
+
+def caption(row: Mapping, template: int = 0) -> str:
+    """One sentence on a clip; `template` picks the wording."""
+    form = ART_FORM_PHRASES[row["art_form"]]
+    text = _CAPTIONS[template].format(
+        article=_article(row["emotion"]), form_article=_article(form), emotion=row["emotion"], form=form,
+        content=CONTENT_PHRASES[row["content"]], valence=valence_word(row["valence"]),
+    )
+    return text[0].upper() + text[1:]
+
+
+def _pick(rng: np.random.Generator, sequence):
+    return sequence[int(rng.integers(len(sequence)))]
+
+
+def _draw_options(rng, labels, answer: str | None = None) -> list[str]:
+    """Four different labels in random order; with `answer`, one of them is it."""
+    if answer is None:
+        return [labels[i] for i in rng.permutation(len(labels))[: len(LETTERS)]]
+    others = [label for label in labels if label != answer]
+    options = [others[i] for i in rng.permutation(len(others))[: len(LETTERS) - 1]]
+    options.insert(int(rng.integers(len(LETTERS))), answer)
+    return options
+
+
+def choice_instruction(rng: np.random.Generator, row: Mapping, question: str | None = None) -> tuple[str, str]:
+    """A multiple-choice prompt in the benchmark's format and the letter of its answer."""
+    question = question or _pick(rng, tuple(_CHOICES))
+    labels, field = _CHOICES[question]
+    options = _draw_options(rng, labels, row[field])
+    return multiple_choice(question, options), LETTERS[options.index(row[field])]
+
+
+def open_instruction(rng: np.random.Generator, row: Mapping) -> tuple[str, str]:
+    """A free question and its one-word answer."""
+    question = _pick(rng, tuple(OPEN_QUESTIONS))
+    return question, OPEN_QUESTIONS[question](row)
+
+
+def caption_instruction(rng: np.random.Generator, row: Mapping) -> tuple[str, str]:
+    """A request for a caption and a caption; the prompt decides the wording, so that the answer is determined."""
+    template = int(rng.integers(len(CAPTION_PROMPTS)))
+    return CAPTION_PROMPTS[template], caption(row, template)
+
+
+def instruction(rng: np.random.Generator, row: Mapping) -> tuple[str, str]:
+    """(prompt, answer) for stage 2, from the labels of `row`: choices, free questions and captions."""
+    kind = rng.random()
+    if kind < 0.6:
+        return choice_instruction(rng, row)
+    return open_instruction(rng, row) if kind < 0.85 else caption_instruction(rng, row)
+
+
+def stage1_prompts(rng: np.random.Generator) -> str:
+    """One prompt for stage 1. No clip and no label goes in: options are drawn from the vocabulary at random."""
+    kind = rng.random()
+    if kind < 0.5:
+        question = _pick(rng, tuple(_CHOICES))
+        return multiple_choice(question, _draw_options(rng, _CHOICES[question][0]))
+    return _pick(rng, tuple(OPEN_QUESTIONS)) if kind < 0.8 else _pick(rng, CAPTION_PROMPTS)
+
+
+def corpus() -> list[str]:
+    """Every prompt and answer wording once: what the tokenizer is trained on."""
+    texts = []
+    for art_form in ART_FORMS:
+        for content in CONTENTS:
+            for emotion in EMOTIONS:
+                for template in range(len(_CAPTIONS)):
+                    for valence in (0.5, -0.5):
+                        row = {"art_form": art_form, "content": content, "emotion": emotion, "valence": valence}
+                        texts.append(caption(row, template))
+    texts += CAPTION_PROMPTS
+    texts += OPEN_QUESTIONS
+    texts += [*CONTENTS, *EMOTIONS, *VALENCE_WORDS, *ENERGY_WORDS]
+    for question, (labels, _) in _CHOICES.items():
+        for shift in range(len(labels)):
+            texts.append(multiple_choice(question, [labels[(shift + k) % len(labels)] for k in range(len(LETTERS))]))
+    return texts
