@@ -2,7 +2,6 @@
 
 import torch
 from torch import nn
-from transformers import initialization as init
 from transformers.activations import ACT2FN
 
 from .audio_lengths import BOUNDARY_TOKENS
@@ -29,10 +28,6 @@ class AudioProjector(nn.Module):
         # Row 0 opens a window, row 1 closes it. They stand in place of special tokens, so that the backbone's
         # vocabulary, and with it its logits, keep their shape.
         self.boundary = nn.Parameter(torch.zeros(BOUNDARY_TOKENS, llm_width))
-        self.std = config.vlm_config.get_text_config().initializer_range
-
-    def init_weights(self):
-        init.normal_(self.boundary, mean=0.0, std=self.std)
 
     def forward(self, states: torch.Tensor, num_tokens: torch.Tensor) -> torch.Tensor:
         """Projects the valid part of each window.

@@ -5,9 +5,12 @@ The paper names the two parts and their purpose; their inner form is our choice.
 
 import torch
 from torch import nn
-from transformers import initialization as init
 
 PATHS = ("audio", "visual", "av")
+
+
+class ZeroLinear(nn.Linear):
+    """A linear layer whose weight and bias start at zero: what it feeds starts as if the layer were not there."""
 
 
 def masked_mean(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -30,10 +33,7 @@ class EmotionEnhancer(nn.Module):
         self.context = nn.Linear(width, rank, bias=False) if config.enhancer_context else None
         self.modality = nn.Embedding(2, rank)  # row 0 visual, row 1 audio
         self.gate = nn.Linear(rank, 1)
-        self.up = nn.Linear(rank, width, bias=False)
-
-    def init_weights(self):
-        init.zeros_(self.up.weight)
+        self.up = ZeroLinear(rank, width, bias=False)
 
     def forward(self, embeds: torch.Tensor, audio_mask: torch.Tensor, visual_mask: torch.Tensor) -> torch.Tensor:
         """Adds the residual to modality tokens; text tokens come out as they went in, bit for bit.
@@ -71,12 +71,8 @@ class EmotionSupervisor(nn.Module):
         super().__init__()
         width, hidden = config.vlm_config.get_text_config().hidden_size, config.supervisor_hidden_size
         self.heads = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, 2)) for _ in PATHS
+            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), ZeroLinear(hidden, 2)) for _ in PATHS
         )
-
-    def init_weights(self):
-        for head in self.heads:
-            init.zeros_(head[-1].weight)
 
     def forward(
         self, hidden_states: torch.Tensor, audio_mask: torch.Tensor, visual_mask: torch.Tensor

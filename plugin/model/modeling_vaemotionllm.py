@@ -13,11 +13,12 @@ from transformers import (
     GenerationMixin,
     PreTrainedModel,
 )
+from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 
 from .audio_projector import AudioProjector
 from .configuration_vaemotionllm import VAEmotionLLMConfig
-from .emotion_adapter import EmotionAdapter, EmotionEnhancer, EmotionSupervisor
+from .emotion_adapter import EmotionAdapter, EmotionEnhancer, ZeroLinear
 from .processing_vaemotionllm import add_audio_token
 
 
@@ -140,10 +141,19 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         model.generation_config = backbone.generation_config
         return model
 
+    def save_pretrained(self, save_directory, **kwargs):
+        """Saves weights, config and this code, so that the folder loads by `AutoModel` with or without the package."""
+        name = f"{__name__.rsplit('.', 1)[-1]}.{type(self).__name__}"
+        auto_map = getattr(self.config, "auto_map", None) or {}
+        self.config.auto_map = {**auto_map, "AutoModelForImageTextToText": name}
+        super().save_pretrained(save_directory, **kwargs)
+
     def _init_weights(self, module):
         super()._init_weights(module)
-        if isinstance(module, (AudioProjector, EmotionEnhancer, EmotionSupervisor)):
-            module.init_weights()
+        if isinstance(module, ZeroLinear):
+            init.zeros_(module.weight)
+        elif isinstance(module, AudioProjector):
+            init.normal_(module.boundary, std=self.config.get_text_config().initializer_range)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.vlm.get_input_embeddings()
@@ -247,7 +257,8 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
         The audio is encoded once and enters in the prefill.
         """
-        kwargs.setdefault("generation_config", self.generation_config)
+        if self.generation_config is not None:
+            self.vlm.generation_config = self.generation_config
         injection = self._prepare_injection(input_ids, input_features, audio_num_tokens, use_adapter)
         backbone_ids = self._backbone_ids(input_ids)
         with self._injected(injection):

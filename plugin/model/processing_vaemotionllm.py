@@ -198,7 +198,8 @@ class VAEmotionLLMProcessor(ProcessorMixin):
     def encode_image(self, image) -> MediaFeatures:
         """Features of one PIL image, and the placeholders that stand for it."""
         vlm = self.vlm_processor
-        inputs, (replacement,) = vlm._process_images([image], return_tensors="pt")
+        arguments = self._vlm_arguments(vlm, "images_kwargs")
+        inputs, (replacement,) = vlm._process_images([image], **arguments)
         return MediaFeatures("image", vlm.image_token, replacement, _tensors(inputs))
 
     def encode_video(self, frames: np.ndarray, fps: float, indices: Sequence[int]) -> MediaFeatures:
@@ -210,8 +211,8 @@ class VAEmotionLLMProcessor(ProcessorMixin):
             indices: (F,) place of each frame in the file.
         """
         vlm = self.vlm_processor
-        inputs, (replacement,) = vlm._process_videos([frames], **video_arguments([(frames, fps, indices)]), return_tensors="pt")
-        inputs.pop("video_metadata", None)
+        arguments = self._vlm_arguments(vlm, "videos_kwargs", **video_arguments([(frames, fps, indices)]))
+        inputs, (replacement,) = vlm._process_videos([frames], **arguments)
         return MediaFeatures("video", vlm.video_token, replacement, _tensors(inputs))
 
     def encode_media(self, kind: str, source) -> MediaFeatures:
@@ -250,6 +251,11 @@ class VAEmotionLLMProcessor(ProcessorMixin):
             token_types = vlm.create_mm_token_type_ids(inputs["input_ids"].tolist())
             inputs["mm_token_type_ids"] = torch.tensor(token_types)
         return BatchFeature({**inputs, **_join_inputs(media)})
+
+    def _vlm_arguments(self, vlm: ProcessorMixin, kind: str, **arguments) -> dict:
+        """What the backbone's processor would hand to one of its parts, its own defaults included."""
+        merged = vlm._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, return_tensors="pt", **arguments)
+        return merged[kind]
 
     def _prepare_waveform(self, waveform, sampling_rate: int | None) -> np.ndarray:
         """Mono float32 at the tower's rate, checked."""
@@ -327,7 +333,8 @@ def _as_list(audio) -> list:
 
 
 def _tensors(inputs) -> dict[str, torch.Tensor]:
-    return {key: torch.as_tensor(value) for key, value in inputs.items()}
+    """The inputs that the model takes: all but the lists that only help to make the text."""
+    return {key: torch.as_tensor(value) for key, value in inputs.items() if key not in ("video_metadata", "rows", "cols")}
 
 
 def _join_inputs(media: Sequence[MediaFeatures]) -> dict[str, torch.Tensor]:
