@@ -57,6 +57,7 @@ def encoder_samples_per_position(audio_config, feature_extractor) -> int:
 
 def window_samples(audio_config, feature_extractor) -> int:
     """Longest waveform, in samples, that the tower takes at once."""
+    samples_per_position = encoder_samples_per_position(audio_config, feature_extractor)
     if audio_config.model_type == "whisper":
-        return audio_config.max_source_positions * encoder_samples_per_position(audio_config, feature_extractor)
+        return audio_config.max_source_positions * samples_per_position
     return audio_config.max_length * feature_extractor.sampling_rate // 100

@@ -1,0 +1,238 @@
+"""The model: identity with its backbone, mixed batches, generation, saving and loading."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from PIL import Image
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+
+from vaemotionllm import VAEmotionLLMForConditionalGeneration, VAEmotionLLMProcessor
+
+
+def user(*content):
+    return [{"role": "user", "content": list(content)}]
+
+
+def text(words):
+    return {"type": "text", "text": words}
+
+
+RNG = np.random.default_rng(0)
+IMAGE = {"type": "image", "image": Image.fromarray(RNG.integers(0, 255, (56, 56, 3), dtype=np.uint8))}
+VIDEO = {"type": "video", "video": RNG.integers(0, 255, (4, 56, 56, 3), dtype=np.uint8)}
+LONG_AUDIO = {"type": "audio", "audio": (RNG.standard_normal(40_000) * 0.1).astype(np.float32)}  # two windows
+SHORT_AUDIO = {"type": "audio", "audio": (RNG.standard_normal(9_000) * 0.1).astype(np.float32)}
+MIXED = [
+    user(LONG_AUDIO, text("What?")),
+    user(IMAGE, text("What is it?")),
+    user(VIDEO, SHORT_AUDIO, text("And this?")),
+    user(text("No media.")),
+]
+
+
+@pytest.fixture(scope="module", params=tiny.FAMILIES)
+def family(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def folder(family, tmp_path_factory):
+    return tiny.make_vaemotionllm(tmp_path_factory.mktemp(family), family)
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return VAEmotionLLMForConditionalGeneration.from_pretrained(folder).eval()
+
+
+@pytest.fixture(scope="module")
+def processor(folder):
+    return VAEmotionLLMProcessor.from_pretrained(folder)
+
+
+def encode(processor, conversations, **kwargs):
+    return processor.apply_chat_template(
+        conversations, tokenize=True, return_dict=True, add_generation_prompt=True, return_tensors="pt",
+        processor_kwargs={"padding": True, **kwargs},
+    )  # fmt: skip
+
+
+def trained_adapter(model):
+    """Gives the adapter weights that do something, as training would."""
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(3)
+        for module in model.emotion_adapter.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.weight.copy_(torch.randn(module.weight.shape, generator=generator) * 0.3)
+
+
+@pytest.mark.parametrize("index", [1, 3], ids=["visual", "text"])
+def test_without_audio_and_adapter_the_logits_are_the_backbones_bit_for_bit(folder, family, processor, index):
+    model = VAEmotionLLMForConditionalGeneration.from_pretrained(folder).eval()
+    trained_adapter(model)
+    backbone = AutoModelForImageTextToText.from_pretrained(folder.parent / family).eval()
+    inputs = encode(processor, MIXED[index : index + 1])
+    with torch.no_grad():
+        expected = backbone(**inputs).logits
+        assert torch.equal(model(**inputs, use_adapter=False).logits, expected)
+        changed = model(**inputs, use_adapter=True).logits
+        # Text alone has no token that the Enhancer touches; a picture has.
+        assert torch.equal(changed, expected) == (index == 3)
+        assert torch.equal(
+            model.generate(**inputs, use_adapter=False, max_new_tokens=4), backbone.generate(**inputs, max_new_tokens=4)
+        )
+
+
+def test_the_adapter_is_the_identity_at_initialisation(model, processor):
+    inputs = encode(processor, MIXED)
+    with torch.no_grad():
+        with_adapter, without = model(**inputs, use_adapter=True), model(**inputs, use_adapter=False)
+    assert torch.equal(with_adapter.logits, without.logits)
+    assert without.valence is None
+    expected = torch.tensor([[1, 0, 0], [0, 1, 0], [1, 1, 1], [0, 0, 0]], dtype=torch.bool)  # paths of MIXED
+    for reading in (with_adapter.valence, with_adapter.arousal):
+        assert torch.equal(~reading.isnan(), expected)
+        assert (reading[expected] == 0).all()
+
+
+def test_a_mixed_left_padded_batch_gives_what_each_sample_alone_gives(folder, processor):
+    model = VAEmotionLLMForConditionalGeneration.from_pretrained(folder).eval()
+    trained_adapter(model)
+    batch = encode(processor, MIXED)
+    assert batch["attention_mask"][:, 0].min() == 0, "the batch must be padded for this test to say something"
+    with torch.no_grad():
+        together = model(**batch)
+        generated = model.generate(**batch, max_new_tokens=6, do_sample=False)
+        for row, conversation in enumerate(MIXED):
+            single = encode(processor, [conversation])
+            alone = model(**single)
+            length = single["input_ids"].shape[1]
+            torch.testing.assert_close(together.logits[row, -length:], alone.logits[0], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(together.valence[row], alone.valence[0], rtol=1e-4, atol=1e-5, equal_nan=True)
+            tokens = model.generate(**single, max_new_tokens=6, do_sample=False)[0, length:]
+            assert generated[row, -6:][: len(tokens)].tolist() == tokens.tolist()
+
+
+def test_the_model_hears(model, processor):
+    """Other sound, other logits; the same sound, the same."""
+    first, second = encode(processor, [user(SHORT_AUDIO, text("What?"))]), None
+    other = {"type": "audio", "audio": np.sin(np.arange(9_000) * 0.3).astype(np.float32)}
+    second = encode(processor, [user(other, text("What?"))])
+    assert torch.equal(first["input_ids"], second["input_ids"])
+    with torch.no_grad():
+        assert not torch.allclose(model(**first).logits, model(**second).logits)
+
+
+def test_response_mask_gives_the_logits_that_predict_the_marked_tokens(model, processor):
+    inputs = encode(processor, MIXED)
+    mask = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
+    mask[0, -3:] = mask[2, -1] = True
+    with torch.no_grad():
+        logits = model(**inputs).logits
+        picked = model(**inputs, response_mask=mask).logits
+    expected = torch.cat([logits[0, -4:-1], logits[2, -2:-1]])
+    torch.testing.assert_close(picked, expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="either labels or response_mask"):
+        model(**inputs, response_mask=mask, labels=inputs["input_ids"])
+
+
+def test_gradients_reach_every_part_of_ours_and_labels_give_a_loss(folder, processor):
+    model = VAEmotionLLMForConditionalGeneration.from_pretrained(folder)
+    trained_adapter(model)
+    inputs = encode(processor, MIXED)
+    output = model(**inputs, labels=inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100))
+    (output.loss + output.valence.nansum() + output.arousal.nansum()).backward()
+    parts = {"audio_tower": model.audio_tower, "projector": model.audio_projector, "adapter": model.emotion_adapter}
+    for name, part in parts.items():
+        without = [key for key, parameter in part.named_parameters() if parameter.requires_grad and parameter.grad is None]
+        assert not without, f"{name}: no gradient reaches {without}"
+        assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in part.parameters())
+
+
+def test_beams_and_several_sequences_carry_their_own_sound(model, processor):
+    conversations = [user(LONG_AUDIO, text("What?")), user(SHORT_AUDIO, text("What?"))]
+    batch = encode(processor, conversations)
+    beams = model.generate(**batch, max_new_tokens=4, num_beams=3, num_return_sequences=2, do_sample=False)
+    assert beams.shape[0] == 4
+    single = encode(processor, conversations[1:])
+    alone = model.generate(**single, max_new_tokens=4, num_beams=3, num_return_sequences=2, do_sample=False)
+    assert beams[2:, -4:].tolist() == alone[:, -4:].tolist()
+
+
+def test_mismatched_audio_raises_with_both_counts(model, processor):
+    inputs = encode(processor, MIXED[:1])
+    ids = inputs["input_ids"].clone()
+    place = (ids[0] == processor.audio_token_id).nonzero()[0]
+    ids[0, place] = 1
+    with pytest.raises(ValueError, match=r"hold 16 audio placeholders, .* give 17 embeddings"):
+        model(**{**inputs, "input_ids": ids})
+    without = {key: value for key, value in inputs.items() if key not in ("input_features", "audio_num_tokens")}
+    with pytest.raises(ValueError, match="audio placeholders"):
+        model(**without, use_adapter=False)
+    with pytest.raises(ValueError, match="audio placeholders"):
+        model(**without, use_adapter=True)
+
+
+def test_auto_classes_load_what_save_pretrained_wrote(folder, model, processor):
+    assert isinstance(AutoConfig.from_pretrained(folder), type(model.config))
+    inputs = encode(processor, MIXED)
+    for auto in (AutoModel, AutoModelForImageTextToText):
+        loaded = auto.from_pretrained(folder).eval()
+        assert type(loaded) is type(model)
+        with torch.no_grad():
+            assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
+    again = encode(AutoProcessor.from_pretrained(folder), MIXED)
+    assert all(torch.equal(again[key], inputs[key]) for key in inputs)
+
+
+def test_from_backbone_keeps_the_weights_of_both_halves(folder, family, model):
+    backbone = AutoModelForImageTextToText.from_pretrained(folder.parent / family)
+    audio = AutoModel.from_pretrained(folder.parent / "whisper").get_encoder()
+    for ours, theirs in ((model.vlm, backbone), (model.audio_tower, audio)):
+        theirs = theirs.state_dict()
+        assert all(torch.equal(value, theirs[key]) for key, value in ours.state_dict().items())
+
+
+def test_audio_spectrogram_transformer_is_an_audio_tower_too(tmp_path):
+    folder = tiny.make_vaemotionllm(tmp_path, audio="ast")
+    model = AutoModel.from_pretrained(folder).eval()
+    inputs = encode(AutoProcessor.from_pretrained(folder), MIXED)
+    with torch.no_grad():
+        assert model(**inputs).logits.isfinite().all()
+
+
+def test_an_unsupported_audio_tower_is_named(tmp_path):
+    from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor
+
+    vlm = tiny.make_vlm("qwen2_5_vl", tmp_path)
+    Wav2Vec2Config().save_pretrained(tmp_path / "wav2vec2")
+    Wav2Vec2FeatureExtractor().save_pretrained(tmp_path / "wav2vec2")
+    with pytest.raises(ValueError, match="'wav2vec2' are not supported; supported are 'whisper'"):
+        VAEmotionLLMProcessor.from_backbone(vlm, tmp_path / "wav2vec2")
+
+
+def test_the_folder_loads_as_remote_code_without_the_package(tmp_path):
+    """-S keeps the package's start-up file out, as if it were not installed."""
+    folder = tiny.make_vaemotionllm(tmp_path)
+    script = f"""
+import sys, sysconfig
+sys.path.insert(0, {next(p for p in sys.path if p.endswith("site-packages"))!r})
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "vaemotionllm": raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Block())
+from transformers import AutoModelForImageTextToText, AutoProcessor
+model = AutoModelForImageTextToText.from_pretrained({str(folder)!r}, trust_remote_code=True)
+processor = AutoProcessor.from_pretrained({str(folder)!r}, trust_remote_code=True)
+assert type(model).__module__.startswith("transformers_modules."), type(model)
+print(type(model).__name__, type(processor).__name__)
+"""
+    result = subprocess.run(
+        [sys.executable, "-S", "-c", script], capture_output=True, text=True, env={"HF_HOME": str(tmp_path / "hf"), "PATH": ""}
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == ["VAEmotionLLMForConditionalGeneration", "VAEmotionLLMProcessor"]
