@@ -82,7 +82,7 @@ def _bell(rng, n, rate, arousal, beat_s):
     ratios = np.array([0.5, 1.0, 1.19, 1.56, 2.0, 2.74, 3.76], _F32)
     gains = np.array([0.5, 1.0, 0.7, 0.5, 0.7, 0.5, 0.35], _F32)
     partials = np.sin(2 * np.pi * pitch * np.outer(ratios, t)) * np.exp(-np.outer(ratios, t) / _F32(0.9))
-    stroke = gains @ partials
+    stroke = _mix(gains, partials)
     starts = _beats(n, rate, 2 * beat_s)
     return _place(n, stroke, starts, np.full(len(starts), 1.1))
 
@@ -139,6 +139,11 @@ def _veil(rng, n, rate):
     return flutter * (0.6 * _noise(rng, n, rate, 150, 5000, -0.4) + 0.2 * _noise(rng, n, rate, 2000, 5000))
 
 
+def _mix(gains: np.ndarray, waves: np.ndarray) -> np.ndarray:
+    """gains (P,) times waves (P, samples), summed. Not a BLAS call: its threads would fight those of the other workers."""
+    return np.einsum("p,pn->n", gains.astype(_F32), waves)
+
+
 def _sigmoid(x: float) -> float:
     return float(1 / (1 + np.exp(-x)))
 
@@ -166,15 +171,15 @@ def _bed(rng, config: WorldConfig, clip: Clip) -> np.ndarray:
     attack_s, hold = 0.05 * 2 ** (-1.5 * a), 0.75 * 2 ** (-1.3 * a)
     pulse = np.minimum(within * _F32(clip.beat_s / attack_s), 1) * np.exp(-within / _F32(hold))
     if clip.art_form == "painting":
-        bed = (amp.ravel().astype(_F32) @ waves) * (0.45 + 0.55 * pulse)
+        bed = _mix(amp.ravel(), waves) * (0.45 + 0.55 * pulse)
     elif clip.art_form == "animation":
         # An arpeggio in two hands: low notes on one beat, high notes on the next.
         upper = np.repeat(semitones >= 4, len(harmonics)).astype(_F32)
-        low, high = ((amp.ravel() * mask).astype(_F32) @ waves for mask in (1.3 - upper, 0.3 + upper))
+        low, high = (_mix(amp.ravel() * mask, waves) for mask in (1.3 - upper, 0.3 + upper))
         bed = np.where(step % 2 == 0, low, high) * (0.15 + 0.85 * pulse)
     else:
         hat = rng.standard_normal(n, dtype=_F32) * np.exp(-within * _F32(clip.beat_s / 0.02))
-        bed = (amp.ravel().astype(_F32) @ waves) * (0.2 + 0.8 * pulse) + 0.25 * hat
+        bed = _mix(amp.ravel(), waves) * (0.2 + 0.8 * pulse) + 0.25 * hat
     beating = 1 + 0.85 * rough * np.sin(2 * np.pi * rng.uniform(8, 11) * t)
     return bed * beating / np.sqrt(np.sum(amp**2))
 
