@@ -1,0 +1,130 @@
+"""95% intervals of the report: Wilson for a proportion, paired bootstrap by clip for ratios, differences and CCC.
+
+The choice is ours. The benchmark asks one question a clip in each cell, so the answers of a cell are independent and
+Wilson's score interval holds, also near 0 and 1 where a normal interval leaves [0, 1]. Two cells share their clips:
+a ratio or a difference of two cells therefore draws whole clips, and both cells see the same draw.
+"""
+
+from collections.abc import Callable, Sequence
+from statistics import NormalDist
+
+import numpy as np
+
+BOOTSTRAP_DRAWS = 10_000
+BOOTSTRAP_SEED = 0
+
+
+def wilson(correct: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a proportion.
+
+    Args:
+        correct: number of successes, 0 <= correct <= n.
+        n: number of trials, at least 1.
+        level: confidence level.
+
+    Returns:
+        Lower and upper end, inside [0, 1].
+
+    Reference: E. B. Wilson, 1927, "Probable inference, the law of succession, and statistical inference".
+    """
+    if not 0 <= correct <= n or n < 1:
+        raise ValueError(f"wilson needs 0 <= correct <= n and n >= 1, got correct={correct}, n={n}")
+    z = NormalDist().inv_cdf(0.5 + level / 2)
+    p = correct / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def clip_means(clips: Sequence[str], values: Sequence[float]) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Sum and count of `values` for each clip, and the clips in sorted order. Both arrays have shape (clips,)."""
+    names = sorted(set(clips))
+    index = {name: i for i, name in enumerate(names)}
+    sums, counts = np.zeros(len(names)), np.zeros(len(names))
+    for clip, value in zip(clips, values, strict=True):
+        sums[index[clip]] += value
+        counts[index[clip]] += 1
+    return sums, counts, names
+
+
+def draw_weights(n_clips: int, draws: int = BOOTSTRAP_DRAWS, seed: int = BOOTSTRAP_SEED) -> np.ndarray:
+    """How often each clip is drawn in each resample with replacement, shape (draws, n_clips), row sums n_clips."""
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(n_clips, np.full(n_clips, 1 / n_clips), size=draws).astype(np.float64)
+
+
+def percentile_interval(draws: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """Percentile interval of bootstrap draws; draws that are not finite (0 / 0) are left out."""
+    finite = draws[np.isfinite(draws)]
+    if not len(finite):
+        return float("nan"), float("nan")
+    tail = (1 - level) / 2
+    low, high = np.quantile(finite, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def clustered_mean(clips: Sequence[str], values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """Bootstrap interval of a mean that draws whole clips: for a cell with more than one item a clip."""
+    sums, counts, names = clip_means(clips, values)
+    weights = draw_weights(len(names))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return percentile_interval((weights @ sums) / (weights @ counts), level)
+
+
+def paired(
+    a: tuple[Sequence[str], Sequence[float]],
+    b: tuple[Sequence[str], Sequence[float]],
+    combine: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    level: float = 0.95,
+) -> tuple[float, float]:
+    """Bootstrap interval of `combine(mean of a, mean of b)` where both cells see the same draw of clips.
+
+    Args:
+        a: (clip ids, values) of the first cell.
+        b: (clip ids, values) of the second cell, with the same clips in any order.
+        combine: for example `np.divide` or `np.subtract`, on arrays of shape (draws,).
+        level: confidence level.
+
+    Raises:
+        ValueError: if the two cells do not hold the same clips.
+    """
+    sums_a, counts_a, names_a = clip_means(*a)
+    sums_b, counts_b, names_b = clip_means(*b)
+    if names_a != names_b:
+        odd = sorted(set(names_a) ^ set(names_b))
+        raise ValueError(f"a paired interval needs the same clips in both cells; {len(odd)} differ, such as {odd[:3]}")
+    weights = draw_weights(len(names_a))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean_a, mean_b = (weights @ sums_a) / (weights @ counts_a), (weights @ sums_b) / (weights @ counts_b)
+        return percentile_interval(combine(mean_a, mean_b), level)
+
+
+def ccc(predicted: np.ndarray, true: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """Concordance correlation coefficient, 2 cov / (var_p + var_t + (mean_p - mean_t)^2).
+
+    Args:
+        predicted, true: shape (n,).
+        weights: shape (draws, n), how often each pair counts; None counts each once.
+
+    Returns:
+        Shape (draws,), or () without weights. Moments are divided by n, as in Lin (1989). NaN where both are constant
+        and equal.
+    """
+    p, t = np.asarray(predicted, dtype=np.float64), np.asarray(true, dtype=np.float64)
+    w = np.ones((1, len(p))) if weights is None else weights
+    total = w.sum(1)
+    mean_p, mean_t = w @ p / total, w @ t / total
+    # Centred first: E[x^2] - E[x]^2 would lose digits.
+    centred_p, centred_t = p - p.mean(), t - t.mean()
+    shift_p, shift_t = mean_p - p.mean(), mean_t - t.mean()
+    var_p = w @ centred_p**2 / total - shift_p**2
+    var_t = w @ centred_t**2 / total - shift_t**2
+    cov = w @ (centred_p * centred_t) / total - shift_p * shift_t
+    with np.errstate(invalid="ignore", divide="ignore"):
+        result = 2 * cov / (var_p + var_t + (mean_p - mean_t) ** 2)
+    return result if weights is not None else result[0]
+
+
+def ccc_interval(predicted: np.ndarray, true: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """Bootstrap interval of the CCC; each pair is one clip."""
+    return percentile_interval(ccc(predicted, true, draw_weights(len(predicted))), level)
