@@ -1,0 +1,113 @@
+"""Sounds that carry nothing about the item, to show that a model listens: silence, noise, another clip's sound.
+
+A model that hears falls to chance with them. These controls are our choice; the paper names none.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import InputError
+from ..paths import cache_dir
+from .schema import Benchmark, Item
+
+KINDS = ("silence", "noise", "mismatch")
+RATE_HZ = 16_000
+SEED = 0
+
+
+def control_sounds(benchmark: Benchmark, kind: str) -> dict[str, str]:
+    """For each clip with an audio-only item, the path of the sound that takes the place of its own.
+
+    Args:
+        kind: "silence": zeros of the same length; "noise": white noise of the same length and RMS, seeded by the
+            clip's id; "mismatch": the sound of another clip that differs in every answer (content and emotion).
+
+    Raises:
+        InputError: a clip's sound cannot be decoded (the clip is named), or there is no clip to swap with.
+    """
+    sounds = {item.clip_id: str(item.audio) for item in benchmark.select(modality="audio")}
+    if not sounds:
+        raise InputError(f"{benchmark.folder} holds no audio-only item, so there is no control with {kind}.")
+    if kind == "mismatch":
+        partners = mismatched_partners(benchmark.select(modality="audio"))
+        return {clip: sounds[partner] for clip, partner in partners.items()}
+    if kind not in KINDS:
+        raise InputError(f"there is no control {kind!r}; allowed are {', '.join(KINDS)}.")
+    folder = cache_dir() / "controls" / _key(sounds) / kind
+    folder.mkdir(parents=True, exist_ok=True)
+    return {clip: _written(folder, clip, source, kind) for clip, source in sounds.items()}
+
+
+def _key(sounds: dict[str, str]) -> str:
+    """Changes with the files' names, sizes and times, so that an edited benchmark gets new controls."""
+    lines = [f"1 {RATE_HZ} {SEED}"]
+    for clip, source in sorted(sounds.items()):
+        stat = os.stat(source)
+        lines.append(f"{clip}\t{source}\t{stat.st_size}\t{stat.st_mtime_ns}")
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def _written(folder: Path, clip: str, source: str, kind: str) -> str:
+    # A clip id may hold characters that no file name may.
+    path = folder / f"{hashlib.sha256(clip.encode()).hexdigest()[:24]}.wav"
+    if not path.exists():
+        import soundfile
+
+        from ..data.media import load_audio
+
+        try:
+            waveform = load_audio(source, sampling_rate=RATE_HZ)
+        except InputError as error:
+            raise InputError(f"clip {clip!r}: {error}") from error
+        temporary = path.with_name(f"{path.stem}.{os.getpid()}.tmp")
+        # 32-bit floats keep the RMS exact and never clip.
+        soundfile.write(temporary, replaced(waveform, clip, kind), RATE_HZ, subtype="FLOAT", format="WAV")
+        os.replace(temporary, path)
+    return str(path)
+
+
+def replaced(waveform: np.ndarray, clip: str, kind: str) -> np.ndarray:
+    """Silence or noise in place of a waveform (samples,) of a clip; float32 of the same length."""
+    if kind == "silence":
+        return np.zeros_like(waveform)
+    seed = int.from_bytes(hashlib.sha256(f"{SEED}:{clip}".encode()).digest()[:8], "big")
+    noise = np.random.default_rng(seed).standard_normal(len(waveform))
+    rms = np.sqrt(np.mean(np.square(waveform, dtype=np.float64)))
+    return (noise * rms / np.sqrt(np.mean(np.square(noise)))).astype(np.float32)
+
+
+def mismatched_partners(items: list[Item]) -> dict[str, str]:
+    """For each clip another one with a different answer in every aspect; every clip is used exactly once.
+
+    Raises:
+        InputError: no such arrangement was found, because one answer is too frequent.
+    """
+    answers: dict[str, dict[str, str]] = {}
+    for item in items:
+        answers.setdefault(item.clip_id, {})[item.aspect] = item.answer
+    clips = sorted(answers)
+
+    def fits(a: str, b: str) -> bool:
+        shared = answers[a].keys() & answers[b].keys()
+        return a != b and all(answers[a][aspect] != answers[b][aspect] for aspect in shared)
+
+    rng = np.random.default_rng(SEED)
+    for _ in range(20):
+        partners = [clips[i] for i in rng.permutation(len(clips))]
+        # Repair by swaps: each swap lowers the number of clips that do not fit.
+        for _ in range(50):
+            wrong = [i for i, clip in enumerate(clips) if not fits(clip, partners[i])]
+            if not wrong:
+                return dict(zip(clips, partners))
+            for i in wrong:
+                for j in rng.permutation(len(clips)):
+                    if fits(clips[i], partners[j]) and fits(clips[j], partners[i]):
+                        partners[i], partners[j] = partners[j], partners[i]
+                        break
+    raise InputError(
+        f"the control 'mismatch' needs for each of {len(clips)} clips another one with other answers, each used once; "
+        "one answer is too frequent in this benchmark for that."
+    )
