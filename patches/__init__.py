@@ -15,6 +15,15 @@ PATCHES = {
         "versions": "lmms-eval >=0.7.3,<0.8",
         "until": "lmms-eval reads task folders from an entry-point group",
     },
+    "lmms_eval_power": {
+        "target": "lmms_eval.cli.power_utils.collect_task_sizes",
+        "why": "`lmms-eval power --tasks artemo` would leave the group out without a word and count nothing.",
+        "how": "wraps the function and replaces a group's name by the names of its tasks",
+        "upstream": "no report known; the code is lmms_eval/cli/power_utils.py of "
+        "https://github.com/EvolvingLMMs-Lab/lmms-eval",
+        "versions": "lmms-eval >=0.7.3,<0.8",
+        "until": "lmms-eval power counts groups itself",
+    },
     "transformers_auto": {
         "target": "the registries of transformers.models.auto",
         "why": "AutoModel.from_pretrained(DIR) shall load a VAEmotionLLM without trust_remote_code in a program that "

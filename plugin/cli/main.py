@@ -7,11 +7,13 @@ import sys
 from .. import __version__
 from ..errors import InputError
 
-# Command -> one line for --help. Each names a module in this folder with `add_arguments(parser)` and `run(args)`.
+# Command -> one line for --help. Each names a module in this folder ("-" as "_") with `add_arguments(parser)` and
+# `run(args)`.
 COMMANDS = {
     "train": "train stage 1 (VG-Align) or stage 2 (EmoAdapter) from a YAML config",
     "nano": "build the embedded default: the procedural art world, its benchmark and its backbone",
     "benchmark": "choose the data set that the lmms-eval tasks `artemo` read",
+    "evaluate-va": "measure valence and arousal on each path of a benchmark's clips",
     "demo": "run everything on the nano world: backbone, both stages, lmms-eval, report",
 }
 
@@ -25,15 +27,17 @@ def main(argv: list[str] | None = None) -> int:
         sub = commands.add_parser(name, help=text, description=text)
         # Only the chosen command's module is imported, so that --help stays fast.
         if argv and argv[0] == name:
-            module = importlib.import_module(f"{__package__}.{name}")
-            module.add_arguments(sub)
+            _module(name).add_arguments(sub)
     args = parser.parse_args(argv)
-    module = importlib.import_module(f"{__package__}.{args.command}")
     try:
-        return module.run(args) or 0
+        return _module(args.command).run(args) or 0
     except InputError as error:
         print(f"vaemotionllm {args.command}: error: {error}", file=sys.stderr)
         return 2
+
+
+def _module(command: str):
+    return importlib.import_module(f"{__package__}.{command.replace('-', '_')}")
 
 
 if __name__ == "__main__":

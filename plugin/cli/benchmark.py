@@ -1,0 +1,44 @@
+"""`vaemotionllm benchmark`: choose, show and check the data set that the lmms-eval tasks `artemo` read."""
+
+import argparse
+from collections import Counter
+
+from ..benchmark import schema, select
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    use = actions.add_parser("use", help="remember a benchmark for all later runs")
+    use.add_argument("name", metavar="NAME_OR_DIR", help="a benchmark folder, OWNER/NAME on the Hub, or nano for the embedded set")
+    actions.add_parser("show", help="say which benchmark is in force, and why")
+    validate = actions.add_parser("validate", help="check a benchmark folder: columns, answers, media files")
+    validate.add_argument("folder", metavar="DIR", help="a folder with test.jsonl")
+
+
+def run(args: argparse.Namespace) -> None:
+    if args.action == "use":
+        benchmark = select.use(args.name)
+        if benchmark is None:
+            print("The tasks artemo read the embedded nano set from now on; it is built on first use.")
+        else:
+            print(f"The tasks artemo read {describe(benchmark)} from now on ({select.choice_path()}).")
+        chosen = select.current_choice()
+        if chosen.name and select.VARIABLE in chosen.origin:
+            print(f"But {select.VARIABLE} is set to {chosen.name!r} in this shell, and it wins while it is set.")
+    elif args.action == "show":
+        chosen = select.current_choice()
+        print(f"Benchmark: {chosen.name or 'the embedded nano set'}, because of {chosen.origin}."
+              if chosen.name else f"Benchmark: the embedded nano set, because {chosen.origin}.")
+        if chosen.name and chosen.name != "nano":
+            print(describe(schema.load(select.find(chosen.name))))
+        else:
+            print(select.NANO_NOTICE)
+    else:
+        print(f"{describe(schema.load(args.folder))}: no error found.")
+
+
+def describe(benchmark: schema.Benchmark) -> str:
+    cells = Counter((item.aspect, item.modality) for item in benchmark.items)
+    counts = ", ".join(f"{aspect} {modality} {n}" for (aspect, modality), n in sorted(cells.items()))
+    clips = len({item.clip_id for item in benchmark.items})
+    return f"{benchmark.name} in {benchmark.folder}, {len(benchmark.items)} items about {clips} clips ({counts})"

@@ -1,0 +1,38 @@
+"""`vaemotionllm evaluate-va`: the Supervisor's valence and arousal on each path, against a benchmark's."""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+from ..errors import InputError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, metavar="DIR", help="a VAEmotionLLM checkpoint")
+    parser.add_argument("--benchmark", metavar="NAME_OR_DIR", help="default: the one that `vaemotionllm benchmark show` names")
+    parser.add_argument("--out", required=True, metavar="FILE.json", help="where the result is written")
+    parser.add_argument("--batch-size", type=int, default=16, help="clips a batch (default: 16)")
+    parser.add_argument("--device", help="cuda:0, cpu, ...; default: the first GPU, or the CPU where there is none")
+
+
+def run(args: argparse.Namespace) -> None:
+    out = Path(args.out)
+    if out.suffix != ".json":
+        raise InputError(f"--out is {args.out!r}; give the name of a .json file.")
+    from ..benchmark import schema, select
+    from ..evaluation.valence_arousal import PATHS, evaluate
+
+    benchmark = schema.load(select.find(args.benchmark)) if args.benchmark else select.resolve()
+    result = evaluate(args.model, benchmark.folder, batch_size=args.batch_size, device=args.device, progress=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_suffix(".tmp")
+    temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, out)
+    print(f"{'path':8} {'valence CCC':>12} {'arousal CCC':>12} {'clips':>6}")
+    for path in PATHS:
+        row = result[path]
+        cells = ["n/a" if row[key] is None else f"{row[key]:.3f}" for key in ("valence_ccc", "arousal_ccc")]
+        print(f"{path:8} {cells[0]:>12} {cells[1]:>12} {row['n']:>6}")
+    if benchmark.is_nano:
+        print(select.NANO_NOTICE)
