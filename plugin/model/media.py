@@ -4,9 +4,11 @@ torchaudio.load and the decoders of the datasets library need torchcodec and a s
 soundfile (wav, flac, ogg, mp3) and PyAV (m4a, mp4 and everything else), both of which bring their own libraries.
 """
 
+import contextlib
 import functools
 import io
 import os
+import threading
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +20,7 @@ MAX_AUDIO_S = 300.0
 # A container's header may be off by a frame or an encoder delay; more than this means that data is missing.
 _TRUNCATION_TOLERANCE_S = 0.25
 
+_pil_setting = threading.Lock()
 _SOUNDFILE_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif")
 
 
@@ -88,10 +91,24 @@ def load_image(source: str | os.PathLike | bytes, name: str | None = None):
     _check_exists(source, name)
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            image.load()
+            with _refuse_truncated_images():
+                image.load()
             return ImageOps.exif_transpose(image).convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{name}: cannot decode the image ({error}). The file is corrupt or truncated.") from error
+
+
+@contextlib.contextmanager
+def _refuse_truncated_images():
+    """lmms_eval, among others, tells PIL for the whole process to fill what is missing with grey."""
+    from PIL import ImageFile
+
+    with _pil_setting:
+        before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+        try:
+            yield
+        finally:
+            ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def load_video(
