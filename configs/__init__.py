@@ -1,0 +1,1 @@
+"""Configs that the package ships: deepspeed/*.json and train/*.yaml."""

@@ -1,0 +1,116 @@
+"""Clips as model-ready features: decoded when asked for, kept in memory where the config says so."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from ..errors import InputError
+from .manifest import Clip
+from .media import load_audio, load_image, load_video
+from .samplers import SampleKey
+
+MODALITIES_OF_PATH = {"audio": ("audio",), "visual": ("visual",), "av": ("visual", "audio"), "text": ()}
+"""What a sample carries on each path, in the order of the conversation: the picture first, then the sound."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A clip for one step. `media` maps "visual" and "audio" to `MediaFeatures`, as far as they were asked for."""
+
+    key: SampleKey
+    clip: Clip
+    media: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A clip that cannot be used. It travels through the loader as a value: an exception raised in a worker process
+    would reach the user as that process's stack trace."""
+
+    message: str
+
+
+class ClipEncoder:
+    """Decodes a clip's media and turns them into features with a `VAEmotionLLMProcessor`.
+
+    Args:
+        processor: the processor.
+        num_frames: frames taken from a video, evenly over the clip.
+        max_audio_s: longest sound that is accepted, seconds.
+    """
+
+    def __init__(self, processor, num_frames: int, max_audio_s: float):
+        self.processor, self.num_frames, self.max_audio_s = processor, num_frames, max_audio_s
+
+    def encode(self, clip: Clip, modality: str):
+        """`MediaFeatures` of the clip's "audio" or "visual".
+
+        Raises:
+            InputError: naming the clip's id and the file.
+        """
+        try:
+            if modality == "audio":
+                if clip.audio is None:
+                    raise InputError("the field `audio` is missing, and this step needs it.")
+                waveform = load_audio(
+                    clip.audio, self.processor.sampling_rate, self.max_audio_s, clip.start_s, clip.end_s
+                )
+                return self.processor.encode_audio(waveform)
+            if clip.video is not None:
+                frames, metadata = load_video(clip.video, self.num_frames, clip.start_s, clip.end_s)
+                return self.processor.encode_video(frames, metadata.fps, metadata.indices)
+            if clip.image is not None:
+                return self.processor.encode_image(load_image(clip.image))
+            raise InputError("the fields `video` and `image` are missing, and this step needs one.")
+        except InputError as error:
+            raise InputError(f"clip {clip.id!r}: {error}") from error
+
+
+class ClipDataset(Dataset):
+    """Maps a `SampleKey` (or a clip's number) to a `Sample`, or to a `Failure`.
+
+    Args:
+        clips: the clips.
+        encoder: turns media into features.
+        modalities: maps the step number to the modalities that are needed, see `MODALITIES_OF_PATH`.
+        cache_media: keep every clip's features in memory, because decoding again in each epoch is dear. Each worker
+            process of a loader has a cache of its own: use it with `dataloader_num_workers: 0`.
+    """
+
+    def __init__(self, clips: Sequence[Clip], encoder: ClipEncoder, modalities, cache_media: bool = False):
+        self.clips, self.encoder, self.modalities = clips, encoder, modalities
+        self.cache: dict[tuple[int, str], Any] | None = {} if cache_media else None
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, key: SampleKey | int) -> Sample | Failure:
+        if not isinstance(key, SampleKey):
+            key = SampleKey(int(key), 0, 0)
+        try:
+            media = {modality: self.features(key.index, modality) for modality in self.modalities(key.step)}
+        except InputError as error:
+            return Failure(str(error))
+        clip = self.clips[key.index]
+        # The bytes of embedded media are not needed any more, and would be sent from the worker to the trainer.
+        return Sample(key, replace(clip, audio=None, video=None, image=None), media)
+
+    def features(self, index: int, modality: str):
+        """`MediaFeatures` of one clip, from the cache where there is one."""
+        if self.cache is None:
+            return self.encoder.encode(self.clips[index], modality)
+        if (index, modality) not in self.cache:
+            self.cache[index, modality] = self.encoder.encode(self.clips[index], modality)
+        return self.cache[index, modality]
+
+    def fill_cache(self, modalities: Sequence[str], progress: bool = True) -> None:
+        """Decode everything now, so that a bad file is named before training starts. Does nothing without a cache."""
+        if self.cache is None:
+            return
+        from tqdm import tqdm
+
+        for index in tqdm(range(len(self)), desc="decode clips", unit="clip", disable=not progress):
+            for modality in modalities:
+                self.features(index, modality)

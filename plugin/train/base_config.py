@@ -1,0 +1,84 @@
+"""What both stages' configs have in common."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import TrainingArguments
+
+from ..errors import InputError
+
+PATHS = ("audio", "visual", "av")
+
+
+@dataclass
+class StageConfig(TrainingArguments):
+    """Fields of both stages, beside those of `TrainingArguments`."""
+
+    stage: int = field(default=0, metadata={"help": "1 (VG-Align) or 2 (EmoAdapter)."})
+    model: str | None = field(default=None, metadata={"help": "Folder or Hub name of a VAEmotionLLM to go on from."})
+    vlm: str | None = field(default=None, metadata={"help": "Backbone to bolt hearing onto; give `audio` with it."})
+    audio: str | None = field(default=None, metadata={"help": "Audio encoder (with its feature extractor) for `vlm`."})
+    model_fields: dict[str, Any] | None = field(
+        default=None, metadata={"help": "Fields of VAEmotionLLMConfig for a model made from `vlm` and `audio`."}
+    )
+    manifest: str | None = field(default=None, metadata={"help": "Clip manifest, .jsonl or .parquet."})
+    split: str = field(default="train", metadata={"help": "Split of the manifest to train on."})
+    max_clips: int | None = field(default=None, metadata={"help": "Use at most this many clips."})
+    num_frames: int = field(default=8, metadata={"help": "Frames taken from a video, evenly over the clip."})
+    max_audio_s: float = field(default=300.0, metadata={"help": "Longest sound that is accepted, seconds."})
+    cache_media: bool = field(
+        default=False, metadata={"help": "Keep decoded features in memory (small data, many epochs)."}
+    )
+    attn_implementation: str | None = field(default=None, metadata={"help": "Attention of the model; None = its own."})
+    train_audio_projector: bool = field(default=True, metadata={"help": "Train the audio projector."})
+    train_audio_tower: bool = field(default=False, metadata={"help": "Train the audio tower."})
+    audio_tower_lr: float | None = field(
+        default=None, metadata={"help": "Learning rate of the audio tower; None = learning_rate."}
+    )
+    overwrite: bool = field(default=False, metadata={"help": "Delete what an earlier run left in output_dir."})
+
+    # Other defaults than the library's.
+    logging_steps: float = field(default=10, metadata={"help": "Log each N optimizer steps."})
+    save_steps: float = field(default=200, metadata={"help": "Save a checkpoint each N optimizer steps."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Keep this many checkpoints."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
+    report_to: None | str | list[str] = field(
+        default="none", metadata={"help": "Where else to log: tensorboard, wandb, ..."}
+    )
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Always false: batches are not columns."})
+
+    def __post_init__(self):
+        if not self.output_dir:
+            raise InputError("config field `output_dir` is missing: name the folder of the run.")
+        if not self.manifest:
+            raise InputError("config field `manifest` is missing: name a .jsonl or .parquet file of clips.")
+        if (self.model is None) == (self.vlm is None or self.audio is None):
+            raise InputError(
+                "give either `model` (an existing VAEmotionLLM), or both `vlm` and `audio` (a backbone and an audio "
+                f"encoder); found model={self.model!r}, vlm={self.vlm!r}, audio={self.audio!r}."
+            )
+        if self.model is not None and self.model_fields:
+            raise InputError("`model_fields` shape a new model and cannot change `model`. Remove one of the two.")
+        for name in ("num_frames", "max_audio_s", "per_device_train_batch_size", "gradient_accumulation_steps"):
+            self._check_positive(name)
+        if self.max_clips is not None:
+            self._check_positive("max_clips")
+        if self.learning_rate <= 0:
+            self._check_positive("learning_rate")
+        super().__post_init__()
+
+    def _check_positive(self, name: str) -> None:
+        if not getattr(self, name) > 0:
+            raise InputError(f"config field `{name}` is {getattr(self, name)!r}; it must be above 0.")
+
+    def _check_path_weights(self, name: str, allowed: tuple[str, ...]) -> None:
+        weights = getattr(self, name)
+        if not isinstance(weights, dict) or not weights:
+            raise InputError(f"config field `{name}` is {weights!r}; give weights such as {{{allowed[0]}: 1.0}}.")
+        for path, weight in weights.items():
+            if path not in allowed:
+                raise InputError(f"config field `{name}` names the path {path!r}; allowed are {', '.join(allowed)}.")
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or weight < 0:
+                raise InputError(f"config field `{name}.{path}` is {weight!r}; a weight of at least 0 is needed.")
+        if sum(weights.values()) <= 0:
+            raise InputError(f"config field `{name}` has no weight above 0: {weights}.")

@@ -1,0 +1,222 @@
+"""A training run from config to saved model: check, decode, (stage 1) generate responses, train, save, mark finished."""
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..data.collator import Stage1Collator, Stage2Collator
+from ..data.dataset import MODALITIES_OF_PATH, ClipDataset, ClipEncoder
+from ..data.manifest import Clip, read_manifest
+from ..data.samplers import path_of_step
+from ..errors import InputError
+from . import checkpoint
+from .base_config import StageConfig
+from .config_file import own_fields
+from .distributed import barrier
+from .freezing import add_lora, count, freeze_all_but, merge_lora
+from .prompts import instruction_source, prompt_source
+from .responses import backbone_hash, clips_hash, responses_header, teacher_responses
+from .stage1_config import Stage1Config
+from .stage1_trainer import Stage1Trainer
+from .stage2_config import Stage2Config
+from .stage2_trainer import Stage2Trainer
+from .stage_trainer import StageTrainer
+
+logger = logging.getLogger(__name__)
+
+CONFIGS = {1: Stage1Config, 2: Stage2Config}
+
+# Fields that change where or how fast a run goes, and not what comes out of it.
+_FREE_FIELDS = {"output_dir", "overwrite", "logging_steps", "save_steps", "save_total_limit", "report_to", "cache_media",
+                "generation_batch_size", "attn_implementation"}  # fmt: skip
+_FIXED_LIBRARY_FIELDS = ("seed", "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps",
+                         "num_train_epochs", "max_steps", "weight_decay", "warmup_steps", "max_grad_norm", "bf16")  # fmt: skip
+
+
+def run(config: StageConfig) -> str:
+    """Run a stage; a run that was stopped goes on from its last complete checkpoint.
+
+    Returns:
+        "trained", or "finished" where output_dir already holds this very run's result.
+
+    Raises:
+        InputError: anything in config, manifest, media or output_dir that cannot be used.
+    """
+    output_dir = Path(config.output_dir)
+    settings = run_settings(config)
+    state = checkpoint.inspect_output(output_dir, settings, config.overwrite)
+    if state == "finished":
+        return "finished"
+    stage1 = isinstance(config, Stage1Config)
+    if stage1:
+        source, prompts_text = prompt_source(config.prompts)
+        clips = read_manifest(config.manifest, config.split, ("audio", "visual"), config.max_clips)
+        clips = [clip.without_labels() for clip in clips]
+        modalities = ("visual", "audio")
+    else:
+        instruction, labels = instruction_source(config.instructions)
+        modalities = tuple(m for m in ("visual", "audio") if any(
+            weight > 0 and m in MODALITIES_OF_PATH[path] for path, weight in config.paths.items()
+        ))  # fmt: skip
+        clips = read_manifest(config.manifest, config.split, (*modalities, *labels), config.max_clips)
+    model, processor = load_model(config)
+    dataset = make_dataset(config, processor, clips, stage1)
+    # Every file is decoded before anything is written, so that a bad one leaves no half run behind.
+    dataset.fill_cache(modalities, progress=is_main(config) and not config.disable_tqdm)
+    barrier()
+    if is_main(config):
+        checkpoint.open_output(output_dir, settings, state)
+    barrier()
+    if stage1:
+        responses = _responses(config, model, processor, dataset, source, prompts_text)
+        collator = Stage1Collator(processor, responses, config.student_paths, config.seed)
+    else:
+        collator = Stage2Collator(processor, instruction, config.paths, config.seed)
+        if config.lora is not None:
+            add_lora(model, config.lora)
+    trainer = make_trainer(config, model, processor, dataset, collator)
+    last = checkpoint.last_complete(output_dir)
+    if last is not None:
+        logger.info("Going on from %s.", last)
+    trainer.train(resume_from_checkpoint=str(last) if last is not None else None)
+    save(trainer, output_dir, lora=not stage1 and config.lora is not None)
+    return "trained"
+
+
+def is_main(config: StageConfig) -> bool:
+    return config.process_index == 0
+
+
+def run_settings(config: StageConfig) -> dict[str, Any]:
+    """What decides a run's result, for `run.json`."""
+    names = [field.name for field in own_fields(type(config)) if field.name not in _FREE_FIELDS]
+    settings = {name: getattr(config, name) for name in dict.fromkeys((*names, *_FIXED_LIBRARY_FIELDS))}
+    return {name: str(value) if dataclasses.is_dataclass(value) else value for name, value in settings.items()}
+
+
+def load_model(config: StageConfig):
+    """The model and its processor, whole on every rank: the teacher generates before an engine shards anything.
+
+    Raises:
+        InputError: a folder that is not there or lacks its config.
+    """
+    from transformers import set_seed
+    from transformers.integrations import deepspeed as hf_deepspeed
+
+    from ..model.modeling_vaemotionllm import VAEmotionLLMForConditionalGeneration as Model
+    from ..model.processing_vaemotionllm import VAEmotionLLMProcessor as Processor
+
+    for name in ("model", "vlm", "audio"):
+        check_folder(name, getattr(config, name))
+    set_seed(config.seed)  # the projector's first weights
+    options = {"attn_implementation": config.attn_implementation} if config.attn_implementation else {}
+    reference, hf_deepspeed._hf_deepspeed_config_weak_ref = hf_deepspeed._hf_deepspeed_config_weak_ref, None
+    try:
+        if config.model is not None:
+            model = Model.from_pretrained(config.model, dtype="auto", **options)
+            processor = Processor.from_pretrained(config.model)
+        else:
+            fields = config.model_fields or {}
+            model = Model.from_backbone(config.vlm, config.audio, **options, **fields)
+            stride = {"projector_stride": fields["projector_stride"]} if "projector_stride" in fields else {}
+            processor = Processor.from_backbone(
+                config.vlm, config.audio, max_audio_s=config.max_audio_s, num_frames=config.num_frames, **stride
+            )
+    except (OSError, ValueError, TypeError) as error:
+        where = config.model or f"{config.vlm} and {config.audio}"
+        raise InputError(f"cannot load a model from {where}: {error}") from error
+    finally:
+        hf_deepspeed._hf_deepspeed_config_weak_ref = reference
+    return model.to(config.device), processor
+
+
+def check_folder(name: str, path: str | None) -> None:
+    """A path that looks local must be a folder with a config; anything else is left to the Hub."""
+    if path is None or (not Path(path).exists() and not path.startswith((".", "/", "~")) and path.count("/") <= 1):
+        return
+    if not Path(path).is_dir():
+        raise InputError(f"config field `{name}`: folder not found: {path}.")
+    if not (Path(path) / "config.json").is_file():
+        raise InputError(
+            f"config field `{name}`: {path} holds no config.json, so it is no saved model. A checkpoint-N folder is for "
+            "going on with a run; the model is in the run's output_dir when it is finished."
+        )
+
+
+def make_dataset(config: StageConfig, processor, clips: list[Clip], stage1: bool) -> ClipDataset:
+    encoder = ClipEncoder(processor, config.num_frames, config.max_audio_s)
+
+    def modalities(step: int) -> tuple[str, ...]:
+        if stage1:
+            return ("visual",) if step < 0 else ("visual", "audio")  # step -1: the teacher's responses
+        return MODALITIES_OF_PATH[path_of_step(config.seed, step, config.paths)]
+
+    return ClipDataset(clips, encoder, modalities, config.cache_media)
+
+
+def _responses(config: Stage1Config, model, processor, dataset: ClipDataset, source, prompts_text: str):
+    header = responses_header(
+        backbone_hash(model),
+        clips_hash(dataset.clips),
+        prompts_text,
+        {
+            "num_frames": config.num_frames,
+            "responses_per_clip": config.responses_per_clip,
+            "max_response_tokens": config.max_response_tokens,
+            "seed": config.seed,
+        },
+    )
+    return teacher_responses(
+        model, processor, dataset, source, header, Path(config.output_dir), per_clip=config.responses_per_clip,
+        max_response_tokens=config.max_response_tokens, batch_size=config.generation_batch_size, seed=config.seed,
+        rank=config.process_index, world_size=config.world_size, progress=not config.disable_tqdm,
+    )  # fmt: skip
+
+
+def make_trainer(config: StageConfig, model, processor, dataset: ClipDataset, collator) -> StageTrainer:
+    """The trainer of the config's stage, with everything frozen that it does not train."""
+    parts = [
+        part
+        for part, wanted in (
+            ("audio_projector", config.train_audio_projector),
+            ("audio_tower", config.train_audio_tower),
+            ("emotion_adapter", getattr(config, "train_emotion_adapter", False)),
+        )
+        if wanted
+    ]
+    freeze_all_but(model, parts)
+    if model.dtype != torch.float32 and not config.deepspeed:
+        # Optimizer steps are lost in half precision; engines keep a float32 copy of their own.
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+    trained, everything = count(p for p in model.parameters() if p.requires_grad), count(model.parameters())
+    logger.info("Training %s of %s parameters (%s).", f"{trained:,}", f"{everything:,}", ", ".join(parts))
+    learning_rates = {
+        "audio_tower": config.audio_tower_lr,
+        "emotion_adapter": getattr(config, "emotion_adapter_lr", None),
+        "lora_": getattr(config, "lora_lr", None),
+    }
+    trainer_class = Stage1Trainer if isinstance(config, Stage1Config) else Stage2Trainer
+    return trainer_class(model, config, dataset, collator, processor, parts, learning_rates)
+
+
+def save(trainer: StageTrainer, output_dir: Path, lora: bool) -> None:
+    """Write the model, the processor and the trainer's state into `output_dir`, and mark the run as finished."""
+    staging = output_dir / "final.tmp"
+    if trainer.is_deepspeed_enabled:
+        state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    else:
+        state_dict = trainer.model.state_dict()
+    if trainer.args.should_save:
+        if lora:
+            state_dict = merge_lora(trainer.model, state_dict)
+        trainer.model.save_pretrained(staging, state_dict=state_dict)
+        trainer.processing_class.save_pretrained(staging)
+        trainer.state.save_to_json(str(staging / "trainer_state.json"))
+        checkpoint.publish(staging, output_dir)
+        checkpoint.write_json(output_dir / checkpoint.FINISHED, {"steps": trainer.state.global_step})
+    barrier()

@@ -1,0 +1,63 @@
+"""Config of stage 2, the Cross-Modal Emotion Adapter."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import InputError
+from .base_config import PATHS, StageConfig
+
+
+@dataclass
+class Stage2Config(StageConfig):
+    """EmoAdapter: instruction tuning on audio, visual and audio-visual samples with valence-arousal supervision.
+
+    The paper (arXiv 2511.12077) names the parts; the loss's form and all weights are our choice.
+    """
+
+    stage: int = field(default=2, metadata={"help": "2: EmoAdapter."})
+    instructions: str | list[dict[str, str]] | None = field(
+        default=None,
+        metadata={"help": "A list of {prompt, answer} with {content}, {emotion} and other label names, or `nano`."},
+    )
+    paths: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys(PATHS, 1.0),
+        metadata={"help": "How often a step takes each path: audio, visual, av."},
+    )
+    valence_weight: float = field(default=0.5, metadata={"help": "Weight of the Supervisor's valence loss."})
+    arousal_weight: float = field(default=0.5, metadata={"help": "Weight of the Supervisor's arousal loss."})
+    ccc_weight: float = field(default=1.0, metadata={"help": "Weight of 1 - CCC in the Supervisor's loss."})
+    mse_weight: float = field(default=1.0, metadata={"help": "Weight of the mean square error in the same."})
+    train_emotion_adapter: bool = field(default=True, metadata={"help": "Train the EmoAdapter."})
+    emotion_adapter_lr: float | None = field(
+        default=None, metadata={"help": "Learning rate of the EmoAdapter; None = learning_rate."}
+    )
+    lora: dict[str, Any] | None = field(
+        default=None,
+        metadata={"help": "LoRA on the LLM: {rank, alpha, dropout, target_modules}; merged into the saved model."},
+    )
+    lora_lr: float | None = field(default=None, metadata={"help": "Learning rate of LoRA; None = learning_rate."})
+
+    def __post_init__(self):
+        if self.stage != 2:
+            raise InputError(f"config field `stage` is {self.stage!r}; this config is for stage 2.")
+        if not self.instructions or not isinstance(self.instructions, str | list):
+            raise InputError("config field `instructions` is missing: a list of {prompt, answer}, or `nano`.")
+        self._check_path_weights("paths", PATHS)
+        for name in ("valence_weight", "arousal_weight", "ccc_weight", "mse_weight"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"config field `{name}` is {getattr(self, name)!r}; it must be at least 0.")
+        if self.lora is not None:
+            self._check_lora()
+        if not (
+            self.train_emotion_adapter or self.train_audio_projector or self.train_audio_tower or self.lora is not None
+        ):
+            raise InputError("nothing to train: set `train_emotion_adapter`, `train_audio_projector` or `lora`.")
+        super().__post_init__()
+
+    def _check_lora(self) -> None:
+        allowed = {"rank", "alpha", "dropout", "target_modules"}
+        for name in self.lora:
+            if name not in allowed:
+                raise InputError(f"config field `lora.{name}` is unknown; allowed are {', '.join(sorted(allowed))}.")
+        if not isinstance(self.lora.get("rank", 8), int) or self.lora.get("rank", 8) < 1:
+            raise InputError(f"config field `lora.rank` is {self.lora['rank']!r}; a whole number above 0 is needed.")

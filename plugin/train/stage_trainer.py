@@ -1,0 +1,168 @@
+"""What both trainers share: data order, normalisation of the loss, logs, checkpoints. No loss is defined here."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import Trainer
+from transformers.integrations.deepspeed import deepspeed_load_checkpoint
+
+from ..data.samplers import ScheduledBatchSampler
+from ..errors import InputError
+from . import checkpoint
+from .distributed import barrier, sum_over_ranks
+from .freezing import parameter_groups, set_modes
+from .losses import total
+from .metrics import EpochOfSampler, MetricsFile
+
+
+class StageTrainer(Trainer):
+    """HF Trainer whose data order is a function of seed and step, and whose checkpoints hold trained parameters only.
+
+    A subclass defines `loss_terms(model, batch, num_items)` -> named terms, `count_targets(batch)`, and `loss_weights`.
+
+    Args:
+        model, args, train_dataset, data_collator, processing_class: as for Trainer.
+        trained_parts: names of the submodules that are trained.
+        learning_rates: prefix of parameter names -> learning rate, None for the default.
+    """
+
+    loss_is_scaled_for_ga = True  # the terms are shares of the whole step
+    loss_weights: dict[str, float] = {}
+
+    def __init__(self, model, args, train_dataset, data_collator, processing_class, trained_parts, learning_rates):
+        self.trained_parts, self.learning_rates = tuple(trained_parts), learning_rates
+        self._logged: dict[str, list[float]] = {}  # term -> [sum over steps, number of steps]
+        self._step_terms: dict[str, torch.Tensor] = {}
+        super().__init__(
+            model=model, args=args, train_dataset=train_dataset, data_collator=data_collator,
+            processing_class=processing_class,
+        )  # fmt: skip
+        self.loss_is_scaled_for_ga = True
+        self.batch_sampler = ScheduledBatchSampler(
+            len(train_dataset), args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size,
+            args.process_index, args.seed,
+        )  # fmt: skip
+        self.add_callback(EpochOfSampler(self.batch_sampler))
+        self.add_callback(MetricsFile(Path(args.output_dir) / "metrics.jsonl"))
+
+    # ---- what a stage defines
+
+    def loss_terms(self, model, batch: dict[str, Any], num_items: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Named terms of a micro-batch on this rank; the names that end in `_loss` are trained on, all are logged."""
+        raise NotImplementedError
+
+    def count_targets(self, batch: dict[str, Any]) -> torch.Tensor:
+        """Number of target tokens in a micro-batch."""
+        raise NotImplementedError
+
+    # ---- data
+
+    def get_train_dataloader(self) -> DataLoader:
+        # Not prepared by accelerate: the sampler already gives each rank its own part.
+        workers = self.args.dataloader_num_workers
+        return DataLoader(
+            self.train_dataset,
+            batch_sampler=self.batch_sampler,
+            collate_fn=self.data_collator,
+            num_workers=workers,
+            pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
+            persistent_workers=workers > 0 and self.args.dataloader_persistent_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor if workers > 0 else None,
+        )
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        for batch in batches:
+            if "error" in batch:
+                raise InputError(batch["error"])
+        targets = sum(self.count_targets(batch) for batch in batches)
+        return batches, sum_over_ranks(torch.as_tensor(targets, device=device))
+
+    # ---- loss
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        set_modes(self.model, self.trained_parts)
+        terms = self.loss_terms(model, inputs, num_items_in_batch)
+        for name, term in terms.items():
+            self._step_terms[name] = self._step_terms.get(name, 0) + term.detach().float()
+        if self.accelerator.sync_gradients:
+            self._close_step()
+        # Engines average gradients over ranks; the terms are shares whose sum is wanted.
+        return total(terms, self.loss_weights) * self.args.world_size
+
+    def _close_step(self) -> None:
+        """Add the finished step's terms, summed over ranks, to what the next log averages."""
+        if not self._step_terms:
+            return
+        names = sorted(self._step_terms)
+        values = sum_over_ranks(torch.stack([self._step_terms[name] for name in names])).tolist()
+        for name, value in zip(names, values):
+            entry = self._logged.setdefault(name, [0.0, 0])
+            entry[0] += value
+            entry[1] += 1
+        self._step_terms = {}
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            # A term that belongs to one path is averaged over the steps that took the path.
+            logs |= {name: value / steps for name, (value, steps) in sorted(self._logged.items())}
+            self._logged = {}
+        super().log(logs, start_time)
+
+    def floating_point_ops(self, inputs) -> int:
+        return 0  # the library's estimate does not know our batches
+
+    def create_optimizer(self, model=None):
+        if self.optimizer is None:
+            # An explicit 0.0 instead of the default: the groups carry their own decay.
+            groups = parameter_groups(
+                self.model, self.learning_rates, self.args.learning_rate, self.args.weight_decay
+            )
+            optimizer_class, arguments = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            self.optimizer = optimizer_class(groups, **arguments)
+        return self.optimizer
+
+    # ---- checkpoints
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if not _internal_call:
+            super().save_model(output_dir)
+        elif not self.is_deepspeed_enabled and self.args.should_save:
+            checkpoint.save_trainable(self.model, Path(output_dir))
+        else:
+            os.makedirs(output_dir, exist_ok=True)  # DeepSpeed writes its own files beside the optimizer's
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.is_deepspeed_enabled:
+            self.model_wrapped.save_checkpoint(output_dir, exclude_frozen_parameters=True)
+        else:
+            super()._save_optimizer_and_scheduler(output_dir)
+
+    def _save_checkpoint(self, model, trial):
+        # The library deletes old checkpoints before the new one is known to be whole; we do it after.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        barrier()
+        if self.args.should_save:
+            output_dir = Path(self._get_output_dir(trial=trial))
+            checkpoint.mark_complete(output_dir / f"checkpoint-{self.state.global_step}")
+            checkpoint.rotate(output_dir, limit)
+        barrier()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        checkpoint.load_trainable(self.model if model is None else model, Path(resume_from_checkpoint))
+
+    def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
+        if resume_from_checkpoint is None or not self.is_deepspeed_enabled:
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        # The library loads strictly unless the model is a PeftModel; our checkpoints hold no frozen weights.
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        deepspeed_load_checkpoint(self.model_wrapped, resume_from_checkpoint, load_module_strict=False)
+        self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        return prepared
