@@ -1,0 +1,187 @@
+"""The report's figures: drawn once as SVG whose colours follow the page's theme, and once as PNG for Markdown.
+
+matplotlib comes with the `demo` extra. In the SVG each colour of the palette is a code that is replaced by a CSS
+variable, so that one picture is readable on a light and on a dark page.
+"""
+
+import io
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..errors import InputError
+from . import plots
+from .results import ASPECTS, CONTROL_STAGE, CONTROLS, STAGES, Outcome, Run
+
+# Names of the page's CSS variables and the light theme's colours, which the PNG files have.
+LIGHT = {
+    "ink": "#1b2027",
+    "muted": "#5c6672",
+    "grid": "#dce1e7",
+    "paper": "#ffffff",
+    "audio": "#b8480b",
+    "visual": "#1f67ad",
+    "av": "#0b7157",
+    "other": "#7a4a9e",
+}
+# Codes that stand for the variables in the SVG until they are replaced.
+CODES = {name: f"#0000{index:02x}" for index, name in enumerate(LIGHT, 1)}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure: what it shows in a sentence, the commands that gave its data, SVG text and PNG bytes."""
+
+    name: str
+    title: str
+    caption: str
+    alt: str
+    command: str
+    svg: str
+    png: bytes
+
+
+def require_matplotlib() -> None:
+    """Raises `InputError` if the report could not be drawn."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            "the report draws with matplotlib, which is not installed: `pip install vaemotionllm[demo]`"
+        ) from error
+
+
+def draw_all(run: Run, report: dict) -> list[Figure]:
+    """The report's figures in the order in which they are shown.
+
+    Raises:
+        InputError: if matplotlib is not installed.
+    """
+    require_matplotlib()
+    makers = (accuracy, controls, valence_arousal, confusion_emotion, confusion_content, learning_curves)
+    return [make(run, report) for make in makers]
+
+
+def accuracy(run: Run, report: dict) -> Figure:
+    cells = {stage: report["stages"][stage]["cells"] for stage in STAGES}
+    ways = [
+        f"{aspect} by sound goes from {_pct(cells['backbone'][f'{aspect}_audio'])} to "
+        f"{_pct(cells['stage1'][f'{aspect}_audio'])} after stage 1"
+        for aspect in ASPECTS
+    ]
+    return _figure(
+        "accuracy",
+        "Accuracy by stage",
+        lambda c: plots.draw_accuracy(cells, c),
+        "Accuracy by what the model was given. Whiskers are 95% intervals. Dashed: chance. Dotted: the visual "
+        "ceiling, which is what the untouched backbone reaches by seeing.",
+        "; ".join(ways),
+        run.command(*(f"eval_{stage}" for stage in STAGES)),
+    )
+
+
+def controls(run: Run, report: dict) -> Figure:
+    own, replaced = report["stages"][CONTROL_STAGE]["cells"], report["controls"]
+    ways = [
+        f"{control}: " + ", ".join(f"{aspect} {_pct(replaced[control][f'{aspect}_audio'])}" for aspect in ASPECTS)
+        for control in CONTROLS
+    ]
+    return _figure(
+        "controls",
+        "Does it listen?",
+        lambda c: plots.draw_controls(own, replaced, c),
+        f"Accuracy by sound alone {plots.STAGE_LABELS[CONTROL_STAGE]}, with the clip's own sound and with that sound "
+        "replaced. Dashed: chance. The other clip is one with other answers, so a model that trusts its ears lands "
+        "below chance there.",
+        "; ".join(ways),
+        run.command(f"eval_{CONTROL_STAGE}"),
+    )
+
+
+def valence_arousal(run: Run, report: dict) -> Figure:
+    scores = report["stages"]["stage2"]["va"]["av"]
+    return _figure(
+        "valence_arousal",
+        "Valence and arousal, predicted against true",
+        lambda c: plots.draw_plane(run, scores, c),
+        f"Audio-visual path after stage 2, {scores['n']} held-out clips. Left: each line leads from the true point "
+        "(ring) to the predicted one (dot). Middle and right: predicted against true; on the diagonal they agree.",
+        f"valence CCC {scores['valence_ccc']:.2f}, arousal CCC {scores['arousal_ccc']:.2f}",
+        run.command("va_stage2"),
+    )
+
+
+def confusion_emotion(run: Run, report: dict) -> Figure:
+    outcomes = run.cells["stage2"]["emotion_av"]
+    return _figure(
+        "confusion_emotion",
+        "Which emotions are taken for which",
+        lambda c: plots.draw_confusion(outcomes, "av", c),
+        "Emotion by sound and picture, after stage 2. Numbers are clips, the shade is the share of the row. An "
+        "emotion can be chosen only where the question offers it.",
+        _most_frequent_mistake(outcomes),
+        run.command("eval_stage2"),
+    )
+
+
+def confusion_content(run: Run, report: dict) -> Figure:
+    outcomes = run.cells["stage1"]["content_audio"]
+    return _figure(
+        "confusion_content",
+        "What is heard as what",
+        lambda c: plots.draw_confusion(outcomes, "audio", c),
+        "Content by sound alone, after stage 1. Numbers are clips, the shade is the share of the row.",
+        _most_frequent_mistake(outcomes),
+        run.command("eval_stage1"),
+    )
+
+
+def learning_curves(run: Run, report: dict) -> Figure:
+    return _figure(
+        "learning_curves",
+        "Learning curves",
+        lambda c: plots.draw_curves(run.curves, c),
+        "Every logged term of the training loss against the optimiser step.",
+        "; ".join(f"{stage}: {len(rows)} logged steps" for stage, rows in run.curves.items()),
+        run.command(*STAGES),
+    )
+
+
+def _figure(name: str, title: str, draw: Callable, caption: str, alt: str, command: str) -> Figure:
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "DejaVu Sans"}):
+        text, image = io.StringIO(), io.BytesIO()
+        draw(CODES).savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        draw(LIGHT).savefig(image, format="png", dpi=144, facecolor=LIGHT["paper"], metadata={"Software": None})
+    return Figure(name, title, caption, f"{title}: {alt}.", command, themed(text.getvalue(), name), image.getvalue())
+
+
+def themed(svg: str, name: str) -> str:
+    """The `<svg>` element alone: colours as CSS variables, scaled to its container, ids that no other figure has."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
+    for variable, code in CODES.items():
+        svg = svg.replace(code, f"var(--{variable})")
+    svg = svg.replace("'DejaVu Sans'", "system-ui, 'DejaVu Sans', sans-serif")
+    svg = re.sub(r'\b(id|xlink:href|href)="(#?)', rf'\1="\2{name}-', svg).replace("url(#", f"url(#{name}-")
+    # The size goes from the opening tag only; the view box keeps the proportions.
+    opening, rest = svg.split(">", 1)
+    opening = re.sub(r'\s(width|height|version|xmlns(:xlink)?)="[^"]*"', "", opening)
+    return f'{opening} role="img">{rest}'.replace("xlink:href", "href").strip()
+
+
+def _pct(cell: dict) -> str:
+    return f"{100 * cell['accuracy']:.0f}%"
+
+
+def _most_frequent_mistake(outcomes: list[Outcome]) -> str:
+    labels, columns, counts = plots.confusion(outcomes)
+    wrong = [
+        (counts[i, j], true, chosen)
+        for i, true in enumerate(labels)
+        for j, chosen in enumerate(columns)
+        if true != chosen
+    ]
+    count, true, chosen = max(wrong, default=(0, "", ""))
+    return f"the most frequent mistake is {true} taken for {chosen}, {count} times" if count else "no mistake"

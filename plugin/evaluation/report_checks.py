@@ -1,0 +1,81 @@
+"""What is asked of a run on the nano set, beside what was measured. The thresholds are ours, not the paper's."""
+
+from collections.abc import Sequence
+
+from .intervals import clustered_mean, wilson
+from .report_words import CONTROL_WORDS, PATH_WORDS, percent, points, scored, span, stage_word
+from .results import ASPECTS, CONTROL_STAGE, CONTROLS, Outcome, Run
+
+CEILING_RATIO, CCC_FLOOR = 0.85, 0.80
+
+
+def checks(report: dict, run: Run) -> list[dict]:
+    """What the project asks of a nano run, each with what was measured. A check is about the point estimate.
+
+    "At chance" means that the interval, widened for the number of such cells in the family (Bonferroni), holds chance,
+    for the cells before stage 1; for the controls, that it reaches down to chance, since another clip's sound may well
+    mislead below chance.
+    """
+    stages, found = report["stages"], []
+
+    def add(name: str, passed: bool, measured: str, asked: str) -> None:
+        found.append({"name": name, "passed": bool(passed), "measured": measured, "asked": asked})
+
+    for aspect in ASPECTS:
+        cell = stages["backbone"]["cells"][f"{aspect}_audio"]
+        low, high = _wide(run.cells["backbone"][f"{aspect}_audio"], len(ASPECTS))
+        add(
+            f"{aspect} by sound before stage 1",
+            low <= cell["chance"] <= high,
+            f"{percent(cell['accuracy'])} {span(cell['ci95'])}",
+            f"chance, {percent(cell['chance'])}",
+        )
+    for aspect in ASPECTS:
+        ratio = report["hearing"][aspect]
+        measured = (
+            "the backbone never sees it"
+            if ratio["ratio"] is None
+            else f"{percent(ratio['ratio'])} {span(ratio['ci95'])}"
+        )
+        add(
+            f"{aspect} by sound after stage 1, share of the visual ceiling",
+            ratio["ratio"] is not None and ratio["ratio"] >= CEILING_RATIO,
+            measured,
+            f"at least {percent(CEILING_RATIO, 0)}",
+        )
+    gain = report["av_gain"]["emotion"]
+    add(
+        f"emotion by sound and picture minus {PATH_WORDS[gain['better_single']]} alone, after stage 2",
+        gain["difference"] > 0,
+        f"{points(gain['difference'])} {span(gain['ci95'], signed=True)}",
+        "above 0",
+    )
+    for name in ("valence", "arousal"):
+        av = stages["stage2"]["va"]["av"]
+        add(
+            f"{name} CCC by sound and picture, after stage 2",
+            av[f"{name}_ccc"] >= CCC_FLOOR,
+            " ".join(scored(av, name)),
+            f"at least {CCC_FLOOR:.2f}",
+        )
+    family = len(CONTROLS) * len(ASPECTS)
+    for control in CONTROLS:
+        for aspect in ASPECTS:
+            cell = report["controls"][control][f"{aspect}_audio"]
+            low, _ = _wide(run.controls[control][f"{aspect}_audio"], family)
+            add(
+                f"{aspect} with {CONTROL_WORDS[control]}, after {stage_word(CONTROL_STAGE)}",
+                low <= cell["chance"],
+                f"{percent(cell['accuracy'])} {span(cell['ci95'])}",
+                f"back to chance, {percent(cell['chance'])}",
+            )
+    return found
+
+
+def _wide(outcomes: Sequence[Outcome], family: int) -> tuple[float, float]:
+    level = 1 - 0.05 / family
+    values = [outcome.correct for outcome in outcomes]
+    clips = [outcome.clip_id for outcome in outcomes]
+    if len(set(clips)) == len(clips):
+        return wilson(round(sum(values)), len(values), level)
+    return clustered_mean(clips, values, level)

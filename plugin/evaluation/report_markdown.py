@@ -1,0 +1,147 @@
+"""`report.md`: the report as Markdown, with the figures as PNG files beside it."""
+
+from collections.abc import Sequence
+
+from .figures import Figure
+from .report_words import CONTROL_WORDS, PATH_WORDS, percent, points, scored, span, stage_word
+from .results import ASPECTS, CONTROLS, PATHS, STAGES
+
+CCC_NOTE = "Concordance correlation coefficient (CCC) of the Supervisor's heads. Before stage 2 they are untrained."
+MEMORY_NOTE = (
+    "Peak memory is that of the command and all processes it starts, summed; pages that they share count for each."
+)
+
+
+def render(report: dict, figures: Sequence[Figure]) -> str:
+    """The whole text; figures are linked as `figures/<name>.png`."""
+    parts = [
+        "# What the model hears, sees and feels",
+        f"**{report['headline']}**",
+        *([f"> {report['statement']}"] if report["statement"] else []),
+        f"Seed {report['seed']}. {report['intervals']}",
+        "## Accuracy",
+        cells_table(report),
+        comparison(report),
+        figure_block(figures, "accuracy", report["seed"]),
+        "## Does it listen?",
+        f"Accuracy by sound alone after {stage_word(report['control_stage'])}, with the clip's sound replaced.",
+        controls_table(report),
+        figure_block(figures, "controls", report["seed"]),
+        "## Valence and arousal",
+        CCC_NOTE,
+        ccc_table(report),
+        figure_block(figures, "valence_arousal", report["seed"]),
+        "## Mistakes",
+        figure_block(figures, "confusion_emotion", report["seed"]),
+        figure_block(figures, "confusion_content", report["seed"]),
+        "## Learning curves",
+        figure_block(figures, "learning_curves", report["seed"]),
+        "## What was asked of this run",
+        checks_table(report),
+        "## Cost",
+        cost_table(report),
+        MEMORY_NOTE,
+        "## Versions",
+        versions_line(report),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], align: str | None = None) -> str:
+    rule = [{"l": "---", "r": "---:"}[side] for side in (align or "l" + "r" * (len(header) - 1))]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *rows))
+
+
+def cells_table(report: dict) -> str:
+    first = report["stages"]["backbone"]["cells"]
+    names = [(aspect, path) for aspect in ASPECTS for path in PATHS]
+    rows = []
+    for stage in STAGES:
+        cells = report["stages"][stage]["cells"]
+        row = [stage_word(stage)]
+        for aspect, path in names:
+            cell = cells[f"{aspect}_{path}"]
+            unclear = f" ({percent(cell['unparsable'])} no option)" if cell["unparsable"] else ""
+            row.append(f"{percent(cell['accuracy'])} {span(cell['ci95'])}{unclear}")
+        rows.append(row)
+    rows.append(["chance", *(percent(first[f"{aspect}_{path}"]["chance"]) for aspect, path in names)])
+    rows.append(["visual ceiling", *(percent(report["ceiling"][aspect]) for aspect, _ in names)])
+    rows.append(["questions", *(str(first[f"{aspect}_{path}"]["n"]) for aspect, path in names)])
+    return table(["", *(f"{aspect}, {PATH_WORDS[path]}" for aspect, path in names)], rows)
+
+
+def comparison(report: dict) -> str:
+    """Hearing against seeing, and both against the better one, as sentences."""
+    shares = " and ".join(
+        f"{percent(found['ratio'])} {span(found['ci95'])} in {aspect}"
+        if found["ratio"] is not None
+        else f"an undefined share in {aspect}"
+        for aspect, found in report["hearing"].items()
+    )
+    gains = " and ".join(
+        f"{points(gain['difference'], signed=True)} {span(gain['ci95'], signed=True)} in {aspect} "
+        f"(against {PATH_WORDS[gain['better_single']]})"
+        for aspect, gain in report["av_gain"].items()
+    )
+    return (
+        f"After stage 1, hearing reaches {shares} of the visual ceiling. After stage 2, sound and picture together "
+        f"differ from the better one alone by {gains}."
+    )
+
+
+def controls_table(report: dict) -> str:
+    own = report["stages"][report["control_stage"]]["cells"]
+    rows = [["the clip's own", *(_cell(own[f"{aspect}_audio"]) for aspect in ASPECTS)]]
+    rows += [
+        [CONTROL_WORDS[name], *(_cell(report["controls"][name][f"{aspect}_audio"]) for aspect in ASPECTS)]
+        for name in CONTROLS
+    ]
+    rows.append(["chance", *(percent(own[f"{aspect}_audio"]["chance"]) for aspect in ASPECTS)])
+    return table(["sound", *ASPECTS], rows)
+
+
+def _cell(cell: dict) -> str:
+    return f"{percent(cell['accuracy'])} {span(cell['ci95'])}"
+
+
+def ccc_table(report: dict) -> str:
+    rows = []
+    for stage in STAGES:
+        row = [stage_word(stage)]
+        for name in ("valence", "arousal"):
+            for path in PATHS:
+                row.append(" ".join(scored(report["stages"][stage]["va"][path], name)))
+        rows.append(row)
+    return table(["", *(f"{name}, {PATH_WORDS[path]}" for name in ("valence", "arousal") for path in PATHS)], rows)
+
+
+def checks_table(report: dict) -> str:
+    rows = [["met" if c["passed"] else "**not met**", c["name"], c["measured"], c["asked"]] for c in report["checks"]]
+    return table(["", "asked", "measured", "wanted"], rows, "llrr")
+
+
+def cost_table(report: dict) -> str:
+    rows = [
+        [
+            name + (" (from the cache)" if cost["from_cache"] else ""),
+            f"{cost['wall_s']:.1f} s",
+            f"{cost['peak_rss_mb']:.0f} MB",
+            f"`{report['commands'][name]}`",
+        ]
+        for name, cost in report["cost"].items()
+    ]
+    total = sum(cost["wall_s"] for cost in report["cost"].values())
+    rows.append(["sum", f"{total:.1f} s", "", ""])
+    return table(["step", "wall time", "peak memory", "command"], rows, "lrrl")
+
+
+def figure_block(figures: Sequence[Figure], name: str, seed: int) -> str:
+    figure = next(figure for figure in figures if figure.name == name)
+    commands = "\n".join(f"    {line}" for line in figure.command.splitlines())
+    return f"![{figure.alt}](figures/{name}.png)\n\n*{figure.caption}* Seed {seed}, from:\n\n{commands}"
+
+
+def versions_line(report: dict) -> str:
+    machine = report["machine"]
+    place = f"; {machine['cpus']} CPU cores, {machine['platform']}" if machine else ""
+    return ", ".join(f"{name} {version}" for name, version in report["versions"].items()) + place

@@ -1,0 +1,79 @@
+"""Words and number formats of the report, its first sentence, and its table for a terminal."""
+
+from collections.abc import Sequence
+
+from .results import ASPECTS, PATHS, STAGES
+
+CONTROL_WORDS = {"silence": "silence", "noise": "noise", "mismatch": "another clip's sound"}
+PATH_WORDS = {"audio": "sound", "visual": "picture", "av": "sound and picture"}
+
+
+def stage_word(stage: str) -> str:
+    return {"backbone": "backbone", "stage1": "stage 1", "stage2": "stage 2"}[stage]
+
+
+def percent(value: float, digits: int = 1) -> str:
+    return f"{100 * value:.{digits}f}%"
+
+
+def two(value: float) -> str:
+    """Two digits, and never "-0.00"."""
+    return f"{round(value, 2) + 0.0:.2f}"
+
+
+def scored(scores: dict, name: str) -> tuple[str, str]:
+    """A CCC and its interval as text."""
+    low, high = scores[f"{name}_ccc_ci95"]
+    return two(scores[f"{name}_ccc"]), f"[{two(low)}, {two(high)}]"
+
+
+def points(value: float, signed: bool = False) -> str:
+    return f"{100 * value:{'+' if signed else ''}.1f} points"
+
+
+def span(interval: Sequence[float], signed: bool = False) -> str:
+    """An interval of shares in percent, such as "[81.2, 90.1]"."""
+    sign = "+" if signed else ""
+    return f"[{100 * interval[0]:{sign}.1f}, {100 * interval[1]:{sign}.1f}]"
+
+
+def headline(report: dict) -> str:
+    """Two or three sentences that say what came out, whatever it is."""
+    stages, ratios, gain = report["stages"], report["hearing"], report["av_gain"]["emotion"]
+
+    def cell(stage: str, name: str) -> str:
+        return percent(stages[stage]["cells"][name]["accuracy"])
+
+    chance = percent(stages["backbone"]["cells"]["content_audio"]["chance"], 0)
+    shares = " and ".join(
+        "an undefined share" if ratios[aspect]["ratio"] is None else percent(ratios[aspect]["ratio"], 0)
+        for aspect in ASPECTS
+    )
+    low, high = gain["ci95"]
+    size, single = points(abs(gain["difference"])), f"{PATH_WORDS[gain['better_single']]} alone"
+    if low > 0:
+        against = f"{size} above {single}"
+    elif high < 0:
+        against = f"{size} below {single}"
+    else:
+        against = f"not clearly different from {single} ({points(gain['difference'], signed=True)})"
+    va = stages["stage2"]["va"]["av"]
+    return (
+        f"From sound alone, after stage 1, the model names content at {cell('stage1', 'content_audio')} and emotion "
+        f"at {cell('stage1', 'emotion_audio')}: {shares} of what the backbone reaches by seeing. Before stage 1 it "
+        f"stood at {cell('backbone', 'content_audio')} and {cell('backbone', 'emotion_audio')}, where chance is "
+        f"{chance}. After stage 2, sound and picture together name emotion at {cell('stage2', 'emotion_av')}, "
+        f"{against}, and valence and arousal agree with the truth at a CCC of {two(va['valence_ccc'])} and "
+        f"{two(va['arousal_ccc'])}."
+    )
+
+
+def terminal_table(report: dict) -> str:
+    """Accuracy in percent as text of 80 columns: a row a cell, a column a stage."""
+    lines = [f"{'accuracy, %':<16}" + "".join(f"{stage_word(stage):<19}" for stage in STAGES) + "chance"]
+    for aspect in ASPECTS:
+        for path in PATHS:
+            cells = [report["stages"][stage]["cells"][f"{aspect}_{path}"] for stage in STAGES]
+            scores = "".join(f"{100 * cell['accuracy']:.1f} {span(cell['ci95'])}".ljust(19) for cell in cells)
+            lines.append(f"{f'{aspect} {path}':<16}{scores}{100 * cells[0]['chance']:.1f}")
+    return "\n".join(lines)
