@@ -86,6 +86,11 @@ class ClipDataset(Dataset):
     def __len__(self) -> int:
         return len(self.clips)
 
+    @property
+    def groups(self) -> list[str]:
+        """Clips of one group make the model run the same modules: what holds the picture."""
+        return [clip.visual or "none" for clip in self.clips]
+
     def __getitem__(self, key: SampleKey | int) -> Sample | Failure:
         if not isinstance(key, SampleKey):
             key = SampleKey(int(key), 0, 0)

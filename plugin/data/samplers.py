@@ -4,7 +4,7 @@ So a run that was killed goes on exactly as if it had not been, and two ranks se
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -38,23 +38,29 @@ def path_of_step(seed: int, step: int, weights: Mapping[str, float]) -> str:
 class ScheduledBatchSampler(Sampler[list[SampleKey]]):
     """Batches of one rank.
 
-    In every epoch the clips are shuffled, and cut into optimizer steps of `batch_size * accumulation * world_size`
-    clips; the clips that are left over wait for another epoch's shuffle. With fewer clips than one step needs, clips
-    repeat within the step.
+    An optimizer step takes `batch_size * accumulation * world_size` clips of one group. In every epoch each group is
+    shuffled and cut into steps, and the steps of all groups are shuffled; the clips that are left over wait for another
+    epoch's shuffle. A group with fewer clips than one step gives one step in which clips repeat.
 
     Args:
-        clips: number of clips.
+        groups: group of each clip, such as "image" or "video". Under ZeRO-3 every rank must run the same modules in
+            each step, and a backbone runs its vision tower once for images and once for videos.
         batch_size: clips in a micro-batch of one rank.
         accumulation: micro-batches in an optimizer step.
         world_size, rank: of this process.
         seed: of the shuffle.
     """
 
-    def __init__(self, clips: int, batch_size: int, accumulation: int, world_size: int, rank: int, seed: int):
-        self.clips, self.batch_size, self.accumulation = clips, batch_size, accumulation
+    def __init__(
+        self, groups: Sequence[str], batch_size: int, accumulation: int, world_size: int, rank: int, seed: int
+    ):
+        self.batch_size, self.accumulation = batch_size, accumulation
         self.world_size, self.rank, self.seed = world_size, rank, seed
         self.step_size = batch_size * accumulation * world_size
-        self.steps_per_epoch = max(clips // self.step_size, 1)
+        self.members = [
+            np.array([index for index, group in enumerate(groups) if group == name]) for name in sorted(set(groups))
+        ]
+        self.steps_per_epoch = sum(self._steps_of(len(members)) for members in self.members)
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -64,11 +70,15 @@ class ScheduledBatchSampler(Sampler[list[SampleKey]]):
         return self.steps_per_epoch * self.accumulation
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.clips)
-        order = np.resize(order, self.steps_per_epoch * self.step_size)
+        rng = np.random.default_rng((self.seed, self.epoch))
+        orders = [np.resize(rng.permutation(m), self._steps_of(len(m)) * self.step_size) for m in self.members]
+        order = np.concatenate(orders)
         # (steps, accumulation, world_size, batch_size)
         grid = order.reshape(self.steps_per_epoch, self.accumulation, self.world_size, self.batch_size)
         first = self.epoch * self.steps_per_epoch
-        for step in range(self.steps_per_epoch):
+        for offset, row in enumerate(rng.permutation(self.steps_per_epoch)):
             for micro in range(self.accumulation):
-                yield [SampleKey(int(i), self.epoch, first + step) for i in grid[step, micro, self.rank]]
+                yield [SampleKey(int(index), self.epoch, first + offset) for index in grid[row, micro, self.rank]]
+
+    def _steps_of(self, clips: int) -> int:
+        return max(clips // self.step_size, 1)

@@ -1,5 +1,6 @@
 """What both stages' configs have in common."""
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,6 +9,27 @@ from transformers import TrainingArguments
 from ..errors import InputError
 
 PATHS = ("audio", "visual", "av")
+
+
+def join_cpu_ranks(config: TrainingArguments) -> None:
+    """Let DeepSpeed's ranks find each other on a machine without an accelerator.
+
+    There the library picks no backend for them: every process takes itself for rank 0 of 1. So the ranks are joined
+    here, by gloo, and the library is told to take them as they are.
+    """
+    import torch
+
+    if torch.accelerator.is_available() or "LOCAL_RANK" not in os.environ:
+        return
+    from accelerate import PartialState
+
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+    try:
+        PartialState(backend="gloo")
+    finally:
+        del os.environ["ACCELERATE_USE_DEEPSPEED"]
+    config.accelerator_config = {"use_configured_state": True}
 
 
 @dataclass
@@ -65,6 +87,8 @@ class StageConfig(TrainingArguments):
             self._check_positive("max_clips")
         if self.learning_rate <= 0:
             self._check_positive("learning_rate")
+        if self.deepspeed:
+            join_cpu_ranks(self)
         super().__post_init__()
 
     def _check_positive(self, name: str) -> None:

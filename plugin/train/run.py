@@ -200,8 +200,17 @@ def make_trainer(config: StageConfig, model, processor, dataset: ClipDataset, co
         "emotion_adapter": getattr(config, "emotion_adapter_lr", None),
         "lora_": getattr(config, "lora_lr", None),
     }
+    if config.deepspeed:
+        fill_bucket_sizes(config.hf_deepspeed_config, model.config.get_text_config().hidden_size)
     trainer_class = Stage1Trainer if isinstance(config, Stage1Config) else Stage2Trainer
     return trainer_class(model, config, dataset, collator, processor, parts, learning_rates)
+
+
+def fill_bucket_sizes(deepspeed_config, hidden_size: int) -> None:
+    """Fill "auto" sizes, as the library does for models whose config has a `hidden_size` at its top level."""
+    deepspeed_config.fill_only("zero_optimization.reduce_bucket_size", hidden_size * hidden_size)
+    deepspeed_config.fill_only("zero_optimization.stage3_prefetch_bucket_size", int(0.9 * hidden_size * hidden_size))
+    deepspeed_config.fill_only("zero_optimization.stage3_param_persistence_threshold", 10 * hidden_size)
 
 
 def save(trainer: StageTrainer, output_dir: Path, lora: bool) -> None:

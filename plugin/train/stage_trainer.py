@@ -42,7 +42,7 @@ class StageTrainer(Trainer):
         )  # fmt: skip
         self.loss_is_scaled_for_ga = True
         self.batch_sampler = ScheduledBatchSampler(
-            len(train_dataset), args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size,
+            train_dataset.groups, args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size,
             args.process_index, args.seed,
         )  # fmt: skip
         self.add_callback(EpochOfSampler(self.batch_sampler))
