@@ -10,10 +10,12 @@ from ..errors import InputError
 # Command -> one line for --help. Each names a module in this folder ("-" as "_") with `add_arguments(parser)` and
 # `run(args)`.
 COMMANDS = {
+    "init": "bolt an audio encoder onto a vision-language model: the model that stage 1 teaches to hear",
     "train": "train stage 1 (VG-Align) or stage 2 (EmoAdapter) from a YAML config",
     "nano": "build the embedded default: the procedural art world, its benchmark and its backbone",
     "benchmark": "choose the data set that the lmms-eval tasks `artemo` read",
     "evaluate-va": "measure valence and arousal on each path of a benchmark's clips",
+    "report": "make the report of a demo anew from its files",
     "demo": "run everything on the nano world: backbone, both stages, lmms-eval, report",
 }
 

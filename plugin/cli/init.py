@@ -1,0 +1,82 @@
+"""`vaemotionllm init`: bolts an audio encoder onto a vision-language model and saves the untrained whole."""
+
+import argparse
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from ..errors import InputError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--vlm", required=True, metavar="DIR_OR_NAME", help="a transformers image-text-to-text model")
+    parser.add_argument(
+        "--audio", required=True, metavar="DIR_OR_NAME", help="a transformers audio encoder with its feature extractor"
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="new folder for the model and its processor")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the new weights: projector, EmoAdapter (default 0)"
+    )
+    parser.add_argument("fields", nargs="*", metavar="FIELD=VALUE", help="fields of VAEmotionLLMConfig")
+
+
+def run(args: argparse.Namespace) -> int:
+    out = Path(args.out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"--out {out} exists and is not an empty folder; name a new one or remove it")
+    fields = parse_fields(args.fields)
+
+    import torch
+
+    from ..model.configuration_vaemotionllm import VAEmotionLLMConfig
+    from ..model.modeling_vaemotionllm import VAEmotionLLMForConditionalGeneration
+    from ..model.processing_vaemotionllm import VAEmotionLLMProcessor
+
+    known = set(VAEmotionLLMConfig.__annotations__)
+    for name in fields:
+        if name not in known:
+            raise InputError(f"{name!r} is no field of VAEmotionLLMConfig; fields are {', '.join(sorted(known))}")
+    torch.manual_seed(args.seed)
+    try:
+        processor = VAEmotionLLMProcessor.from_backbone(args.vlm, args.audio)
+        model = VAEmotionLLMForConditionalGeneration.from_backbone(args.vlm, args.audio, **fields)
+    except (OSError, ValueError) as error:
+        raise InputError(f"--vlm {args.vlm} and --audio {args.audio} do not make a model: {error}") from error
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # Written beside the target and renamed, so that a folder under the final name is always whole.
+    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        model.save_pretrained(partial)
+        processor.save_pretrained(partial)
+        os.chmod(partial, 0o777 & ~_umask())
+        if out.exists():
+            out.rmdir()
+        os.replace(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    print(
+        f"{out}: {parameters / 1e6:.2f} M parameters, of which audio tower "
+        f"{sum(p.numel() for p in model.audio_tower.parameters()) / 1e6:.2f} M, not yet trained to hear"
+    )
+    return 0
+
+
+def parse_fields(words: list[str]) -> dict:
+    """`name=value` words as a dictionary; values are read as YAML, so that `true`, `8` and `1e-3` have their types."""
+    import yaml
+
+    fields = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not equals or not name:
+            raise InputError(f"{word!r} is not of the form FIELD=VALUE")
+        fields[name] = yaml.safe_load(text)
+    return fields
+
+
+def _umask() -> int:
+    value = os.umask(0)
+    os.umask(value)
+    return value
