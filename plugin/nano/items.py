@@ -2,15 +2,12 @@
 
 import numpy as np
 
-from .labels import CONTENTS, EMOTIONS
-from .language import CONTENT_QUESTION, EMOTION_QUESTION
+from .language import CHOICES
 
 NUM_OPTIONS = 4
 MODALITIES = ("audio", "visual", "av")
 LICENSE = "CC0-1.0"
 SOURCE = "vaemotionllm nano world"
-
-_ASPECTS = {"content": (CONTENT_QUESTION, CONTENTS), "emotion": (EMOTION_QUESTION, EMOTIONS)}
 
 
 def _options(rng, answer: str, labels, position: int) -> list[str]:
@@ -27,7 +24,7 @@ def benchmark_items(rows: list[dict], seed: int) -> list[dict]:
     questions; each position holds the answer equally often (to within one item).
     """
     items = []
-    for aspect_number, (aspect, (question, labels)) in enumerate(_ASPECTS.items()):
+    for aspect_number, (aspect, (question, labels)) in enumerate(CHOICES.items()):
         rng = np.random.default_rng((seed, 77, aspect_number))
         positions = rng.permutation(np.arange(len(rows)) % NUM_OPTIONS)
         for row, position in zip(rows, positions):

@@ -37,7 +37,8 @@ OPEN_QUESTIONS = {
     "Is it pleasant or unpleasant?": lambda row: valence_word(row["valence"]),
     "Is its energy high or low?": lambda row: energy_word(row["arousal"]),
 }
-_CHOICES = {CONTENT_QUESTION: (CONTENTS, "content"), EMOTION_QUESTION: (EMOTIONS, "emotion")}
+# aspect -> (question, labels)
+CHOICES = {"content": (CONTENT_QUESTION, CONTENTS), "emotion": (EMOTION_QUESTION, EMOTIONS)}
 
 
 def _article(word: str) -> str:
@@ -68,12 +69,12 @@ def _draw_options(rng, labels, answer: str | None = None) -> list[str]:
     return options
 
 
-def choice_instruction(rng: np.random.Generator, row: Mapping, question: str | None = None) -> tuple[str, str]:
+def choice_instruction(rng: np.random.Generator, row: Mapping, aspect: str | None = None) -> tuple[str, str]:
     """A multiple-choice prompt in the benchmark's format and the letter of its answer."""
-    question = question or _pick(rng, tuple(_CHOICES))
-    labels, field = _CHOICES[question]
-    options = _draw_options(rng, labels, row[field])
-    return multiple_choice(question, options), LETTERS[options.index(row[field])]
+    aspect = aspect or _pick(rng, tuple(CHOICES))
+    question, labels = CHOICES[aspect]
+    options = _draw_options(rng, labels, row[aspect])
+    return multiple_choice(question, options), LETTERS[options.index(row[aspect])]
 
 
 def open_instruction(rng: np.random.Generator, row: Mapping) -> tuple[str, str]:
@@ -100,8 +101,8 @@ def stage1_prompts(rng: np.random.Generator) -> str:
     """One prompt for stage 1. No clip and no label goes in: options are drawn from the vocabulary at random."""
     kind = rng.random()
     if kind < 0.5:
-        question = _pick(rng, tuple(_CHOICES))
-        return multiple_choice(question, _draw_options(rng, _CHOICES[question][0]))
+        question, labels = CHOICES[_pick(rng, tuple(CHOICES))]
+        return multiple_choice(question, _draw_options(rng, labels))
     return _pick(rng, tuple(OPEN_QUESTIONS)) if kind < 0.8 else _pick(rng, CAPTION_PROMPTS)
 
 
@@ -118,7 +119,7 @@ def corpus() -> list[str]:
     texts += CAPTION_PROMPTS
     texts += OPEN_QUESTIONS
     texts += [*CONTENTS, *EMOTIONS, *VALENCE_WORDS, *ENERGY_WORDS]
-    for question, (labels, _) in _CHOICES.items():
+    for question, labels in CHOICES.values():
         for shift in range(len(labels)):
             texts.append(multiple_choice(question, [labels[(shift + k) % len(labels)] for k in range(len(LETTERS))]))
     return texts
