@@ -84,7 +84,14 @@ setup(
     extras_require={
         "flash-attn": ["flash-attn>=2.7"],
         "demo": ["matplotlib>=3.9"],
-        "test": ["pytest>=8", "setuptools>=77,<82", "ruff>=0.17,<0.18", "mypy>=2,<3", "types-PyYAML>=6", "pre-commit>=4"],
+        "test": [
+            "pytest>=8",
+            "setuptools>=77,<82",
+            "ruff>=0.17,<0.18",
+            "mypy>=2,<3",
+            "types-PyYAML>=6",
+            "pre-commit>=4",
+        ],
     },
     entry_points={
         "console_scripts": ["vaemotionllm = vaemotionllm.cli.main:main"],

@@ -7,6 +7,7 @@ import functools
 import inspect
 import sys
 import warnings
+from typing import Any
 
 MARK = "_vaemotionllm_power"
 
@@ -26,8 +27,8 @@ def _tasks_of(manager, name: str) -> list[str]:
 
 def apply(loaded: str | None = None) -> bool:
     """Wraps `collect_task_sizes`. Returns False, after a warning, where it does not fit."""
-    module = sys.modules["lmms_eval.cli.power_utils"]
-    original = getattr(module, "collect_task_sizes", None)
+    module: Any = sys.modules["lmms_eval.cli.power_utils"]
+    original: Any = getattr(module, "collect_task_sizes", None)
     if getattr(original, MARK, False):
         return True
     expected = ["tasks_arg", "verbosity", "include_path"]

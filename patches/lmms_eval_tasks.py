@@ -10,6 +10,7 @@ import inspect
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 MARK = "_vaemotionllm_tasks"
 
@@ -25,8 +26,8 @@ def tasks_folder() -> str:
 def apply(loaded: str | None = None) -> bool:
     """Wraps `TaskManager.initialize_tasks`. Returns False, after a warning, where it does not fit."""
     folder = tasks_folder()
-    manager = getattr(sys.modules.get("lmms_eval.tasks"), "TaskManager", None)
-    original = getattr(manager, "initialize_tasks", None)
+    manager: Any = getattr(sys.modules.get("lmms_eval.tasks"), "TaskManager", None)
+    original: Any = getattr(manager, "initialize_tasks", None)
     if getattr(original, MARK, False):
         return True
     expected = ["self", "include_path", "include_defaults"]

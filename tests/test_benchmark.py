@@ -103,7 +103,10 @@ def test_a_benchmark_is_read(folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"answer": None}, r"line 2 \(item 'clip-0-content-visual'\): the column 'answer' is missing. Required are id,"),
+        (
+            {"answer": None},
+            r"line 2 \(item 'clip-0-content-visual'\): the column 'answer' is missing. Required are id,",
+        ),
         ({"options": None}, "the column 'options' is missing"),
         ({"options": "rain"}, "column 'options' is 'rain'; allowed is a list"),
         ({"options": ["rain", "rain"]}, "a list of 2 to 26 different strings"),
@@ -176,7 +179,10 @@ def test_a_bad_choice_is_refused_and_the_old_one_stays(folder, capsys):
 def test_validate_ends_with_2_where_a_column_is_wrong(folder, tmp_path, capsys):
     assert main(["benchmark", "validate", str(folder)]) == 0
     assert "no error found" in capsys.readouterr().out
-    rows = [{("reply" if key == "answer" else key): value for key, value in row.items()} for row in benchmark_files.read_items(folder)]
+    rows = [
+        {("reply" if key == "answer" else key): value for key, value in row.items()}
+        for row in benchmark_files.read_items(folder)
+    ]
     benchmark_files.write_items(tmp_path, rows)
     assert main(["benchmark", "validate", str(tmp_path)]) == 2
     assert "the column 'answer' is missing" in capsys.readouterr().err
@@ -262,7 +268,12 @@ def test_documents_carry_what_the_modality_may_see(folder, monkeypatch):
             for document in documents:
                 kinds = [part["type"] for part in artemo.doc_to_messages(document)[0]["content"]]
                 picture = "video" if document["clip_id"] in ("clip-2", "clip-5") else "image"
-                assert kinds == {"audio": ["audio", "text"], "visual": [picture, "text"], "av": [picture, "audio", "text"]}[modality]
+                assert (
+                    kinds
+                    == {"audio": ["audio", "text"], "visual": [picture, "text"], "av": [picture, "audio", "text"]}[
+                        modality
+                    ]
+                )
     muted = artemo.yaml_value("documents_emotion_audio_silence")(None)
     plain = artemo.yaml_value("documents_emotion_audio")(None)
     assert muted["id"] == plain["id"] and not set(muted["audio"]) & set(plain["audio"])

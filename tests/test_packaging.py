@@ -19,7 +19,9 @@ STARTUP = "vaemotionllm_startup.pth"
 
 
 def run(*command, cwd, **kwargs) -> str:
-    done = subprocess.run([str(part) for part in command], cwd=cwd, capture_output=True, text=True, timeout=300, **kwargs)
+    done = subprocess.run(
+        [str(part) for part in command], cwd=cwd, capture_output=True, text=True, timeout=300, **kwargs
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -39,7 +41,19 @@ def sources(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def wheel(sources, tmp_path_factory) -> Path:
     target = tmp_path_factory.mktemp("wheel")
-    run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", target, sources, cwd=target)
+    run(
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        target,
+        sources,
+        cwd=target,
+    )
     (path,) = target.glob("*.whl")
     return path
 
@@ -65,7 +79,12 @@ def test_the_wheel_names_commands_and_entry_points(wheel):
     assert "vaemotionllm = vaemotionllm.cli.main:main" in points
     assert "[lmms_eval.models]\nvaemotionllm = vaemotionllm.evaluation.manifest:manifest" in points
     metadata = next(archive.read(name).decode() for name in archive.namelist() if name.endswith("/METADATA"))
-    for line in ("Provides-Extra: flash-attn", "Provides-Extra: test", "Provides-Extra: demo", "Requires-Python: >=3.11,<3.13"):
+    for line in (
+        "Provides-Extra: flash-attn",
+        "Provides-Extra: test",
+        "Provides-Extra: demo",
+        "Requires-Python: >=3.11,<3.13",
+    ):
         assert line in metadata
 
 
@@ -132,7 +151,9 @@ def test_constraints_pin_every_requirement_and_agree_with_the_ranges():
             assert specifier.operator == "==", line
             pins[re.sub(r"[-_.]+", "-", requirement.name).lower()] = specifier.version
     text = (ROOT / "setup.py").read_text()
-    wanted = [Requirement(name) for name in re.findall(r'"([A-Za-z][\w.-]*(?:>=|<|==)[^"]*)"', text) if "flash" not in name]
+    wanted = [
+        Requirement(name) for name in re.findall(r'"([A-Za-z][\w.-]*(?:>=|<|==)[^"]*)"', text) if "flash" not in name
+    ]
     assert len(wanted) > 15
     for requirement in wanted:
         if requirement.name != "python":

@@ -75,7 +75,8 @@ def test_auto_classes_work_where_the_config_is_imported_first(tmp_path):
 
 def test_tasks_are_listed_with_no_flag_and_no_variable(tmp_path):
     out = run_python(
-        "import sys; sys.argv = ['lmms-eval', 'tasks', 'list']\nfrom lmms_eval.cli.dispatch import main; main()", cwd=tmp_path
+        "import sys; sys.argv = ['lmms-eval', 'tasks', 'list']\nfrom lmms_eval.cli.dispatch import main; main()",
+        cwd=tmp_path,
     )
     assert TASKS | CONTROLS | {"artemo", "artemo_controls"} <= set(out.split())
 

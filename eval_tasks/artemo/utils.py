@@ -1,4 +1,4 @@
-"""Names for the YAMLs of this folder. lmms-eval runs this file anew for every `!function`, so it holds nothing itself."""
+"""Names for the YAMLs here. lmms-eval runs this file anew for every `!function`, so it holds nothing itself."""
 
 from vaemotionllm.evaluation import artemo
 

@@ -1,4 +1,4 @@
-"""A multiple-choice item as text: its prompt, one wording for training and evaluation, and the reading of an answer."""
+"""A multiple-choice item as text: its prompt, the same in training and evaluation, and the reading of an answer."""
 
 import re
 from collections.abc import Sequence
@@ -21,8 +21,8 @@ def parse_choice(response: str, options: Sequence[str]) -> str | None:
     """The option that a response names, or None where it names none or more than one.
 
     Rules, the first that fits counts; all are our choice and need no judge model:
-      1. The response is one letter, with or without brackets, punctuation or a leading "answer:": "B", "(b)", "**B.**",
-         "The answer is B".
+      1. The response is one letter, with or without brackets, punctuation or a leading "answer:": "B", "(b)",
+         "**B.**", "The answer is B".
       2. It starts with an upper-case letter that is set off by punctuation: "B. joyful", "(B) joyful", "B: joyful".
       3. It is the text of one option, in any case and punctuation.
       4. It holds exactly one option's text as whole words, or exactly one set-off letter such as "(B)" or "option B".

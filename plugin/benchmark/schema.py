@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import InputError
 
@@ -69,11 +70,7 @@ class Benchmark:
 
     def select(self, aspect: str | None = None, modality: str | None = None) -> list[Item]:
         """Items of an aspect and a modality, in the file's order."""
-        return [
-            item
-            for item in self.items
-            if aspect in (None, item.aspect) and modality in (None, item.modality)
-        ]
+        return [item for item in self.items if aspect in (None, item.aspect) and modality in (None, item.modality)]
 
 
 def load(folder: str | Path) -> Benchmark:
@@ -87,7 +84,9 @@ def load(folder: str | Path) -> Benchmark:
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; name a benchmark folder that holds {ITEMS_FILE}.")
     if not path.is_file():
-        raise InputError(f"{folder} holds no {ITEMS_FILE}, so it is not a benchmark folder; one JSON item a line is expected.")
+        raise InputError(
+            f"{folder} holds no {ITEMS_FILE}, so it is not a benchmark folder; one JSON item a line is expected."
+        )
     items: list[Item] = []
     seen: dict[str, int] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
@@ -120,14 +119,23 @@ def parse_item(row: object, folder: Path, where: str) -> Item:
         )
     where = f"{where} (item {row['id']!r})"
     for column in ("id", "clip_id", "question", "answer"):
-        _check(isinstance(row[column], str) and row[column] != "", where, column, row[column], "a string that is not empty")
+        _check(
+            isinstance(row[column], str) and row[column] != "",
+            where,
+            column,
+            row[column],
+            "a string that is not empty",
+        )
     _check(row["modality"] in MODALITIES, where, "modality", row["modality"], f"one of {', '.join(MODALITIES)}")
     _check(row["aspect"] in ASPECTS, where, "aspect", row["aspect"], f"one of {', '.join(ASPECTS)}")
     options = row["options"]
     strings = isinstance(options, list) and all(isinstance(option, str) and option for option in options)
     _check(
         strings and 2 <= len(options) <= 26 and len(set(options)) == len(options),
-        where, "options", options, "a list of 2 to 26 different strings",
+        where,
+        "options",
+        options,
+        "a list of 2 to 26 different strings",
     )
     _check(row["answer"] in options, where, "answer", row["answer"], f"one of the item's options {options}")
     for column in ("valence", "arousal"):
@@ -135,10 +143,12 @@ def parse_item(row: object, folder: Path, where: str) -> Item:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         _check(value is None or (number and -1 <= value <= 1), where, column, value, "a number in [-1, 1], or null")
     _check_distribution(row.get("emotion_distribution"), where)
-    media = {column: _resolve(row.get(column), folder, where, column) for column in MEDIA}
+    media: dict[str, Any] = {column: _resolve(row.get(column), folder, where, column) for column in MEDIA}
     _check_modality(row["modality"], media, where)
-    rest = {column: row.get(column) for column in OPTIONAL if column not in MEDIA}
-    return Item(**{column: row[column] for column in REQUIRED if column != "options"}, options=tuple(options), **media, **rest)
+    rest: dict[str, Any] = {column: row.get(column) for column in OPTIONAL if column not in MEDIA}
+    return Item(
+        **{column: row[column] for column in REQUIRED if column != "options"}, options=tuple(options), **media, **rest
+    )
 
 
 def _check(fits: bool, where: str, column: str, value: object, allowed: str) -> None:
@@ -159,10 +169,18 @@ def _check_distribution(value: object, where: str) -> None:
 def _resolve(value: object, folder: Path, where: str, column: str) -> str | None:
     if value is None:
         return None
-    _check(isinstance(value, str) and value != "", where, column, value, "a path relative to the benchmark folder, or null")
+    _check(
+        isinstance(value, str) and value != "",
+        where,
+        column,
+        value,
+        "a path relative to the benchmark folder, or null",
+    )
     path = (folder / str(value)).resolve()
     if not path.is_relative_to(folder.resolve()):
-        raise InputError(f"{where}: column {column!r} is {value!r}, which lies outside {folder}; copy the file into it.")
+        raise InputError(
+            f"{where}: column {column!r} is {value!r}, which lies outside {folder}; copy the file into it."
+        )
     if not path.is_file():
         raise InputError(f"{where}: column {column!r} names {value!r}, but there is no file {path}.")
     return str(path)

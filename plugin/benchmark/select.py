@@ -46,7 +46,9 @@ def current_choice() -> Choice:
             if not isinstance(name, str) or not name:
                 raise ValueError(f"dataset is {name!r}")
         except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path} cannot be read ({error}); run `vaemotionllm benchmark use NAME_OR_DIR` again.") from error
+            raise InputError(
+                f"{path} cannot be read ({error}); run `vaemotionllm benchmark use NAME_OR_DIR` again."
+            ) from error
         return Choice(name, f"`vaemotionllm benchmark use`, kept in {path}")
     return Choice(None, f"nothing was chosen by {VARIABLE} or `vaemotionllm benchmark use`")
 
@@ -90,8 +92,8 @@ def find(name: str) -> Path:
         return Path(snapshot_download(name, repo_type="dataset"))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         raise InputError(
-            f"{name!r} is neither a folder nor a data set that the Hub gives out here ({type(error).__name__}: {error}). "
-            "Check the name, or download it and give the folder."
+            f"{name!r} is neither a folder nor a data set that the Hub gives out here "
+            f"({type(error).__name__}: {error}). Check the name, or download it and give the folder."
         ) from error
 
 
@@ -121,6 +123,10 @@ def resolve() -> schema.Benchmark:
     except InputError as error:
         raise InputError(f"{error} (The benchmark was chosen by {choice.origin}.)") from error
     if benchmark.is_nano:
-        logger.warning("%s Benchmark folder: %s. Another one: %s=NAME_OR_DIR or `vaemotionllm benchmark use NAME_OR_DIR`.",
-                       NANO_NOTICE, benchmark.folder, VARIABLE)
+        logger.warning(
+            "%s Benchmark folder: %s. Another one: %s=NAME_OR_DIR or `vaemotionllm benchmark use NAME_OR_DIR`.",
+            NANO_NOTICE,
+            benchmark.folder,
+            VARIABLE,
+        )
     return benchmark

@@ -9,7 +9,9 @@ from ..benchmark import schema, select
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     use = actions.add_parser("use", help="remember a benchmark for all later runs")
-    use.add_argument("name", metavar="NAME_OR_DIR", help="a benchmark folder, OWNER/NAME on the Hub, or nano for the embedded set")
+    use.add_argument(
+        "name", metavar="NAME_OR_DIR", help="a benchmark folder, OWNER/NAME on the Hub, or nano for the embedded set"
+    )
     actions.add_parser("show", help="say which benchmark is in force, and why")
     validate = actions.add_parser("validate", help="check a benchmark folder: columns, answers, media files")
     validate.add_argument("folder", metavar="DIR", help="a folder with test.jsonl")
@@ -27,8 +29,11 @@ def run(args: argparse.Namespace) -> None:
             print(f"But {select.VARIABLE} is set to {chosen.name!r} in this shell, and it wins while it is set.")
     elif args.action == "show":
         chosen = select.current_choice()
-        print(f"Benchmark: {chosen.name or 'the embedded nano set'}, because of {chosen.origin}."
-              if chosen.name else f"Benchmark: the embedded nano set, because {chosen.origin}.")
+        print(
+            f"Benchmark: {chosen.name or 'the embedded nano set'}, because of {chosen.origin}."
+            if chosen.name
+            else f"Benchmark: the embedded nano set, because {chosen.origin}."
+        )
         if chosen.name and chosen.name != "nano":
             print(describe(schema.load(select.find(chosen.name))))
         else:

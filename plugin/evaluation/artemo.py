@@ -91,8 +91,8 @@ def alias(task: str) -> str:
 def documents(aspect: str, modality: str, control: str | None = None) -> Callable:
     """The `process_docs` of one task: its items, in the file's order, with absolute media paths.
 
-    The items are those that our loader has checked, not the rows that lmms-eval read from the same file: the two agree,
-    but only ours have resolved paths.
+    The items are those that our loader has checked, not the rows that lmms-eval read from the same file: the two
+    agree, but only ours have resolved paths.
     """
 
     def process_docs(dataset):
@@ -153,8 +153,8 @@ def doc_to_visual(doc: dict) -> list:
 def process_results(doc: dict, results: Sequence[str]) -> dict:
     """Scores of one answer. An answer that names no option is wrong, and counted in `unparsable`.
 
-    `accuracy` and `unparsable` are floats, for which lmms-eval prints standard errors; `ci95_low` and `ci95_high` carry
-    the clip, so that the interval allows for several questions about one clip.
+    `accuracy` and `unparsable` are floats, for which lmms-eval prints standard errors; `ci95_low` and `ci95_high`
+    carry the clip, so that the interval allows for several questions about one clip.
     """
     predicted = prompts.parse_choice(results[0], doc["options"])
     correct = float(predicted == doc["answer"])

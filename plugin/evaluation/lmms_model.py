@@ -91,7 +91,7 @@ class VAEmotionLLM(lmms):
         return self.processor.tokenizer
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
-        """Answers in the order of the requests. A medium or a batch that fails ends the evaluation: no empty answer."""
+        """Answers in the order of the requests. What fails, a medium or a batch, ends the evaluation."""
         results: list[GenerationResult | None] = [None] * len(requests)
         try:
             prompts = [read_request(i, request, self.task_dict) for i, request in enumerate(requests)]
@@ -154,17 +154,17 @@ class VAEmotionLLM(lmms):
     def _decode(self, medium: Medium):
         from ..data.media import load_audio, load_image, load_video
 
-        processor, source, part = self.processor, medium.source, {"start_s": medium.start_s, "end_s": medium.end_s}
+        processor, source, start_s, end_s = self.processor, medium.source, medium.start_s, medium.end_s
         on_disk = isinstance(source, (str, bytes))
         if medium.kind == "image":
             return processor.encode_image(load_image(source) if on_disk else source.convert("RGB"))
         if medium.kind == "video":
             if not on_disk:
                 raise InputError(f"a video of type {type(source).__name__}; give a path or the bytes of a file.")
-            frames, metadata = load_video(source, processor.num_frames, **part)
+            frames, metadata = load_video(source, processor.num_frames, start_s, end_s)
             return processor.encode_video(frames, metadata.fps, metadata.indices)
         if on_disk:
-            waveform = load_audio(source, processor.sampling_rate, max_s=processor.max_audio_s, **part)
+            waveform = load_audio(source, processor.sampling_rate, processor.max_audio_s, start_s, end_s)
             return processor.encode_audio(waveform)
         return processor.encode_audio(*source) if isinstance(source, tuple) else processor.encode_audio(source)
 
@@ -195,11 +195,9 @@ class VAEmotionLLM(lmms):
 
     def loglikelihood(self, requests: list[Instance]):
         raise NotImplementedError(
-            "The model vaemotionllm answers by generation; tasks with output_type loglikelihood or multiple_choice give "
-            "chat models no messages. Take a task with output_type generate_until."
+            "The model vaemotionllm answers by generation; tasks with output_type loglikelihood or multiple_choice "
+            "give chat models no messages. Take a task with output_type generate_until."
         )
 
     def generate_until_multi_round(self, requests: list[Instance]):
         raise NotImplementedError("The model vaemotionllm has no multi-round tasks; take one with generate_until.")
-
-

@@ -13,7 +13,9 @@ def check_model_folder(pretrained: str | Path) -> None:
     folder = Path(pretrained).expanduser()
     if not folder.is_dir():
         if folder.is_absolute() or str(pretrained).startswith((".", "~")) or str(pretrained).count("/") != 1:
-            raise InputError(f"there is no folder {folder.absolute()}; give a checkpoint folder or a Hub name OWNER/NAME.")
+            raise InputError(
+                f"there is no folder {folder.absolute()}; give a checkpoint folder or a Hub name OWNER/NAME."
+            )
         return
     for name, remedy in (
         ("config.json", "give the folder that save_pretrained or `vaemotionllm train` wrote"),
@@ -32,7 +34,9 @@ def check_model_folder(pretrained: str | Path) -> None:
         )
 
 
-def load_model(pretrained: str, device: str | None = None, dtype: str = "auto", attn_implementation: str | None = None):
+def load_model(
+    pretrained: str, device: str | None = None, dtype: str = "auto", attn_implementation: str | None = None
+):
     """The model in evaluation mode on its device; float32 on a CPU where `dtype` is "auto"."""
     from ..model.modeling_vaemotionllm import VAEmotionLLMForConditionalGeneration
 

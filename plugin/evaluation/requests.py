@@ -75,11 +75,12 @@ def read_request(position: int, request, documents: dict) -> Prompt:
     _, doc_to_messages, generation, doc_id, task, split = request.args
     document = documents[task][split][doc_id]
     name = f"{task}, item {document.get('id', doc_id)!r}"
-    conversation, media = [], []
+    conversation: list[dict] = []
+    media: list[Medium] = []
     for message in doc_to_messages(document):
         content = message["content"]
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        rendered = []
+        parts: list[dict] = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        rendered: list[dict] = []
         for part in parts:
             if part["type"] == "text":
                 rendered.append({"type": "text", "text": part["text"]})
@@ -94,8 +95,8 @@ def read_request(position: int, request, documents: dict) -> Prompt:
     return Prompt(position, name, conversation, tuple(media), dict(generation))
 
 
-def _source(part: dict, name: str):
-    source = part.get("url", part.get(part["type"]))
+def _source(part: dict, name: str) -> Any:
+    source: Any = part.get("url", part.get(part["type"]))
     if isinstance(source, os.PathLike):
         source = os.fspath(source)
     if isinstance(source, dict):
@@ -118,7 +119,7 @@ def _source(part: dict, name: str):
 
 
 def batches(prompts: Sequence[Prompt], batch_size: int) -> Iterator[list[Prompt]]:
-    """Batches of prompts with equal generation arguments, the longest first, so that too little memory shows at once."""
+    """Batches with equal generation arguments, the longest first, so that too little memory shows at once."""
     groups: dict[str, list[Prompt]] = {}
     for prompt in prompts:
         groups.setdefault(json.dumps(prompt.generation, sort_keys=True, default=str), []).append(prompt)

@@ -15,7 +15,6 @@ from ..errors import InputError
 from .intervals import ccc
 from .loading import check_model_folder, load_model, load_processor
 
-
 # In the order of the columns of output.valence and output.arousal, (B, 3).
 PATHS = ("audio", "visual", "av")
 PROMPT = "Which emotion does this artwork express?"
@@ -38,9 +37,9 @@ def evaluate(
         progress: whether to show a bar.
 
     Returns:
-        For each path `{"valence_ccc", "arousal_ccc", "n", "clip_ids", "predicted", "true"}`; `predicted` and `true` are
-        lists of [valence, arousal] in the order of `clip_ids`. A CCC is None where it is not defined: fewer than two
-        clips, or predictions and labels that are the same constant. Beside them `prompt` and `benchmark`.
+        For each path `{"valence_ccc", "arousal_ccc", "n", "clip_ids", "predicted", "true"}`; `predicted` and `true`
+        are lists of [valence, arousal] in the order of `clip_ids`. A CCC is None where it is not defined: fewer than
+        two clips, or predictions and labels that are the same constant. Beside them `prompt` and `benchmark`.
 
     Raises:
         InputError: no labelled clip, a medium that cannot be decoded (the item is named), a model without its adapter.
@@ -54,7 +53,9 @@ def evaluate(
     check_model_folder(model_dir)
     model, processor = load_model(str(model_dir), device), load_processor(str(model_dir))
     result: dict = {"prompt": PROMPT, "benchmark": benchmark.name, "benchmark_folder": str(benchmark.folder)}
-    with tqdm(total=sum(map(len, clips.values())), desc="valence and arousal", unit="clip", disable=not progress) as bar:
+    with tqdm(
+        total=sum(map(len, clips.values())), desc="valence and arousal", unit="clip", disable=not progress
+    ) as bar:
         for column, path in enumerate(PATHS):
             predicted: list[list[float]] = []
             for start in range(0, len(clips[path]), batch_size):

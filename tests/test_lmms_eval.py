@@ -1,0 +1,302 @@
+"""The lmms-eval model and tasks, from files to the table: real runs with a tiny random model."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import benchmark_files
+import numpy as np
+import pytest
+import speaking_model
+from lmms_eval.api.instance import Instance
+from PIL import Image
+
+from vaemotionllm import InputError
+from vaemotionllm.benchmark import schema
+from vaemotionllm.cli.main import main
+from vaemotionllm.evaluation import artemo, cli_exit, valence_arousal
+from vaemotionllm.evaluation.lmms_model import VAEmotionLLM
+from vaemotionllm.evaluation.requests import cut, generation_arguments
+
+GREEDY = {"max_new_tokens": 6, "temperature": 0, "do_sample": False, "until": ["\n\n"]}
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    return speaking_model.make(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return benchmark_files.write_benchmark(tmp_path_factory.mktemp("benchmark"))
+
+
+@pytest.fixture(scope="module")
+def documents(folder):
+    """All items of the benchmark as lmms-eval's task_dict; they mix every kind of media."""
+    rows = [
+        {
+            "id": item.id, "clip_id": item.clip_id, "question": item.question, "options": list(item.options),
+            "answer": item.answer, "audio": item.audio, "image": item.image, "video": item.video,
+        }
+        for item in schema.load(folder).items
+    ]  # fmt: skip
+    return {"all": {"test": rows}}
+
+
+def instances(documents, generation=GREEDY, to_messages=artemo.doc_to_messages, ids=None) -> list[Instance]:
+    return [
+        Instance(
+            request_type="generate_until",
+            arguments=("", to_messages, dict(generation), i, "all", "test"),
+            idx=0,
+            metadata={"task": "all", "doc_id": i, "repeats": 1},
+        )
+        for i in (range(len(documents["all"]["test"])) if ids is None else ids)
+    ]
+
+
+def answers(model_folder, documents, batch_size=1, **arguments) -> list[str]:
+    model = VAEmotionLLM(pretrained=str(model_folder), batch_size=batch_size, device="cpu", **arguments)
+    model.task_dict = documents
+    return [result.text for result in model.generate_until(instances(documents))]
+
+
+@pytest.fixture(scope="module")
+def alone(model_folder, documents):
+    return answers(model_folder, documents)
+
+
+@pytest.mark.parametrize("batch_size", [4, 7, 36])
+def test_answers_are_the_same_at_every_batch_size(model_folder, documents, alone, batch_size):
+    assert len(set(alone)) > 12 and len({len(answer) for answer in alone}) > 2, (
+        "a model that always says the same would prove nothing"
+    )
+    assert answers(model_folder, documents, batch_size) == alone
+
+
+def test_answers_depend_on_the_sound(model_folder, documents, alone, tmp_path):
+    import soundfile
+
+    from vaemotionllm.benchmark.controls import replaced
+    from vaemotionllm.data.media import load_audio
+
+    muted = []
+    for row in documents["all"]["test"]:
+        row = dict(row)
+        if row["audio"]:
+            target = tmp_path / f"{row['clip_id']}.wav"
+            soundfile.write(target, replaced(load_audio(row["audio"]), row["clip_id"], "noise"), 16_000)
+            row["audio"] = str(target)
+        muted.append(row)
+    changed = answers(model_folder, {"all": {"test": muted}}, batch_size=36)
+    rows = documents["all"]["test"]
+    assert any(a != b for a, b, row in zip(alone, changed, rows) if row["audio"])
+    assert all(a == b for a, b, row in zip(alone, changed, rows) if not row["audio"])
+
+
+def test_generation_arguments_may_differ_between_requests(model_folder, documents):
+    model = VAEmotionLLM(pretrained=str(model_folder), batch_size=4, device="cpu")
+    model.task_dict = documents
+    short = instances(documents, {**GREEDY, "max_new_tokens": 1}, ids=[0, 1, 2])
+    long = instances(documents, {**GREEDY, "max_new_tokens": 6}, ids=[0, 1, 2])
+    mixed = [request for pair in zip(short, long) for request in pair]
+    results = model.generate_until(mixed)
+    assert [len(result.text) for result in results[::2]] == [1, 1, 1]
+    assert all(b.text.startswith(a.text) for a, b in zip(results[::2], results[1::2]))
+    assert max(result.token_counts.output_tokens for result in results[::2]) == 1
+    assert all(result.token_counts.input_tokens > 20 for result in results)
+
+
+def test_media_in_memory_are_taken(model_folder, documents, alone):
+    """What tasks of others give: PIL images, arrays with their rate, bytes."""
+    rows = documents["all"]["test"]
+    av = next(i for i, row in enumerate(rows) if row["audio"] and row["image"])
+
+    def to_messages(doc):
+        from vaemotionllm.data.media import load_audio
+
+        return [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "image", "url": Image.open(doc["image"])},
+                    {
+                        "type": "audio",
+                        "url": {"array": load_audio(doc["audio"]).astype(np.float64), "sampling_rate": 16_000},
+                    },
+                    {"type": "text", "text": artemo.doc_to_text(doc)},
+                ],
+            }
+        ]
+
+    def as_bytes(doc):
+        media = [
+            {"type": kind, "url": {"bytes": Path(doc[kind]).read_bytes(), "path": None}} for kind in ("image", "audio")
+        ]
+        return [{"role": "user", "content": [*media, {"type": "text", "text": artemo.doc_to_text(doc)}]}]
+
+    model = VAEmotionLLM(pretrained=str(model_folder), device="cpu")
+    model.task_dict = documents
+    requests = instances(documents, to_messages=to_messages, ids=[av]) + instances(
+        documents, to_messages=as_bytes, ids=[av]
+    )
+    assert [result.text for result in model.generate_until(requests)] == [alone[av]] * 2
+
+
+def test_a_clip_is_decoded_once(model_folder, documents, monkeypatch):
+    from vaemotionllm.data import media
+
+    decoded = []
+    original = media.load_audio
+    monkeypatch.setattr(
+        media, "load_audio", lambda source, *a, **k: decoded.append(source) or original(source, *a, **k)
+    )
+    answers(model_folder, documents, batch_size=4)
+    assert len(decoded) == len(set(decoded)) == 6
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated picture", "truncated video", "empty sound"])
+def test_bad_media_stop_the_run_and_name_the_item(model_folder, documents, tmp_path, damage):
+    rows = [dict(row) for row in documents["all"]["test"]]
+    if damage == "missing":
+        rows[3]["audio"] = str(tmp_path / "none.wav")
+    elif damage == "truncated video":
+        number = next(i for i, row in enumerate(rows) if row["video"])
+        (tmp_path / "cut.mp4").write_bytes(Path(rows[number]["video"]).read_bytes()[:2000])
+        rows[3] = {**rows[number], "video": str(tmp_path / "cut.mp4"), "id": rows[3]["id"]}
+    elif damage == "truncated picture":
+        number = next(i for i, row in enumerate(rows) if row["image"])
+        (tmp_path / "cut.png").write_bytes(Path(rows[number]["image"]).read_bytes()[:600])
+        rows[3] = {**rows[number], "image": str(tmp_path / "cut.png"), "id": rows[3]["id"]}
+    else:
+        import soundfile
+
+        soundfile.write(tmp_path / "empty.wav", np.zeros(0, np.float32), 16_000)
+        rows[3]["audio"] = str(tmp_path / "empty.wav")
+    with pytest.raises(InputError, match=f"all, item '{rows[3]['id']}': .*{tmp_path.name}"):
+        answers(model_folder, {"all": {"test": rows}}, batch_size=4)
+
+
+def test_bad_arguments_are_named(model_folder, tmp_path):
+    with pytest.raises(InputError, match="holds no config.json"):
+        VAEmotionLLM(pretrained=str(tmp_path))
+    with pytest.raises(InputError, match="there is no folder"):
+        VAEmotionLLM(pretrained=str(tmp_path / "none"))
+    with pytest.raises(InputError, match="--model_args has fps; allowed are pretrained"):
+        VAEmotionLLM(pretrained=str(model_folder), fps=1)
+    with pytest.raises(InputError, match="batch_size is 'auto'"):
+        VAEmotionLLM(pretrained=str(model_folder), batch_size="auto")
+    with pytest.raises(InputError, match="num_frames is 0"):
+        VAEmotionLLM(pretrained=str(model_folder), num_frames=0)
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
+    (tmp_path / "processor_config.json").write_text("{}")
+    with pytest.raises(InputError, match="a model of type 'qwen2_5_vl'"):
+        VAEmotionLLM(pretrained=str(tmp_path))
+
+
+def test_a_too_long_sound_names_the_remedy(model_folder, documents):
+    with pytest.raises(InputError, match="item 'clip-.*max_audio_s"):
+        answers(model_folder, documents, max_audio_s=0.4)
+
+
+def test_generation_arguments_and_stop_strings():
+    arguments, until = generation_arguments({"max_gen_toks": 5, "until": "\n", "temperature": 0, "top_p": 0.9})
+    assert arguments == {"max_new_tokens": 5, "do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    assert cut(" A\nB ", until) == "A"
+    arguments, until = generation_arguments({"temperature": 0.7})
+    assert arguments == {"max_new_tokens": 128, "do_sample": True, "temperature": 0.7} and until == []
+
+
+def test_outside_the_command_errors_are_raised():
+    with pytest.raises(InputError):
+        cli_exit.stop(InputError("x"))
+
+
+def lmms_eval(*arguments, cwd, dataset, **environment) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "lmms_eval", *map(str, arguments)],
+        cwd=cwd, capture_output=True, text=True, timeout=300,
+        env={
+            **os.environ, "ARTEMO_DATASET": str(dataset), "HF_HOME": str(cwd / "hf"), "HF_HUB_OFFLINE": "1",
+            "VAEMOTIONLLM_CACHE": str(cwd / "cache"), "CUDA_VISIBLE_DEVICES": "", **environment,
+        },
+    )  # fmt: skip
+
+
+def test_a_run_of_the_command(model_folder, folder, documents, alone, tmp_path):
+    """`python -m lmms_eval` with no flag and no import of ours: table, results file, samples, notice."""
+    nano = shutil.copytree(folder, tmp_path / "nano")
+    info = json.loads((nano / "benchmark.json").read_text())
+    (nano / "benchmark.json").write_text(json.dumps({**info, "nano": True}))
+    done = lmms_eval(
+        "--model", "vaemotionllm", "--model_args", f"pretrained={model_folder},device=cpu",
+        "--tasks", "artemo,artemo_controls", "--batch_size", 5, "--gen_kwargs", "max_new_tokens=6",
+        "--log_samples", "--output_path", "out", cwd=tmp_path, dataset=nano,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "artemo (nano set, not a leaderboard number)" in done.stdout
+    assert "belong on no leaderboard" in done.stderr
+    (results_file,) = (tmp_path / "out").glob("*/*_results.json")
+    results = json.loads(results_file.read_text())
+    assert "belong on no leaderboard" in results["configs"]["artemo_emotion_av"]["metadata"]["notice"]
+    assert "not a leaderboard number" in results["results"]["artemo_emotion_av"]["alias"]
+    assert results["n-samples"]["artemo_content_audio_noise"] == {"original": 6, "effective": 6}
+    rows = documents["all"]["test"]
+    for task in ("artemo_content_audio", "artemo_emotion_visual", "artemo_emotion_av"):
+        _, aspect, modality = task.split("_")
+        indices = [i for i, row in enumerate(rows) if row["id"].endswith(f"-{aspect}-{modality}")]
+        (samples_file,) = (tmp_path / "out").glob(f"*/*_samples_{task}.jsonl")
+        samples = [json.loads(line) for line in samples_file.read_text().splitlines()]
+        assert [sample["doc_id"] for sample in samples] == list(range(6))
+        assert [sample["filtered_resps"] for sample in samples] == [alone[i] for i in indices]
+        scores = results["results"][task]
+        expected = [artemo.process_results(rows[i], [alone[i]]) for i in indices]
+        for metric in ("accuracy", "unparsable"):
+            assert scores[f"{metric},none"] == pytest.approx(np.mean([score[metric] for score in expected]))
+            assert isinstance(scores[f"{metric}_stderr,none"], float)
+        assert scores["ci95_low,none"] <= scores["accuracy,none"] <= scores["ci95_high,none"]
+
+
+def test_a_wrong_column_ends_the_command_with_2(model_folder, folder, tmp_path):
+    bad = shutil.copytree(folder, tmp_path / "bad")
+    (bad / "test.jsonl").write_text((bad / "test.jsonl").read_text().replace('"answer"', '"reply"'))
+    done = lmms_eval("--model", "vaemotionllm", "--model_args", f"pretrained={model_folder},device=cpu", "--tasks",
+                     "artemo_content_audio", "--output_path", "out", cwd=tmp_path, dataset=bad)  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert "the column 'answer' is missing" in last and "clip-0-content-audio" in last
+    assert not (tmp_path / "out").exists()
+
+
+def test_valence_and_arousal_of_each_path(model_folder, folder, tmp_path, capsys):
+    out = tmp_path / "va.json"
+    assert (
+        main(
+            [
+                "evaluate-va",
+                "--model",
+                str(model_folder),
+                "--benchmark",
+                str(folder),
+                "--out",
+                str(out),
+                "--device",
+                "cpu",
+            ]
+        )
+        == 0
+    )
+    assert "valence CCC" in capsys.readouterr().out
+    result = json.loads(out.read_text())
+    again = valence_arousal.evaluate(model_folder, folder, batch_size=1, device="cpu")
+    for path in valence_arousal.PATHS:
+        assert result[path]["n"] == 6 and result[path]["clip_ids"] == [f"clip-{i}" for i in range(6)]
+        assert result[path]["true"][1] == [-0.6, 0.55]
+        assert np.isfinite(result[path]["predicted"]).all() and np.abs(result[path]["predicted"]).max() <= 1
+        np.testing.assert_allclose(result[path]["predicted"], again[path]["predicted"], atol=1e-5)
+    assert main(["evaluate-va", "--model", str(tmp_path), "--benchmark", str(folder), "--out", str(out)]) == 2
+    assert main(["evaluate-va", "--model", str(model_folder), "--benchmark", str(tmp_path), "--out", str(out)]) == 2
