@@ -18,6 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=int, default=0, help="seed of the new weights: projector, EmoAdapter (default 0)"
     )
+    parser.add_argument(
+        "--like", metavar="CONFIG", help="take model_fields, num_frames and max_audio_s from this training config"
+    )
     parser.add_argument("fields", nargs="*", metavar="FIELD=VALUE", help="fields of VAEmotionLLMConfig")
 
 
@@ -25,7 +28,8 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out {out} exists and is not an empty folder; name a new one or remove it")
-    fields = parse_fields(args.fields)
+    like = read_training_config(args.like) if args.like else {}
+    fields = {**(like.get("model_fields") or {}), **parse_fields(args.fields)}
 
     import torch
 
@@ -39,7 +43,11 @@ def run(args: argparse.Namespace) -> int:
             raise InputError(f"{name!r} is no field of VAEmotionLLMConfig; fields are {', '.join(sorted(known))}")
     torch.manual_seed(args.seed)
     try:
-        processor = VAEmotionLLMProcessor.from_backbone(args.vlm, args.audio)
+        # The processor makes as many placeholders as the projector makes tokens.
+        media = {name: like[name] for name in ("num_frames", "max_audio_s") if name in like}
+        if "projector_stride" in fields:
+            media["projector_stride"] = fields["projector_stride"]
+        processor = VAEmotionLLMProcessor.from_backbone(args.vlm, args.audio, **media)
         model = VAEmotionLLMForConditionalGeneration.from_backbone(args.vlm, args.audio, **fields)
     except (OSError, ValueError) as error:
         raise InputError(f"--vlm {args.vlm} and --audio {args.audio} do not make a model: {error}") from error
@@ -61,6 +69,13 @@ def run(args: argparse.Namespace) -> int:
         f"{sum(p.numel() for p in model.audio_tower.parameters()) / 1e6:.2f} M, not yet trained to hear"
     )
     return 0
+
+
+def read_training_config(name: str) -> dict:
+    """Values of a YAML file, or of a config that the package ships."""
+    from ..train.config_file import read_config
+
+    return read_config(name)
 
 
 def parse_fields(words: list[str]) -> dict:
