@@ -1,9 +1,8 @@
 # setup: a virtual environment with the pinned stack.  demo: everything on the nano world.  test, quality: the checks.
-SHELL := /bin/bash
 SEED ?= 0
 OUT ?= runs/demo
 VENV ?= .venv
-BASE_PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
+BASE_PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 	if $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null; then echo $$p; break; fi; done)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-done
@@ -16,8 +15,7 @@ setup: $(STAMP)
 $(STAMP): setup.py pyproject.toml constraints.txt patches/vaemotionllm_startup.pth
 	@test -n "$(BASE_PYTHON)" || { echo "make setup: needs Python 3.11 or 3.12 on the PATH; found none" >&2; exit 2; }
 	test -x $(BIN)/python || $(BASE_PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -c constraints.txt -e '.[test,demo]' \
-		| grep -v '^Requirement already satisfied' ; test $${PIPESTATUS[0]} -eq 0
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[test,demo]'
 	touch $@
 
 demo: setup
