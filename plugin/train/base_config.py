@@ -74,7 +74,8 @@ class StageConfig(TrainingArguments):
             raise InputError("config field `output_dir` is missing: name the folder of the run.")
         if not self.manifest:
             raise InputError("config field `manifest` is missing: name a .jsonl or .parquet file of clips.")
-        if (self.model is None) == (self.vlm is None or self.audio is None):
+        new_parts = [part for part in (self.vlm, self.audio) if part is not None]
+        if len(new_parts) != (2 if self.model is None else 0):
             raise InputError(
                 "give either `model` (an existing VAEmotionLLM), or both `vlm` and `audio` (a backbone and an audio "
                 f"encoder); found model={self.model!r}, vlm={self.vlm!r}, audio={self.audio!r}."

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..errors import InputError
 
@@ -24,14 +25,15 @@ def freeze_all_but(model: nn.Module, parts: Sequence[str]) -> None:
 def set_modes(model: nn.Module, parts: Sequence[str]) -> None:
     """Training mode for the trained parts, eval mode for the rest.
 
-    The teacher must be constant: with dropout on it would be another teacher at each step. Layers that recompute their
-    activations do so in training mode only, so the layer object itself (not what is inside it) is set to it; its
-    dropout layers, if any, stay off.
+    The teacher must be constant: with dropout on it would be another teacher at each step. The LLM's layers recompute
+    their activations in training mode only, so the layer object itself (not what is inside it) is set to it; dropout
+    happens in the modules inside and stays off. Frozen towers have no gradient to recompute for.
     """
     model.eval()
-    for name, module in model.named_modules():
-        if getattr(module, "gradient_checkpointing", False):
+    for module in model.get_decoder().modules():
+        if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
             module.training = True
+    for name, module in model.named_modules():
         if name in parts or "lora_dropout" in name.rpartition(".")[2]:
             module.train()
 

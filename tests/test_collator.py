@@ -1,0 +1,172 @@
+import numpy as np
+import pytest
+import torch
+from media_files import write_world
+from training import make_model
+
+from vaemotionllm import InputError, VAEmotionLLMForConditionalGeneration, VAEmotionLLMProcessor
+from vaemotionllm.data.collator import ConversationRenderer, Stage1Collator, Stage2Collator, build_inputs
+from vaemotionllm.data.dataset import ClipDataset, ClipEncoder, Failure
+from vaemotionllm.data.manifest import Clip, read_manifest
+from vaemotionllm.data.media import load_audio, load_image
+from vaemotionllm.data.samplers import SampleKey, ScheduledBatchSampler, path_of_step, seeded_random
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory):
+    return make_model(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def processor(model_path):
+    return VAEmotionLLMProcessor.from_pretrained(model_path)
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    return read_manifest(write_world(tmp_path_factory.mktemp("world"), clips=8))
+
+
+def make_dataset(clips, processor, modalities=("visual", "audio"), **options):
+    return ClipDataset(clips, ClipEncoder(processor, 4, 10.0), lambda step: modalities, **options)
+
+
+RESPONSES = {f"train-{i}": [("Short?", [10, 11, 2]), ("A much longer prompt, is it not?", [12] * (i + 1))] for i in range(8)}
+
+
+def test_features_from_the_dataset_equal_the_processor(clips, processor):
+    clip = clips[0]
+    sample = make_dataset(clips, processor)[0]
+    text = ConversationRenderer(processor).prompt(["image", "audio"], "Which emotion?")
+    built = build_inputs(processor, [text], [sample.media["visual"], sample.media["audio"]])
+    expected = processor(
+        text=[text], images=[load_image(clip.image)], audio=[load_audio(clip.audio)], padding=True, return_tensors="pt"
+    )
+    assert set(built) == set(expected)
+    for name in expected:
+        torch.testing.assert_close(built[name], expected[name])
+
+
+@pytest.mark.parametrize("student_paths", [{"audio": 1.0}, {"av": 1.0}])
+def test_teacher_and_student_have_the_same_response_tokens(clips, processor, student_paths):
+    dataset = make_dataset(clips, processor)
+    keys = [SampleKey(i, 0, 0) for i in (0, 2, 4, 6)]
+    batch = Stage1Collator(processor, RESPONSES, student_paths, seed=0)([dataset[key] for key in keys])
+    teacher, student = batch["teacher"], batch["student"]
+    assert batch["path"] == next(iter(student_paths))
+    assert teacher["input_ids"].shape[1] != student["input_ids"].shape[1]  # the prompts' widths differ
+    for row in range(len(keys)):
+        in_teacher = teacher["input_ids"][row][teacher["response_mask"][row]].tolist()
+        in_student = student["input_ids"][row][student["response_mask"][row]].tolist()
+        assert in_teacher == in_student
+        assert in_teacher in [tokens for _, tokens in RESPONSES[clips[keys[row].index].id]]
+    for inputs in (teacher, student):
+        assert (inputs["attention_mask"].bool() | ~inputs["response_mask"]).all()  # no response token is masked
+    assert "input_features" not in teacher and "input_features" in student
+    assert ("pixel_values" in student) == (batch["path"] == "av")
+
+
+def test_logits_at_the_mask_do_not_depend_on_the_batch(clips, processor, model_path):
+    model = VAEmotionLLMForConditionalGeneration.from_pretrained(model_path).eval()
+    dataset = make_dataset(clips, processor)
+    collator = Stage1Collator(processor, RESPONSES, {"av": 1.0}, seed=0)
+    samples = [dataset[SampleKey(i, 0, 0)] for i in (1, 3, 5)]
+    together = collator(samples)["student"]
+    counts = together["response_mask"].sum(1).tolist()
+    with torch.no_grad():
+        parts = model(**together, use_adapter=False).logits.split(counts)
+        for sample, part in zip(samples, parts):
+            alone = model(**collator([sample])["student"], use_adapter=False).logits
+            torch.testing.assert_close(part, alone, atol=1e-4, rtol=1e-4)
+
+
+def test_answers_end_with_the_end_token_and_are_the_template_s(processor):
+    renderer = ConversationRenderer(processor)
+    ids = renderer.answer_ids("joy")
+    assert processor.tokenizer.decode(ids) == "joy<|im_end|>"
+    prompt = renderer.prompt([], "?")
+    whole = processor.apply_chat_template(
+        [[{"role": "user", "content": [{"type": "text", "text": "?"}]},
+          {"role": "assistant", "content": [{"type": "text", "text": "joy"}]}]],
+        tokenize=False,
+    )[0]  # fmt: skip
+    assert whole.startswith(prompt + "joy<|im_end|>")
+
+
+def test_stage2_labels_and_paths(clips, processor):
+    dataset = make_dataset(clips, processor)
+    without = clips[3].without_labels()
+    labelled = ClipDataset([clips[1], without], dataset.encoder, lambda step: ("visual", "audio"))
+    collator = Stage2Collator(processor, lambda rng, clip: ("Which emotion?", clip.emotion or "none"), {"av": 1.0}, 0)
+    batch = collator([labelled[SampleKey(i, 0, 0)] for i in range(2)])
+    inputs = batch["inputs"]
+    answers = [processor.tokenizer.decode(ids[mask]) for ids, mask in zip(inputs["input_ids"], inputs["response_mask"])]
+    assert answers == ["calm<|im_end|>", "none<|im_end|>"]
+    assert batch["valence"][0] == pytest.approx(0.54) and torch.isnan(batch["valence"][1])
+
+
+def test_a_bad_clip_becomes_an_error_in_the_batch(tmp_path, clips, processor):
+    broken = tmp_path / "broken.wav"
+    broken.write_bytes(b"RIFF")
+    bad = Clip(id="bad", split="train", source="s", license="l", audio=str(broken), image=clips[0].image)
+    dataset = make_dataset([clips[0], bad], processor)
+    sample = dataset[SampleKey(1, 0, 0)]
+    assert isinstance(sample, Failure)
+    batch = Stage1Collator(processor, RESPONSES, {"audio": 1.0}, 0)([dataset[SampleKey(0, 0, 0)], sample])
+    assert "'bad'" in batch["error"] and str(broken) in batch["error"]
+    with pytest.raises(InputError, match="'bad'"):
+        make_dataset([bad], processor, cache_media=True).fill_cache(("audio",), progress=False)
+
+
+def test_the_cache_decodes_once(clips, processor, monkeypatch):
+    dataset = make_dataset(clips, processor, cache_media=True)
+    dataset.fill_cache(("visual", "audio"), progress=False)
+    monkeypatch.setattr(ClipEncoder, "encode", lambda *_: pytest.fail("decoded again"))
+    assert set(dataset[SampleKey(2, 5, 9)].media) == {"visual", "audio"}
+
+
+# ---- samplers
+
+
+def all_keys(epoch, clips=26, groups=None, **options):
+    options = {"batch_size": 2, "accumulation": 1, "world_size": 1, "rank": 0, "seed": 5} | options
+    sampler = ScheduledBatchSampler(groups or ["image"] * clips, **options)
+    sampler.set_epoch(epoch)
+    return list(sampler)
+
+
+def test_ranks_and_accumulation_share_the_steps_of_one_process():
+    whole = all_keys(1, batch_size=8)
+    for ranks, accumulation in ((2, 1), (1, 4), (2, 2)):
+        size = 8 // ranks // accumulation
+        parts = [
+            all_keys(1, batch_size=size, accumulation=accumulation, world_size=ranks, rank=rank) for rank in range(ranks)
+        ]
+        for step, batch in enumerate(whole):
+            found = [key for part in parts for micro in part[step * accumulation : (step + 1) * accumulation] for key in micro]
+            assert sorted(found) == sorted(batch)
+
+
+def test_an_epoch_has_no_repeats_and_epochs_differ():
+    first, second = all_keys(0, batch_size=4), all_keys(1, batch_size=4)
+    assert len(first) == 6
+    assert len({key.index for batch in first for key in batch}) == 24
+    assert [[k.index for k in b] for b in first] != [[k.index for k in b] for b in second]
+    assert [b[0].step for b in first] == list(range(6)) and [b[0].step for b in second] == list(range(6, 12))
+
+
+def test_a_step_holds_one_group():
+    groups = ["image"] * 9 + ["video"] * 3
+    batches = all_keys(0, groups=groups, batch_size=4)
+    kinds = [{groups[key.index] for key in batch} for batch in batches]
+    assert all(len(kind) == 1 for kind in kinds)
+    assert sorted(kind.pop() for kind in kinds) == ["image", "image", "video"]  # three videos fill one step with a repeat
+
+
+def test_paths_follow_their_weights_and_the_seed():
+    weights = {"audio": 3.0, "visual": 0.0, "av": 1.0}
+    paths = [path_of_step(7, step, weights) for step in range(2000)]
+    assert paths == [path_of_step(7, step, weights) for step in range(2000)]
+    assert set(paths) == {"audio", "av"} and np.mean([p == "audio" for p in paths]) == pytest.approx(0.75, abs=0.04)
+    assert paths != [path_of_step(8, step, weights) for step in range(2000)]
+    assert seeded_random(1, "a", 2).integers(10**9) == seeded_random(1, "a", 2).integers(10**9)
