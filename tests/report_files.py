@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+from media_files import write_png, write_wav
 
 from vaemotionllm.evaluation.results import CELLS, CONTROLS, PATHS, STAGES
 from vaemotionllm.nano.items import benchmark_items
@@ -109,6 +110,9 @@ def write_run(out: Path, n_clips: int = 48, seed: int = 0, skill: dict | None = 
     items = benchmark_items(rows, seed)
     benchmark = out / "world/benchmark"
     benchmark.mkdir(parents=True)
+    for row in rows:
+        write_wav(benchmark / row["audio"], seconds=0.2)
+        write_png(benchmark / row["image"])
     (benchmark / "test.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
     (benchmark / "benchmark.json").write_text(json.dumps({"format": 1, "name": "nano", "nano": True, "seed": seed}))
     by_cell = {cell: [item for item in items if f"{item['aspect']}_{item['modality']}" == cell] for cell in CELLS}

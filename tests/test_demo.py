@@ -35,9 +35,19 @@ def by_name(steps: list[Step]) -> dict[str, Step]:
 
 def test_plan_is_what_a_user_would_type(backbone):
     steps = demo.plan(Path("runs/demo"), 3, demo.Sizes(backbone=str(backbone)))
-    assert " ".join(step.name for step in steps) == (
-        "world backbone assemble eval_backbone va_backbone stage1 eval_stage1 va_stage1 stage2 eval_stage2 va_stage2 report"
-    )
+    evaluations = [f"{kind}_{stage}" for stage in STAGES for kind in ("eval", "va")]
+    names = [
+        "world",
+        "backbone",
+        "assemble",
+        *evaluations[:2],
+        "stage1",
+        *evaluations[2:4],
+        "stage2",
+        *evaluations[4:],
+        "report",
+    ]
+    assert [step.name for step in steps] == names
     typed = {step.name: step.typed() for step in steps}
     assert typed["world"] == "vaemotionllm nano world --out runs/demo/world --seed 3"
     assert typed["eval_stage2"] == (

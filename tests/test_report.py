@@ -9,7 +9,7 @@ import pytest
 from report_files import DATE, copy_run, make_rows, respond, write_evaluation, write_run
 
 from vaemotionllm.errors import InputError
-from vaemotionllm.evaluation import intervals, plots
+from vaemotionllm.evaluation import examples, intervals, plots
 from vaemotionllm.evaluation.report import build_report, write_report
 from vaemotionllm.evaluation.report_words import headline, terminal_table
 from vaemotionllm.evaluation.results import (
@@ -305,7 +305,7 @@ def test_html_needs_no_other_file(finished, written):
         stack: list[str] = []
 
         def handle_starttag(self, tag, attrs):
-            if tag not in ("meta", "br"):
+            if tag not in ("meta", "img"):
                 self.stack.append(tag)
 
         def handle_startendtag(self, tag, attrs):
@@ -317,6 +317,33 @@ def test_html_needs_no_other_file(finished, written):
     parser = Balance()
     parser.feed(html)
     assert parser.stack == []
+
+
+def test_examples_are_chosen_by_rule_and_show_what_was_answered(finished, written):
+    run = read_run(finished)
+    clips = examples.choose(run)
+    # Three art forms in turn, two of each, whatever the results.
+    assert sorted(clip.clip_id for clip in clips) == [f"clip-{i:04d}" for i in range(6)]
+    assert [clip.art_form for clip in clips] == [
+        form for form in ("painting", "animation", "music_video") for _ in "ab"
+    ]
+    for clip in clips:
+        for aspect in ("content", "emotion"):
+            (outcome,) = [o for o in run.cells["stage1"][f"{aspect}_audio"] if o.clip_id == clip.clip_id]
+            assert clip.heard[aspect]["stage1"] == outcome.predicted and clip.truth[aspect] == outcome.answer
+        assert all((finished / name).is_file() for name in clip.files)
+    html = (finished / "report.html").read_text()
+    assert html.count("<audio ") == 6 and html.count("data:audio/wav;base64,") == 6
+    cards = html[html.index('class="cards"') : html.index('id="controls"')]
+    right = sum(clip.heard[a][stage] == clip.truth[a] for clip in clips for a in clip.truth for stage in STAGES)
+    assert cards.count("✓") == right and cards.count("✗") == 36 - right
+
+
+def test_a_clip_that_cannot_be_shown_is_named(tmp_path, finished):
+    out = copy_run(finished, tmp_path / "run")
+    (out / "world/benchmark/media/clip-0002.wav").write_bytes(b"RIFF")
+    with pytest.raises(InputError, match="clip-0002.wav"):
+        write_report(read_run(out))
 
 
 def test_every_figure_names_its_command_and_seed(finished, written):

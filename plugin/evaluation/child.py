@@ -3,6 +3,7 @@
 import ctypes
 import os
 import re
+import resource
 import selectors
 import shutil
 import signal
@@ -81,7 +82,9 @@ def run_child(
         status, usage = ended
         # The child has been reaped above; Popen must not wait for it a second time.
         child.returncode = os.waitstatus_to_exitcode(status)
-        progress(time.monotonic() - started, max(peak, _maxrss_mb(usage)))
+        # The kernel's figure counts the moment between fork and exec, when the child is still a copy of this process.
+        largest, own = _maxrss_mb(usage), _maxrss_mb(resource.getrusage(resource.RUSAGE_SELF))
+        progress(time.monotonic() - started, max(peak, largest if largest > own else 0.0))
     return child.returncode if child.returncode >= 0 else 128 - child.returncode
 
 

@@ -136,16 +136,18 @@ def write_report(run: Run) -> dict:
         The content of `report.json`.
 
     Raises:
-        InputError: if matplotlib is not installed; nothing has been written then.
+        InputError: if matplotlib is not installed or a clip to show cannot be read; nothing has been written then.
     """
     from . import report_html, report_markdown
+    from .examples import choose
     from .figures import draw_all
 
     report = build_report(run)
     # Rendered before the first file is written, so that an error leaves no half report.
     figures = draw_all(run, report)
-    html = report_html.render(report, figures)
-    markdown = report_markdown.render(report, figures)
+    clips = choose(run)
+    html = report_html.render(report, figures, clips)
+    markdown = report_markdown.render(report, figures, clips)
     folder = run.out / "figures"
     folder.mkdir(exist_ok=True)
     for figure in figures:

@@ -3,15 +3,17 @@
 from collections.abc import Sequence
 from html import escape
 
+from . import examples
+from .examples import Example
 from .figures import Figure
 from .plots import PATH_LABELS
-from .report_markdown import CCC_NOTE, MEMORY_NOTE, comparison, versions_line
+from .report_markdown import CCC_NOTE, EXAMPLES_NOTE, MEMORY_NOTE, comparison, versions_line
 from .report_style import STYLE
 from .report_words import CONTROL_WORDS, percent, scored, span, stage_word
 from .results import ASPECTS, CONTROLS, PATHS, STAGES
 
 
-def render(report: dict, figures: Sequence[Figure]) -> str:
+def render(report: dict, figures: Sequence[Figure], clips: list[Example]) -> str:
     """The whole page."""
     by_name = {figure.name: figure for figure in figures}
 
@@ -29,6 +31,8 @@ def render(report: dict, figures: Sequence[Figure]) -> str:
         f"<p>{escape(comparison(report))}</p>",
         f'<p class="small">{escape(report["intervals"])}</p>',
         "<h2>Does it listen?</h2>",
+        f"<p>{EXAMPLES_NOTE}</p>",
+        examples.html(clips),
         show("controls"),
         controls_table(report),
         "<h2>Valence and arousal</h2>",
@@ -90,8 +94,8 @@ def _row(cells: Sequence[str], tag: str, kind: str = "") -> str:
 
 
 def _score(cell: dict) -> str:
-    unclear = f", {percent(cell['unparsable'])} no option" if cell["unparsable"] else ""
-    return f"{percent(cell['accuracy'])}<span class=ci>{span(cell['ci95'])}{unclear}</span>"
+    unclear = f"<span class=ci>no option: {percent(cell['unparsable'])}</span>" if cell["unparsable"] else ""
+    return f"{percent(cell['accuracy'])}<span class=ci>{span(cell['ci95'])}</span>{unclear}"
 
 
 def cells_table(report: dict) -> str:

@@ -2,17 +2,23 @@
 
 from collections.abc import Sequence
 
+from . import examples
+from .examples import Example
 from .figures import Figure
 from .report_words import CONTROL_WORDS, PATH_WORDS, percent, points, scored, span, stage_word
 from .results import ASPECTS, CONTROLS, PATHS, STAGES
 
 CCC_NOTE = "Concordance correlation coefficient (CCC) of the Supervisor's heads. Before stage 2 they are untrained."
+EXAMPLES_NOTE = (
+    "What each stage answered from the sound alone, without the picture, for the first clips of each art form in the "
+    "benchmark's order."
+)
 MEMORY_NOTE = (
     "Peak memory is that of the command and all processes it starts, summed; pages that they share count for each."
 )
 
 
-def render(report: dict, figures: Sequence[Figure]) -> str:
+def render(report: dict, figures: Sequence[Figure], clips: list[Example]) -> str:
     """The whole text; figures are linked as `figures/<name>.png`."""
     parts = [
         "# What the model hears, sees and feels",
@@ -24,6 +30,8 @@ def render(report: dict, figures: Sequence[Figure]) -> str:
         comparison(report),
         figure_block(figures, "accuracy", report["seed"]),
         "## Does it listen?",
+        EXAMPLES_NOTE,
+        examples.markdown(clips),
         f"Accuracy by sound alone after {stage_word(report['control_stage'])}, with the clip's sound replaced.",
         controls_table(report),
         figure_block(figures, "controls", report["seed"]),

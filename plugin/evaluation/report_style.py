@@ -52,5 +52,13 @@ td.share {{ min-width: 8rem; }}
 .bar {{ display: block; height: .35rem; background: var(--visual); border-radius: 2px; margin-top: .2rem; }}
 .met {{ color: var(--av); font-weight: 600; }}
 .missed {{ color: var(--bad); font-weight: 600; }}
+.cards {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(27rem, 1fr)); gap: 1.25rem 2rem; }}
+.card {{ display: grid; grid-template-columns: 7.5rem 1fr; gap: 1rem; align-items: start; }}
+.card img {{ width: 7.5rem; border-radius: 6px; image-rendering: pixelated; display: block; }}
+.card audio {{ width: 100%; height: 2.1rem; }}
+.card table {{ margin-top: .3rem; font-size: .85rem; }}
+.card th, .card td {{ padding: .15rem .4rem; border-bottom: 0; text-align: left; }}
+.card th:first-child, .card td:first-child {{ padding-left: 0; }}
+@media (max-width: 34rem) {{ .cards, .card {{ grid-template-columns: 1fr; }} }}
 .pair {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(19rem, 1fr)); gap: 0 2rem; }}
 """

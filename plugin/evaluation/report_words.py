@@ -45,10 +45,10 @@ def headline(report: dict) -> str:
         return percent(stages[stage]["cells"][name]["accuracy"])
 
     chance = percent(stages["backbone"]["cells"]["content_audio"]["chance"], 0)
-    shares = " and ".join(
-        "an undefined share" if ratios[aspect]["ratio"] is None else percent(ratios[aspect]["ratio"], 0)
-        for aspect in ASPECTS
-    )
+    defined = [ratios[aspect]["ratio"] for aspect in ASPECTS if ratios[aspect]["ratio"] is not None]
+    shares = " and ".join(percent(ratio, 0) for ratio in defined) + " of what the backbone reaches by seeing"
+    if len(defined) < len(ASPECTS):
+        shares = "no share of what the backbone reaches by seeing, since it sees nothing right there"
     low, high = gain["ci95"]
     size, single = points(abs(gain["difference"])), f"{PATH_WORDS[gain['better_single']]} alone"
     if low > 0:
@@ -60,7 +60,7 @@ def headline(report: dict) -> str:
     va = stages["stage2"]["va"]["av"]
     return (
         f"From sound alone, after stage 1, the model names content at {cell('stage1', 'content_audio')} and emotion "
-        f"at {cell('stage1', 'emotion_audio')}: {shares} of what the backbone reaches by seeing. Before stage 1 it "
+        f"at {cell('stage1', 'emotion_audio')}: {shares}. Before stage 1 it "
         f"stood at {cell('backbone', 'content_audio')} and {cell('backbone', 'emotion_audio')}, where chance is "
         f"{chance}. After stage 2, sound and picture together name emotion at {cell('stage2', 'emotion_av')}, "
         f"{against}, and valence and arousal agree with the truth at a CCC of {two(va['valence_ccc'])} and "

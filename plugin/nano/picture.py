@@ -119,12 +119,12 @@ def _fog(x, y, t, r):
 
 def _palette(rng, v: float, a: float) -> tuple[np.ndarray, np.ndarray]:
     """Ground and figure colour, RGB in [0, 1], linear in (valence, arousal) along three opponent axes."""
-    light = 0.48 + 0.17 * v + rng.uniform(-0.02, 0.02)
+    light = 0.42 + 0.16 * v + rng.uniform(-0.02, 0.02)
     yellow = 0.17 * v + rng.uniform(-0.015, 0.015)
     red = 0.17 * a + rng.uniform(-0.015, 0.015)
     ground = light + np.array([red + 0.35 * yellow, -0.5 * red + 0.35 * yellow, -0.2 * red - yellow])
     contrast = 0.26 * 2 ** (0.5 * a)
-    figure = ground + contrast * np.array([1.0, 1.0, 0.9]) * (1 if light < 0.56 else -1)
+    figure = ground + contrast * np.array([1.0, 1.0, 0.9])
     return ground.astype(_F32), figure.astype(_F32)
 
 
@@ -154,7 +154,7 @@ def render(config: WorldConfig, clip: Clip, times_s: np.ndarray | None = None) -
     t = (times_s * speed).astype(_F32)[:, None, None] + _F32(rng.uniform(0, 10))  # (F, 1, 1)
     ground, figure = _palette(rng, v, a)
     r = rng.random(3).astype(_F32)
-    shift, scale = rng.uniform(-0.16, 0.16, 2).astype(_F32), _F32(1 / rng.uniform(0.68, 0.92))
+    shift, scale = rng.uniform(-0.12, 0.12, 2).astype(_F32), _F32(1 / rng.uniform(0.72, 0.95))
 
     x, y = _grid(size)
     x, y = (x - shift[0]) * scale, (y - shift[1]) * scale
