@@ -99,12 +99,13 @@ def find(name: str) -> Path:
 
 def nano_folder() -> Path:
     """Folder of the embedded set; it is built on first use and reused afterwards."""
-    from ..nano.world import build_world
+    from ..nano.world import build_world, world_key
 
-    world = cache_dir() / "nano" / f"benchmark-seed{NANO_SEED}-{NANO_ITEMS}"
+    sizes = {"benchmark": NANO_ITEMS}
+    world = cache_dir() / "nano" / f"benchmark-{world_key(NANO_SEED, sizes)}"
     if not world.is_dir():
         logger.info("Building the embedded nano benchmark in %s, once.", world)
-    manifest = build_world(world, seed=NANO_SEED, sizes={"benchmark": NANO_ITEMS})
+    manifest = build_world(world, seed=NANO_SEED, sizes=sizes)
     return Path(manifest).parent / "benchmark"
 
 

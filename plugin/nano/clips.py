@@ -49,8 +49,8 @@ class WorldConfig:
             raise InputError(f"min_radius is {self.min_radius}; give a number from 0 to below 1.")
         if not 0 <= self.hidden_probability + self.blend_probability <= 1:
             raise InputError(
-                f"hidden_probability {self.hidden_probability} and blend_probability {self.blend_probability} add up to "
-                "more than 1; lower one of them."
+                f"hidden_probability {self.hidden_probability} and blend_probability {self.blend_probability} add up "
+                "to more than 1; lower one of them."
             )
 
     @property

@@ -100,10 +100,13 @@ def instruction(rng: np.random.Generator, row: Mapping) -> tuple[str, str]:
 def stage1_prompts(rng: np.random.Generator) -> str:
     """One prompt for stage 1. No clip and no label goes in: options are drawn from the vocabulary at random."""
     kind = rng.random()
-    if kind < 0.5:
+    if kind < 0.3:
         question, labels = CHOICES[_pick(rng, tuple(CHOICES))]
         return multiple_choice(question, _draw_options(rng, labels))
-    return _pick(rng, tuple(OPEN_QUESTIONS)) if kind < 0.8 else _pick(rng, CAPTION_PROMPTS)
+    # One word that tells content or emotion is worth more to the student than a sentence of words that follow anyway.
+    if kind < 0.75:
+        return _pick(rng, (CONTENT_QUESTION, EMOTION_QUESTION))
+    return _pick(rng, tuple(OPEN_QUESTIONS)) if kind < 0.9 else _pick(rng, CAPTION_PROMPTS)
 
 
 def corpus() -> list[str]:

@@ -29,8 +29,8 @@ def _turn(x, y, angle):
     return c * x + s * y, c * y - s * x
 
 
-# Each subject gets local coordinates x, y (subject spans about -1 to 1), time t (F, 1, 1) in units of the motion speed,
-# and random numbers r in [0, 1); it returns a mask (F, S, S).
+# Each subject gets local coordinates x, y (subject spans about -1 to 1), time t (F, 1, 1) in units of the motion
+# speed, and random numbers r in [0, 1); it returns a mask (F, S, S).
 def _rain(x, y, t, r):
     column = np.floor(x * 7 + 100 * r[0])
     phase = (column * _F32(0.618)) % 1

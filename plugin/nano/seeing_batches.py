@@ -1,10 +1,9 @@
 """Training batches of the nano backbone: fresh pictures, several questions about each in one packed sequence.
 
-A row is `[media prefix][question 1 + answer][question 2 + answer]...`. Every question sees the prefix and itself, and its
-positions go on from the prefix: the same computation as one sequence a question, with the prefix shared.
+A row is `[media prefix][question 1 + answer][question 2 + answer]...`. Every question sees the prefix and itself, and
+its positions go on from the prefix: the same computation as one sequence a question, with the prefix shared.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,8 +24,8 @@ _F32 = np.float32
 class PackedBatch:
     """B rows of T tokens with N answer tokens.
 
-    `input_ids` (B, T); `position_ids` (3, B, T); `attention_mask` (B, 1, T, T) additive; `patches` (slabs * patches, dim);
-    `vision_mask` (B, T); `rows`, `columns` (N,) are where an answer token is predicted; `targets`, `weights` (N,).
+    `input_ids` (B, T); `position_ids` (3, B, T); `attention_mask` (B, 1, T, T) additive; `patches` (slabs * patches,
+    dim); `vision_mask` (B, T); `rows`, `columns` (N,) are where an answer token is predicted; `targets`, `weights` (N,).
     """
 
     input_ids: torch.Tensor
@@ -109,9 +108,8 @@ def patchify(frames: np.ndarray) -> np.ndarray:
 class BatchMaker:
     """Makes batch number `step` from nothing but the seed, so that a resumed run sees what it would have seen."""
 
-    def __init__(self, config: WorldConfig, tokenizer, pictures: int, questions: int, split: str = "pretrain"):
-        self.config, self.tokenizer = config, tokenizer
-        self.pictures, self.questions, self.split = pictures, questions, split
+    def __init__(self, config: WorldConfig, tokenizer, split: str = "pretrain"):
+        self.config, self.tokenizer, self.split = config, tokenizer, split
         self.side = config.size_px // PATCH_PX // MERGE
         ids = tokenizer.convert_tokens_to_ids
         self.vision_start, self.vision_end = ids("<|vision_start|>"), ids("<|vision_end|>")
@@ -159,14 +157,31 @@ class BatchMaker:
             patches.append(x)
         return blocks, patches
 
-    def make(self, step: int, draw: Callable[[np.random.Generator, Clip], list[Question]]) -> PackedBatch:
-        rng = np.random.default_rng((self.config.seed, 5, step, self.split == "pretrain"))
+    def make_told(self, step: int, rows: int, questions: int, clips: int) -> PackedBatch:
+        """A batch without pictures: the prefix names content and emotion in words.
+
+        Only `clips` different clips take part. Their repetition is what makes letters mean their options soon: the
+        prefix becomes familiar while the options stay new.
+        """
+        rng = np.random.default_rng((self.config.seed, 6, step))
+        packed = []
+        for number in range(rows):
+            clip = sample_clip(self.config, self.split, (step * rows + number) % clips)
+            ids = [*self.head, *self._encode_cached(f"{clip.content} {clip.emotion}\n")]
+            prefix = (ids, np.tile(np.arange(len(ids)), (3, 1)), len(ids))
+            packed.append((prefix, [draw_question(rng, clip, 0.8) for _ in range(questions)]))
+        return self.pack(packed, [])
+
+    def make(self, step: int, pictures: int, questions: int, choice_share: float) -> PackedBatch:
+        """A batch of questions about pictures that no earlier step showed."""
+        rng = np.random.default_rng((self.config.seed, 5, step))
         rows, all_patches = [], []
-        for number in range(self.pictures):
-            clip = sample_clip(self.config, self.split, step * self.pictures + number)
+        for number in range(pictures):
+            clip = sample_clip(self.config, self.split, step * pictures + number)
             blocks, patches = self._media(rng, clip)
             all_patches += patches
-            rows.append((self.media_prefix(blocks), draw(rng, clip)))
+            asked = [draw_question(rng, clip, choice_share) for _ in range(questions)]
+            rows.append((self.media_prefix(blocks), asked))
         return self.pack(rows, all_patches)
 
     def pack(self, rows, all_patches: list[np.ndarray]) -> PackedBatch:

@@ -1,4 +1,4 @@
-"""Teaches the nano backbone to see: captions and free questions first, then multiple choice as well."""
+"""Teaches the nano backbone its language, then to see."""
 
 import json
 import logging
@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ..errors import InputError
 from .backbone_model import packed_logits
 from .clips import WorldConfig
-from .seeing_batches import BatchMaker, PackedBatch, draw_question
+from .seeing_batches import BatchMaker, PackedBatch
 
 logger = logging.getLogger(__name__)
 
@@ -25,14 +25,19 @@ logger = logging.getLogger(__name__)
 class BackboneConfig:
     """Everything that decides the backbone's weights.
 
+    First it learns the language: content and emotion are named in words, and it is asked about them (`text_` fields).
+    Then it learns to see: the same questions about pictures. Without the first part, letters are not bound to their
+    options before 3,000 steps.
+
     Args:
         seed: seed of weights and clips.
         hidden, layers, vision_layers: sizes of the networks.
-        steps: training steps in all.
-        caption_steps: steps with captions and free questions only, before multiple choice joins.
-        choice_share: share of multiple choice after that.
-        pictures, questions: pictures a step, and questions about each.
-        learning_rate: peak, after `warmup_steps`; it falls linearly to 0 over the last `decay_share` of the steps.
+        text_steps, text_rows, text_questions: steps of the first part, facts a step, and questions about each.
+        text_clips: different facts; few, see `BatchMaker.make_told`.
+        steps, pictures, questions: steps of the second part, pictures a step, and questions about each.
+        choice_share: share of multiple choice among the questions about pictures.
+        learning_rate: peak of each part, after `warmup_steps`; it falls linearly to 0 over the last `decay_share` of
+            the second part.
         max_grad_norm, weight_decay: as usual.
         checkpoint_steps: steps between checkpoints.
     """
@@ -41,39 +46,55 @@ class BackboneConfig:
     hidden: int = 128
     layers: int = 4
     vision_layers: int = 3
-    steps: int = 2800
-    caption_steps: int = 500
-    choice_share: float = 0.65
-    pictures: int = 8
-    questions: int = 4
+    text_steps: int = 500
+    text_rows: int = 8
+    text_questions: int = 4
+    text_clips: int = 32
+    steps: int = 1000
+    pictures: int = 24
+    questions: int = 2
+    choice_share: float = 0.5
     learning_rate: float = 1e-3
     warmup_steps: int = 100
-    decay_share: float = 0.3
+    decay_share: float = 0.4
     max_grad_norm: float = 1.0
     weight_decay: float = 0.02
     checkpoint_steps: int = 250
 
     def __post_init__(self):
-        for name in ("hidden", "layers", "vision_layers", "steps", "pictures", "questions", "checkpoint_steps"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; give at least 1.")
+        for name, value in asdict(self).items():
+            least = 0 if name in ("seed", "text_steps", "warmup_steps", "weight_decay", "choice_share") else None
+            if value < least if least is not None else value <= 0:
+                raise InputError(f"{name} is {value}; give {'at least 0' if least == 0 else 'more than 0'}.")
         if self.hidden % 32:
             raise InputError(f"hidden is {self.hidden}; give a multiple of 32.")
+
+    @property
+    def total_steps(self) -> int:
+        return self.text_steps + self.steps
 
     def as_dict(self) -> dict:
         return asdict(self)
 
 
 def learning_rate_at(config: BackboneConfig, step: int) -> float:
-    warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    since = step if step < config.text_steps else step - config.text_steps
+    warm = min(1.0, (since + 1) / max(1, config.warmup_steps))
     tail = max(1, round(config.decay_share * config.steps))
-    return config.learning_rate * warm * min(1.0, (config.steps - step) / tail)
+    return config.learning_rate * warm * min(1.0, (config.total_steps - step) / tail)
 
 
 def seeing_loss(logits: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
     """Weighted cross-entropy, divided by the number of questions."""
     losses = F.cross_entropy(logits.float(), batch.targets, reduction="none")
     return (losses * batch.weights).sum() / sum(map(bool, batch.kinds))
+
+
+def make_batch(maker: BatchMaker, config: BackboneConfig, step: int) -> PackedBatch:
+    """The batch of a step, a function of the configs alone."""
+    if step < config.text_steps:
+        return maker.make_told(step, config.text_rows, config.text_questions, config.text_clips)
+    return maker.make(step, config.pictures, config.questions, config.choice_share)
 
 
 def accuracies(logits: torch.Tensor, batch: PackedBatch) -> dict[str, list[bool]]:
@@ -99,13 +120,15 @@ def _save(path: Path, state: dict) -> None:
     os.replace(temporary, path)
 
 
-def train_to_see(model, tokenizer, config: BackboneConfig, world: WorldConfig, folder: Path, progress: bool = True) -> dict:
+def train_to_see(
+    model, tokenizer, config: BackboneConfig, world: WorldConfig, folder: Path, progress: bool = True
+) -> dict:
     """Trains `model` in place; `folder` gets `checkpoint.pt` (to resume) and `metrics.jsonl` (the learning curve).
 
     The clips are fresh at every step, so the accuracies of the curve are those on pictures never seen before.
     """
     optimizer = _optimizer(model, config)
-    maker = BatchMaker(world, tokenizer, config.pictures, config.questions)
+    maker = BatchMaker(world, tokenizer)
     checkpoint, metrics = folder / "checkpoint.pt", folder / "metrics.jsonl"
     lines, start, spent_s = [], 0, 0.0
     if checkpoint.exists():
@@ -116,12 +139,10 @@ def train_to_see(model, tokenizer, config: BackboneConfig, world: WorldConfig, f
         logger.info("resuming the nano backbone at step %d", start)
     model.train()
     window, losses, began = defaultdict(list), [], time.monotonic() - spent_s
-    bar = tqdm(range(start, config.steps), initial=start, total=config.steps, desc="nano backbone", disable=not progress)
+    total = config.total_steps
+    bar = tqdm(range(start, total), initial=start, total=total, desc="nano backbone", disable=not progress)
     for step in bar:
-        share = 0.0 if step < config.caption_steps else config.choice_share
-        batch = maker.make(
-            step, lambda rng, clip: [draw_question(rng, clip, share) for _ in range(config.questions)]
-        )
+        batch = make_batch(maker, config, step)
         logits = packed_logits(model, batch)
         loss = seeing_loss(logits, batch)
         loss.backward()
@@ -133,17 +154,19 @@ def train_to_see(model, tokenizer, config: BackboneConfig, world: WorldConfig, f
         losses.append(loss.detach())
         for kind, hits in accuracies(logits.detach(), batch).items():
             window[kind] += hits
-        if (step + 1) % 50 == 0 or step + 1 == config.steps:
-            line = {"step": step + 1, "loss": float(torch.stack(losses).mean()), "learning_rate": learning_rate_at(config, step)}
+        if (step + 1) % 50 == 0 or step + 1 in (config.text_steps, total):
+            line = {"step": step + 1, "loss": float(torch.stack(losses).mean())}
+            line["learning_rate"] = learning_rate_at(config, step)
             if not math.isfinite(line["loss"]):
                 raise RuntimeError(f"the loss is {line['loss']} at step {step + 1}; lower learning_rate.")
+            line["part"] = "language" if step < config.text_steps else "sight"
             line |= {f"accuracy_{kind}": sum(hits) / len(hits) for kind, hits in sorted(window.items())}
             line["wall_s"] = round(time.monotonic() - began, 2)
             lines.append(line)
             bar.set_postfix({k.removeprefix("accuracy_"): f"{v:.2f}" for k, v in line.items() if k.startswith("acc")})
             window.clear()
             losses.clear()
-        if (step + 1) % config.checkpoint_steps == 0 and step + 1 < config.steps:
+        if (step + 1) % config.checkpoint_steps == 0 and step + 1 < total:
             _save(
                 checkpoint,
                 {

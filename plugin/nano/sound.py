@@ -91,7 +91,8 @@ def _drum(rng, n, rate, arousal, beat_s):
     t = _time(4000, rate)
     tune = rng.uniform(0.85, 1.2)
     kick = np.exp(-t / 0.09) * np.sin(2 * np.pi * tune * (58 * t + 5 * (1 - np.exp(-t / 0.03))))
-    snare = np.exp(-t / 0.05) * rng.standard_normal(4000).astype(_F32) + np.exp(-t / 0.06) * np.sin(2 * np.pi * 190 * t)
+    snare = np.exp(-t / 0.05) * rng.standard_normal(4000).astype(_F32)
+    snare = snare + np.exp(-t / 0.06) * np.sin(2 * np.pi * 190 * t)
     on, off = _beats(n, rate, beat_s), _beats(n, rate, beat_s, 0.02 + beat_s / 2)
     return _place(n, 3.2 * kick, on, np.full(len(on), 1.0)) + _place(n, snare, off, np.full(len(off), 0.7))
 
@@ -140,7 +141,7 @@ def _veil(rng, n, rate):
 
 
 def _mix(gains: np.ndarray, waves: np.ndarray) -> np.ndarray:
-    """gains (P,) times waves (P, samples), summed. Not a BLAS call: its threads would fight those of the other workers."""
+    """gains (P,) times waves (P, samples), summed. Not a BLAS call: its threads would fight the other workers'."""
     return np.einsum("p,pn->n", gains.astype(_F32), waves)
 
 
@@ -157,7 +158,8 @@ def _bed(rng, config: WorldConfig, clip: Clip) -> np.ndarray:
     major = _sigmoid(6 * v)
     rough = _sigmoid(-5 * (v + 0.25))
     # (semitones above the root, gain): the third glides from minor to major, seconds and tritones enter below zero.
-    notes = [(0, 1.0), (3, 0.8 * (1 - major)), (4, 0.8 * major), (7, 0.7), (12, 0.4), (1, 0.5 * rough), (6, 0.5 * rough)]
+    notes = [(0, 1.0), (3, 0.8 * (1 - major)), (4, 0.8 * major), (7, 0.7), (12, 0.4)]
+    notes += [(1, 0.5 * rough), (6, 0.5 * rough)]
     semitones, gains = np.array([note for note in notes if note[1] > 0.04]).T
     harmonics = np.arange(1, 5)
     slope = 1.5 - 0.9 * v

@@ -1,4 +1,4 @@
-"""Tokenizer and processor of the nano backbone: a byte-level BPE of the nano world's language, Qwen-style templates."""
+"""Tokenizer and processor of the nano backbone: byte-level BPE of the nano world's language, Qwen-style templates."""
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor

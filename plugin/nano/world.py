@@ -46,6 +46,19 @@ def _check_sizes(sizes: Mapping[str, int] | None) -> dict[str, int]:
     return sizes
 
 
+def _describe(config: WorldConfig, sizes: Mapping[str, int]) -> dict:
+    return {"format": FORMAT, "config": config.as_dict(), "sizes": dict(sizes)}
+
+
+def _key(description: dict) -> str:
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def world_key(seed: int, sizes: Mapping[str, int]) -> str:
+    """Twelve hexadecimal digits that stand for a world of the default config: its seed, sizes and every property."""
+    return _key(_describe(WorldConfig(seed=seed), _check_sizes(sizes)))
+
+
 def manifest_row(config: WorldConfig, split: str, index: int) -> dict:
     """The manifest row of one clip; media paths are relative to the world's folder."""
     clip = sample_clip(config, split, index)
@@ -144,8 +157,8 @@ def build_world(
     config = config or WorldConfig(seed=seed)
     out_dir = Path(out_dir).expanduser().absolute()
     workers = workers or min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
-    description = {"format": FORMAT, "config": config.as_dict(), "sizes": sizes}
-    key = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:12]
+    description = _describe(config, sizes)
+    key = _key(description)
     partial = out_dir.with_name(f".{out_dir.name}.{key}.partial")
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(out_dir.with_name(f".{out_dir.name}.lock")):
@@ -183,7 +196,7 @@ def _is_finished(out_dir: Path, description: dict) -> bool:
 def _write_benchmark(folder: Path, rows: list[dict], seed: int) -> None:
     prefix = "benchmark/"
     rows = [
-        {key: value.removeprefix(prefix) if key in ("audio", "video", "image") else value for key, value in row.items()}
+        row | {key: row[key].removeprefix(prefix) for key in ("audio", "video", "image") if row.get(key)}
         for row in rows
         if row["split"] == "benchmark"
     ]

@@ -22,7 +22,8 @@ def write_mp4(path: Path, frames: np.ndarray, fps: int, wave: np.ndarray, sampli
         video.height, video.width = frames.shape[1:3]
         video.pix_fmt = "yuv420p"
         video.bit_rate = 1_500_000
-        audio = container.add_stream("aac", rate=sampling_rate, layout="mono", options={"threads": "1", "aac_coder": "fast"})
+        options = {"threads": "1", "aac_coder": "fast"}
+        audio = container.add_stream("aac", rate=sampling_rate, layout="mono", options=options)
         audio.bit_rate = 64_000
         for number, pixels in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
