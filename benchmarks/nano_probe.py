@@ -82,7 +82,7 @@ def fit(x, targets, epochs: int, seed: int) -> Probe:
 
 
 def scores(content, emotion, point, rows, items) -> dict[str, float]:
-    """Content and emotion as log-probabilities (N, 8), point (N, 2), against the labels and items of the same clips."""
+    """Content and emotion as log-probabilities (N, 8), point (N, 2), against labels and items of the same clips."""
     index = {row["id"]: i for i, row in enumerate(rows)}
     tables = {"content": (content, CONTENTS), "emotion": (emotion, EMOTIONS)}
     result = {}

@@ -14,7 +14,9 @@ def tone(seconds: float, rate_hz: int = 16_000, pitch_hz: float = 440.0, channel
     return np.stack(waves, axis=1).astype(np.float32) if channels > 1 else waves[0].astype(np.float32)
 
 
-def write_wav(path: Path, seconds: float = 1.0, rate_hz: int = 16_000, pitch_hz: float = 440.0, channels: int = 1) -> Path:
+def write_wav(
+    path: Path, seconds: float = 1.0, rate_hz: int = 16_000, pitch_hz: float = 440.0, channels: int = 1
+) -> Path:
     import soundfile
 
     path.parent.mkdir(parents=True, exist_ok=True)

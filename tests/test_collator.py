@@ -31,7 +31,9 @@ def make_dataset(clips, processor, modalities=("visual", "audio"), **options):
     return ClipDataset(clips, ClipEncoder(processor, 4, 10.0), lambda step: modalities, **options)
 
 
-RESPONSES = {f"train-{i}": [("Short?", [10, 11, 2]), ("A much longer prompt, is it not?", [12] * (i + 1))] for i in range(8)}
+RESPONSES = {
+    f"train-{i}": [("Short?", [10, 11, 2]), ("A much longer prompt, is it not?", [12] * (i + 1))] for i in range(8)
+}
 
 
 def test_features_from_the_dataset_equal_the_processor(clips, processor):
@@ -100,7 +102,9 @@ def test_stage2_labels_and_paths(clips, processor):
     collator = Stage2Collator(processor, lambda rng, clip: ("Which emotion?", clip.emotion or "none"), {"av": 1.0}, 0)
     batch = collator([labelled[SampleKey(i, 0, 0)] for i in range(2)])
     inputs = batch["inputs"]
-    answers = [processor.tokenizer.decode(ids[mask]) for ids, mask in zip(inputs["input_ids"], inputs["response_mask"])]
+    answers = [
+        processor.tokenizer.decode(ids[mask]) for ids, mask in zip(inputs["input_ids"], inputs["response_mask"])
+    ]
     assert answers == ["calm<|im_end|>", "none<|im_end|>"]
     assert batch["valence"][0] == pytest.approx(0.54) and torch.isnan(batch["valence"][1])
 
@@ -140,10 +144,16 @@ def test_ranks_and_accumulation_share_the_steps_of_one_process():
     for ranks, accumulation in ((2, 1), (1, 4), (2, 2)):
         size = 8 // ranks // accumulation
         parts = [
-            all_keys(1, batch_size=size, accumulation=accumulation, world_size=ranks, rank=rank) for rank in range(ranks)
+            all_keys(1, batch_size=size, accumulation=accumulation, world_size=ranks, rank=rank)
+            for rank in range(ranks)
         ]
         for step, batch in enumerate(whole):
-            found = [key for part in parts for micro in part[step * accumulation : (step + 1) * accumulation] for key in micro]
+            found = [
+                key
+                for part in parts
+                for micro in part[step * accumulation : (step + 1) * accumulation]
+                for key in micro
+            ]
             assert sorted(found) == sorted(batch)
 
 
@@ -160,7 +170,11 @@ def test_a_step_holds_one_group():
     batches = all_keys(0, groups=groups, batch_size=4)
     kinds = [{groups[key.index] for key in batch} for batch in batches]
     assert all(len(kind) == 1 for kind in kinds)
-    assert sorted(kind.pop() for kind in kinds) == ["image", "image", "video"]  # three videos fill one step with a repeat
+    assert sorted(kind.pop() for kind in kinds) == [
+        "image",
+        "image",
+        "video",
+    ]  # three videos fill one step with a repeat
 
 
 def test_paths_follow_their_weights_and_the_seed():

@@ -98,7 +98,11 @@ def damaged(path, keep=0.5):
         (lambda d: damaged(write_video(d / "a.mp4", 2.0)), load_audio, ["truncated"]),
         (lambda d: damaged(write_video(d / "a.mp4", 2.0, faststart=True), 0.7), load_audio, ["truncated"]),
         (lambda d: damaged(write_video(d / "a.mp4", 2.0)), lambda p: load_video(p, 4), ["truncated"]),
-        (lambda d: damaged(write_video(d / "a.mp4", 2.0, faststart=True), 0.6), lambda p: load_video(p, 4), ["truncated"]),
+        (
+            lambda d: damaged(write_video(d / "a.mp4", 2.0, faststart=True), 0.6),
+            lambda p: load_video(p, 4),
+            ["truncated"],
+        ),
         (lambda d: write_wav(d / "a.wav"), lambda p: load_video(p, 4), ["no picture track"]),
         (lambda d: write_video(d / "a.mp4", 1.0), lambda p: load_video(p, 4, start_s=5.0), ["no frame"]),
         (lambda d: damaged(write_png(d / "a.png")), load_image, ["truncated"]),

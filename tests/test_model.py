@@ -83,7 +83,8 @@ def test_without_audio_and_adapter_the_logits_are_the_backbones_bit_for_bit(fold
         # Text alone has no token that the Enhancer touches; a picture has.
         assert torch.equal(changed, expected) == (index == 3)
         assert torch.equal(
-            model.generate(**inputs, use_adapter=False, max_new_tokens=4), backbone.generate(**inputs, max_new_tokens=4)
+            model.generate(**inputs, use_adapter=False, max_new_tokens=4),
+            backbone.generate(**inputs, max_new_tokens=4),
         )
 
 
@@ -148,7 +149,9 @@ def test_gradients_reach_every_part_of_ours_and_labels_give_a_loss(folder, proce
     (output.loss + output.valence.nansum() + output.arousal.nansum()).backward()
     parts = {"audio_tower": model.audio_tower, "projector": model.audio_projector, "adapter": model.emotion_adapter}
     for name, part in parts.items():
-        without = [key for key, parameter in part.named_parameters() if parameter.requires_grad and parameter.grad is None]
+        without = [
+            key for key, parameter in part.named_parameters() if parameter.requires_grad and parameter.grad is None
+        ]
         assert not without, f"{name}: no gradient reaches {without}"
         assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in part.parameters())
 
@@ -232,7 +235,10 @@ assert type(model).__module__.startswith("transformers_modules."), type(model)
 print(type(model).__name__, type(processor).__name__)
 """
     result = subprocess.run(
-        [sys.executable, "-S", "-c", script], capture_output=True, text=True, env={"HF_HOME": str(tmp_path / "hf"), "PATH": ""}
+        [sys.executable, "-S", "-c", script],
+        capture_output=True,
+        text=True,
+        env={"HF_HOME": str(tmp_path / "hf"), "PATH": ""},
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.split() == ["VAEmotionLLMForConditionalGeneration", "VAEmotionLLMProcessor"]

@@ -43,9 +43,7 @@ def test_a_killed_run_goes_on_with_the_same_losses(setup, tmp_path, values_of):
     options = dict(max_steps=40, save_steps=5)
     train(values_of(*setup, whole, **options))
     # Somewhere after step 12: beyond checkpoint 10, in the third epoch and in the middle of it.
-    kill_when(
-        values_of(*setup, broken, **options), tmp_path / "c.yaml", lambda: len(losses_of(broken)) >= 12
-    )
+    kill_when(values_of(*setup, broken, **options), tmp_path / "c.yaml", lambda: len(losses_of(broken)) >= 12)
     assert not (broken / "finished.json").exists()
     assert train(values_of(*setup, broken, **options)) == "trained"
     assert [row["step"] for row in losses_of(broken)] == list(range(1, 41))

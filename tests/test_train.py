@@ -61,11 +61,16 @@ def test_responses_are_the_teacher_s_own_from_the_picture_alone(setup, stage1):
     lines = [json.loads(line) for line in (stage1 / "responses.jsonl").read_text().splitlines()]
     header, rows = lines[0], lines[1:]
     assert header["hash"] and {"backbone", "clips", "prompts", "num_frames"} <= header["depends_on"].keys()
-    assert sorted((row["id"], row["slot"]) for row in rows) == sorted((f"train-{i}", s) for i in range(12) for s in (0, 1))
+    assert sorted((row["id"], row["slot"]) for row in rows) == sorted(
+        (f"train-{i}", s) for i in range(12) for s in (0, 1)
+    )
     model = VAEmotionLLMForConditionalGeneration.from_pretrained(setup[0]).eval()
     processor = VAEmotionLLMProcessor.from_pretrained(setup[0])
     row = next(row for row in rows if row["id"] == "train-2")
-    content = [{"type": "image", "path": str(setup[1].parent / "train-2.png")}, {"type": "text", "text": row["prompt"]}]
+    content = [
+        {"type": "image", "path": str(setup[1].parent / "train-2.png")},
+        {"type": "text", "text": row["prompt"]},
+    ]
     inputs = processor.apply_chat_template(
         [[{"role": "user", "content": content}]], tokenize=True, return_dict=True, add_generation_prompt=True,
         return_tensors="pt",
@@ -104,7 +109,9 @@ def test_responses_of_another_setting_are_refused(setup, stage1, tmp_path):
 def test_accumulation_does_not_change_the_losses(setup, tmp_path):
     train(stage1_values(*setup, tmp_path / "a", max_steps=4))
     train(
-        stage1_values(*setup, tmp_path / "b", max_steps=4, per_device_train_batch_size=2, gradient_accumulation_steps=2)
+        stage1_values(
+            *setup, tmp_path / "b", max_steps=4, per_device_train_batch_size=2, gradient_accumulation_steps=2
+        )
     )
     for one, two in zip(losses_of(tmp_path / "a"), losses_of(tmp_path / "b"), strict=True):
         assert one["loss"] == pytest.approx(two["loss"], rel=1e-3)
@@ -233,7 +240,14 @@ def world_with(folder, row, media):
 
     manifest = write_world(folder, clips=4, videos=False)
     media(folder)
-    base = {"id": "odd", "split": "train", "source": "s", "license": "l", "image": "train-0.png", "audio": "train-0.wav"}
+    base = {
+        "id": "odd",
+        "split": "train",
+        "source": "s",
+        "license": "l",
+        "image": "train-0.png",
+        "audio": "train-0.wav",
+    }
     row = {name: value for name, value in (base | row).items() if value is not None}
     with open(manifest, "a") as out:
         out.write(json.dumps(row) + "\n")
@@ -248,7 +262,11 @@ def truncate(path, share=0.5):
 BAD_CLIPS = {
     "missing": ({"audio": "none.wav"}, lambda d: None, ["'odd'", "none.wav", "not found"]),
     "truncated": ({"audio": "x.wav"}, lambda d: truncate(write_wav(d / "x.wav")), ["'odd'", "x.wav", "truncated"]),
-    "truncated picture": ({"image": "x.png"}, lambda d: truncate(write_png(d / "x.png")), ["'odd'", "x.png", "truncated"]),
+    "truncated picture": (
+        {"image": "x.png"},
+        lambda d: truncate(write_png(d / "x.png")),
+        ["'odd'", "x.png", "truncated"],
+    ),
     "empty": ({"audio": "x.wav"}, lambda d: write_wav(d / "x.wav", 0.0), ["'odd'", "x.wav", "0 s"]),
     "ten minutes": (
         {"audio": "x.wav"}, lambda d: write_wav(d / "x.wav", 600, 8000), ["'odd'", "x.wav", "600.0 s", "max_audio_s"],
@@ -299,7 +317,12 @@ def test_the_command_prints_one_line_and_ends_with_code_2(setup, tmp_path):
     manifest = world_with(tmp_path / "world", *BAD_CLIPS["truncated"][:2])
     # The clip is found by a worker process of the loader, in the middle of training.
     values = stage1_values(
-        setup[0], manifest, tmp_path / "run", cache_media=False, dataloader_num_workers=1, per_device_train_batch_size=5
+        setup[0],
+        manifest,
+        tmp_path / "run",
+        cache_media=False,
+        dataloader_num_workers=1,
+        per_device_train_batch_size=5,
     )
     result = command("--config", write_config(tmp_path / "c.yaml", values))
     assert result.returncode == 2

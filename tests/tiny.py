@@ -30,8 +30,8 @@ from transformers import (
 
 FAMILIES = ("qwen2_5_vl", "qwen3_vl", "llava_onevision")
 SPECIAL = (
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>",
-    "<image>", "<video>",
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
+    "<|video_pad|>", "<image>", "<video>",
 )  # fmt: skip
 VOCAB = 300
 
@@ -51,8 +51,8 @@ LLAVA_TEMPLATE = (
 )  # fmt: skip
 
 TEXT = dict(
-    hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
-    vocab_size=VOCAB, max_position_embeddings=2048, bos_token_id=None, eos_token_id=2, pad_token_id=0,
+    hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+    head_dim=8, vocab_size=VOCAB, max_position_embeddings=2048, bos_token_id=None, eos_token_id=2, pad_token_id=0,
 )  # fmt: skip
 MROPE = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [1, 1, 2]}
 
@@ -98,7 +98,9 @@ def make_vlm(family: str, folder: Path) -> Path:
             spatial_merge_size=2, temporal_patch_size=2, deepstack_visual_indexes=[0, 1], num_position_embeddings=16,
         )  # fmt: skip
         config = Qwen3VLConfig(
-            text_config={**TEXT, "rope_parameters": {**MROPE, "mrope_interleaved": True}}, vision_config=vision, **qwen_ids
+            text_config={**TEXT, "rope_parameters": {**MROPE, "mrope_interleaved": True}},
+            vision_config=vision,
+            **qwen_ids,
         )
         model = Qwen3VLForConditionalGeneration(config)
         processor = Qwen3VLProcessor(

@@ -40,8 +40,8 @@ def stage2_values(model: Path, manifest: Path, output_dir: Path, **changes) -> d
             {"prompt": "Which emotion?", "answer": "{emotion}"},
             {"prompt": "What is seen or heard in this {art_form}?", "answer": "It is {content}."},
         ],
-        "num_frames": 4, "train_audio_tower": True, "lora": {"rank": 2}, "per_device_train_batch_size": 4, "max_steps": 6,
-        "save_steps": 2, "logging_steps": 1, "learning_rate": 5e-3, "cache_media": True, "seed": 3,
+        "num_frames": 4, "train_audio_tower": True, "lora": {"rank": 2}, "per_device_train_batch_size": 4,
+        "max_steps": 6, "save_steps": 2, "logging_steps": 1, "learning_rate": 5e-3, "cache_media": True, "seed": 3,
         "disable_tqdm": True, **changes,
     }  # fmt: skip
 
@@ -59,7 +59,9 @@ def write_config(path: Path, values: dict) -> Path:
     return path
 
 
-def command(*words: str, launcher: tuple[str, ...] = (), timeout_s: float = 240, check: bool = False, **environment: str):
+def command(
+    *words: str, launcher: tuple[str, ...] = (), timeout_s: float = 240, check: bool = False, **environment: str
+):
     """Runs `vaemotionllm train` (or it under a launcher) in a process of its own."""
     program = launcher or (sys.executable, "-m", "vaemotionllm.cli.main", "train")
     return subprocess.run(
@@ -77,7 +79,9 @@ def losses_of(output_dir: Path) -> list[dict]:
     """Rows of metrics.jsonl without the times."""
     from vaemotionllm.train.metrics import read_metrics
 
-    return [{k: v for k, v in row.items() if k != "wall_s"} for row in read_metrics(Path(output_dir) / "metrics.jsonl")]
+    return [
+        {k: v for k, v in row.items() if k != "wall_s"} for row in read_metrics(Path(output_dir) / "metrics.jsonl")
+    ]
 
 
 def make_setup(folder: Path, clips: int = 12) -> tuple[Path, Path]:

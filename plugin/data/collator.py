@@ -168,7 +168,8 @@ class Stage2Collator:
             return failure
         path = path_of_step(self.seed, samples[0].key.step, self.paths)
         pairs = [
-            self.instruction(seeded_random(self.seed, "instruction", s.key.epoch, s.key.index), s.clip) for s in samples
+            self.instruction(seeded_random(self.seed, "instruction", s.key.epoch, s.key.index), s.clip)
+            for s in samples
         ]
         prompts = [prompt for prompt, _ in pairs]
         tokens = [self.renderer.answer_ids(answer) for _, answer in pairs]

@@ -81,7 +81,8 @@ def read_manifest(
     if split is not None and split not in SPLITS:
         raise InputError(f"unknown split {split!r}: allowed are {', '.join(SPLITS)}.")
     root = Path(os.path.abspath(path.parent))
-    clips, seen = [], {}
+    clips: list[Clip] = []
+    seen: dict[str, int] = {}
     for number, row in _read_rows(path):
         clip = _parse_row(row, number, root, path)
         if clip.id in seen:
@@ -132,7 +133,9 @@ def _read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
-                raise InputError(f"{path}, row {number}: not valid JSON ({error}). Write one JSON object a line.") from None
+                raise InputError(
+                    f"{path}, row {number}: not valid JSON ({error}). Write one JSON object a line."
+                ) from None
             if not isinstance(row, dict):
                 raise InputError(f"{path}, row {number}: expected a JSON object, found {type(row).__name__}.")
             yield number, row
@@ -169,7 +172,9 @@ def _parse_row(row: dict[str, Any], number: int, root: Path, path: Path) -> Clip
             if share is not None
         }
         if not emotion or sum(emotion.values()) <= 0:
-            raise InputError(f"{where}: field `emotion` is a distribution without weight. Leave it out or give shares.")
+            raise InputError(
+                f"{where}: field `emotion` is a distribution without weight. Leave it out or give shares."
+            )
     elif emotion is not None and not isinstance(emotion, str):
         raise InputError(f"{where}: field `emotion` is {emotion!r}; allowed are a label or {{label: share}}.")
     values["emotion"] = emotion or None

@@ -39,7 +39,7 @@ class ScheduledBatchSampler(Sampler[list[SampleKey]]):
     """Batches of one rank.
 
     An optimizer step takes `batch_size * accumulation * world_size` clips of one group. In every epoch each group is
-    shuffled and cut into steps, and the steps of all groups are shuffled; the clips that are left over wait for another
+    shuffled and cut into steps, and the steps of all groups are shuffled; clips that are left over wait for another
     epoch's shuffle. A group with fewer clips than one step gives one step in which clips repeat.
 
     Args:

@@ -53,7 +53,9 @@ class AudioProjector(nn.Module):
                 f"{available}. Use the processor that was saved with this model."
             )
         tokens = self.linear_2(self.act(self.linear_1(self.norm(states))))  # (W, L / stride, D_llm)
-        begin, end = self.boundary.to(tokens.dtype).unsqueeze(1).unsqueeze(1).expand(-1, windows, 1, -1)  # 2 x (W, 1, D)
+        begin, end = (
+            self.boundary.to(tokens.dtype).unsqueeze(1).unsqueeze(1).expand(-1, windows, 1, -1)
+        )  # 2 x (W, 1, D)
         framed = torch.cat([begin, tokens, end], dim=1)  # (W, L / stride + 2, D_llm)
         position = torch.arange(available + BOUNDARY_TOKENS, device=framed.device)
         keep = (position <= num_tokens.to(framed.device).unsqueeze(1)) | (position == available + 1)

@@ -71,7 +71,8 @@ class EmotionSupervisor(nn.Module):
         super().__init__()
         width, hidden = config.vlm_config.get_text_config().hidden_size, config.supervisor_hidden_size
         self.heads = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), ZeroLinear(hidden, 2)) for _ in PATHS
+            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), ZeroLinear(hidden, 2))
+            for _ in PATHS
         )
 
     def forward(

@@ -243,7 +243,7 @@ def _read_soundfile(source, name, max_s, start_s, end_s) -> tuple[np.ndarray, in
         raise InputError(f"{name}: cannot decode the sound ({error}). The file is corrupt or truncated.") from error
     if end - begin - waveform.shape[0] > _TRUNCATION_TOLERANCE_S * rate_hz:
         raise InputError(
-            f"{name}: truncated, {waveform.shape[0] / rate_hz:.2f} s of {(end - begin) / rate_hz:.2f} s can be decoded."
+            f"{name}: truncated, {waveform.shape[0] / rate_hz:.2f} s of {(end - begin) / rate_hz:.2f} s can be read."
         )
     return waveform, rate_hz
 

@@ -83,8 +83,8 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     """A vision-language model that hears.
 
     `vlm` is a complete transformers image-text-to-text model and is called as it is: audio tokens and the Enhancer's
-    residual enter at the input of its decoder. With no audio in the input and the adapter off nothing of ours runs, and
-    the logits are the backbone's, bit for bit.
+    residual enter at the input of its decoder. With no audio in the input and the adapter off nothing of ours runs,
+    and the logits are the backbone's, bit for bit.
 
     Args:
         config: the configuration.
@@ -107,14 +107,20 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def __init__(self, config: VAEmotionLLMConfig, vlm: PreTrainedModel | None = None, audio_tower=None):
         super().__init__(config)
         self.vlm = AutoModelForImageTextToText.from_config(config.vlm_config) if vlm is None else vlm
-        self.audio_tower = _encoder_of(AutoModel.from_config(config.audio_config)) if audio_tower is None else audio_tower
+        self.audio_tower = (
+            _encoder_of(AutoModel.from_config(config.audio_config)) if audio_tower is None else audio_tower
+        )
         self.audio_projector = AudioProjector(config)
         self.emotion_adapter = EmotionAdapter(config)
-        self._no_split_modules = list(self.vlm._no_split_modules or []) + list(self.audio_tower._no_split_modules or [])
+        self._no_split_modules = list(self.vlm._no_split_modules or []) + list(
+            self.audio_tower._no_split_modules or []
+        )
         self.post_init()
 
     @classmethod
-    def from_backbone(cls, vlm: str, audio: str, dtype="auto", attn_implementation: str | None = None, **config_fields):
+    def from_backbone(
+        cls, vlm: str, audio: str, dtype="auto", attn_implementation: str | None = None, **config_fields
+    ):
         """Bolts hearing onto a vision-language model: loads both halves, makes projector and EmoAdapter anew.
 
         Args:
@@ -125,11 +131,16 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             **config_fields: fields of [`VAEmotionLLMConfig`], such as `projector_stride`.
 
         Returns:
-            The model. Take `VAEmotionLLMProcessor.from_backbone(vlm, audio)` with the same `projector_stride` beside it.
+            The model. Its processor is `VAEmotionLLMProcessor.from_backbone(vlm, audio)` with the same
+            `projector_stride`.
         """
         tokenizer = AutoTokenizer.from_pretrained(vlm)
-        backbone = AutoModelForImageTextToText.from_pretrained(vlm, dtype=dtype, attn_implementation=attn_implementation)
-        tower = _encoder_of(AutoModel.from_pretrained(audio, dtype=backbone.dtype, attn_implementation=attn_implementation))
+        backbone = AutoModelForImageTextToText.from_pretrained(
+            vlm, dtype=dtype, attn_implementation=attn_implementation
+        )
+        tower = _encoder_of(
+            AutoModel.from_pretrained(audio, dtype=backbone.dtype, attn_implementation=attn_implementation)
+        )
         config = cls.config_class(
             vlm_config=backbone.config,
             audio_config=AutoConfig.from_pretrained(audio),
@@ -224,7 +235,9 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 logits, loss = output.logits, output.loss
             else:
                 if labels is not None:
-                    raise ValueError("Give either labels or response_mask: with response_mask the loss is the caller's.")
+                    raise ValueError(
+                        "Give either labels or response_mask: with response_mask the loss is the caller's."
+                    )
                 output = self.vlm.base_model(**inputs)
                 # The state at t - 1 predicts the token at t.
                 predicting = output[0][:, :-1][response_mask[:, 1:]]  # (N, D)
@@ -265,6 +278,7 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             generated = self.vlm.generate(input_ids=backbone_ids, **kwargs)
         if backbone_ids is not input_ids:
             sequences = generated if isinstance(generated, torch.Tensor) else generated.sequences
+            assert input_ids is not None  # only ids can hold placeholders
             copies = sequences.shape[0] // input_ids.shape[0]
             sequences[:, : input_ids.shape[1]] = input_ids.repeat_interleave(copies, dim=0)
         return generated
@@ -294,15 +308,15 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         found, given = int(audio_mask.sum()), 0 if audio_embeds is None else audio_embeds.shape[0]
         if found != given:
             raise ValueError(
-                f"input_ids hold {found} audio placeholders, but the audio features give {given} embeddings. Make both "
-                "with one call of the processor that was saved with this model."
+                f"input_ids hold {found} audio placeholders, but the audio features give {given} embeddings. Make "
+                "both with one call of the processor that was saved with this model."
             )
         enhancer = self.emotion_adapter.enhancer if use_adapter else None
         return _MediaInjection(audio_mask, visual_mask, audio_embeds, enhancer)
 
     @contextlib.contextmanager
     def _injected(self, injection: _MediaInjection | None):
-        """Runs the body with `injection` at the decoder's input. The hooks live for one call: no state stays behind."""
+        """Runs the body with `injection` at the decoder's input. Its hooks live for one call; no state stays."""
         if injection is None:
             yield
             return

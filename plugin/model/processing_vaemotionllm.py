@@ -334,7 +334,9 @@ def _as_list(audio) -> list:
 
 def _tensors(inputs) -> dict[str, torch.Tensor]:
     """The inputs that the model takes: all but the lists that only help to make the text."""
-    return {key: torch.as_tensor(value) for key, value in inputs.items() if key not in ("video_metadata", "rows", "cols")}
+    return {
+        key: torch.as_tensor(value) for key, value in inputs.items() if key not in ("video_metadata", "rows", "cols")
+    }
 
 
 def _join_inputs(media: Sequence[MediaFeatures]) -> dict[str, torch.Tensor]:

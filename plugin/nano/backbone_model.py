@@ -23,20 +23,38 @@ def build_vlm(tokenizer, hidden: int, layers: int, vision_layers: int) -> Qwen2_
     heads = hidden // 32
     config = Qwen2_5_VLConfig(
         text_config={
-            "vocab_size": len(tokenizer), "hidden_size": hidden, "intermediate_size": 2 * hidden,
-            "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": heads,
-            "max_position_embeddings": 2048, "initializer_range": hidden**-0.5 / 2, "rms_norm_eps": 1e-6,
+            "vocab_size": len(tokenizer),
+            "hidden_size": hidden,
+            "intermediate_size": 2 * hidden,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "num_key_value_heads": heads,
+            "max_position_embeddings": 2048,
+            "initializer_range": hidden**-0.5 / 2,
+            "rms_norm_eps": 1e-6,
             "rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "mrope_section": [4, 6, 6]},
-            "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
+            "bos_token_id": None,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
         },
         vision_config={
-            "depth": vision_layers, "hidden_size": hidden, "intermediate_size": 2 * hidden, "num_heads": heads,
-            "patch_size": PATCH_PX, "spatial_merge_size": MERGE, "temporal_patch_size": 2, "out_hidden_size": hidden,
-            "window_size": 112, "fullatt_block_indexes": list(range(vision_layers)),
-            "tokens_per_second": TOKENS_PER_SECOND, "initializer_range": hidden**-0.5 / 2,
+            "depth": vision_layers,
+            "hidden_size": hidden,
+            "intermediate_size": 2 * hidden,
+            "num_heads": heads,
+            "patch_size": PATCH_PX,
+            "spatial_merge_size": MERGE,
+            "temporal_patch_size": 2,
+            "out_hidden_size": hidden,
+            "window_size": 112,
+            "fullatt_block_indexes": list(range(vision_layers)),
+            "tokens_per_second": TOKENS_PER_SECOND,
+            "initializer_range": hidden**-0.5 / 2,
         },
-        image_token_id=ids("<|image_pad|>"), video_token_id=ids("<|video_pad|>"),
-        vision_start_token_id=ids("<|vision_start|>"), vision_end_token_id=ids("<|vision_end|>"),
+        image_token_id=ids("<|image_pad|>"),
+        video_token_id=ids("<|video_pad|>"),
+        vision_start_token_id=ids("<|vision_start|>"),
+        vision_end_token_id=ids("<|vision_end|>"),
         tie_word_embeddings=True,
     )
     model = Qwen2_5_VLForConditionalGeneration(config)
@@ -55,10 +73,23 @@ def build_audio(hidden: int) -> tuple[WhisperModel, WhisperFeatureExtractor]:
         feature_size=64, sampling_rate=16000, hop_length=320, chunk_length=3, n_fft=640, padding_value=0.0
     )
     config = WhisperConfig(
-        vocab_size=16, num_mel_bins=64, d_model=hidden, encoder_layers=3, encoder_attention_heads=4,
-        encoder_ffn_dim=2 * hidden, decoder_layers=1, decoder_attention_heads=4, decoder_ffn_dim=hidden,
-        max_source_positions=75, max_target_positions=8, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-        decoder_start_token_id=1, dropout=0.0, init_std=hidden**-0.5 / 2,
+        vocab_size=16,
+        num_mel_bins=64,
+        d_model=hidden,
+        encoder_layers=3,
+        encoder_attention_heads=4,
+        encoder_ffn_dim=2 * hidden,
+        decoder_layers=1,
+        decoder_attention_heads=4,
+        decoder_ffn_dim=hidden,
+        max_source_positions=75,
+        max_target_positions=8,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=1,
+        dropout=0.0,
+        init_std=hidden**-0.5 / 2,
     )
     return WhisperModel(config), extractor
 
@@ -75,7 +106,7 @@ def _equal_length_attention(attention, length, hidden_states, cu_seqlens=None, p
 
 @contextmanager
 def equal_length_attention(visual, length: int):
-    """Vision attention as one batched call; transformers calls it once a slab, which costs more than its arithmetic."""
+    """Vision attention as one batched call; transformers calls it once a slab, which costs more than the sums."""
     for block in visual.blocks:
         block.attn.forward = functools.partial(_equal_length_attention, block.attn, length)
     try:

@@ -134,6 +134,15 @@ def sample_clip(config: WorldConfig, split: str, index: int) -> Clip:
     heard = _express(config, rng, valence, arousal, content, _stream(config, split, 3, index))
     beats_per_s = 2.0 * 2 ** (0.9 * heard.arousal) * rng.uniform(0.94, 1.06)
     return Clip(
-        id=f"{split}-{index:05d}", split=split, index=index, art_form=art_form, content=content, emotion=emotion,
-        valence=valence, arousal=arousal, beat_s=1 / beats_per_s, seen=seen, heard=heard,
+        id=f"{split}-{index:05d}",
+        split=split,
+        index=index,
+        art_form=art_form,
+        content=content,
+        emotion=emotion,
+        valence=valence,
+        arousal=arousal,
+        beat_s=1 / beats_per_s,
+        seen=seen,
+        heard=heard,
     )

@@ -12,8 +12,14 @@ ART_FORMS = ("painting", "animation", "music_video")
 
 # Words of each label inside a sentence.
 CONTENT_PHRASES = {
-    "rain": "rain", "waves": "waves", "fire": "fire", "bell": "a bell",
-    "drum": "a drum", "bird": "a bird", "clock": "a clock", "flute": "a flute",
+    "rain": "rain",
+    "waves": "waves",
+    "fire": "fire",
+    "bell": "a bell",
+    "drum": "a drum",
+    "bird": "a bird",
+    "clock": "a clock",
+    "flute": "a flute",
 }
 ART_FORM_PHRASES = {"painting": "painting", "animation": "animation", "music_video": "music video"}
 

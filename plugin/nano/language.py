@@ -49,8 +49,12 @@ def caption(row: Mapping, template: int = 0) -> str:
     """One sentence on a clip; `template` picks the wording."""
     form = ART_FORM_PHRASES[row["art_form"]]
     text = _CAPTIONS[template].format(
-        article=_article(row["emotion"]), form_article=_article(form), emotion=row["emotion"], form=form,
-        content=CONTENT_PHRASES[row["content"]], valence=valence_word(row["valence"]),
+        article=_article(row["emotion"]),
+        form_article=_article(form),
+        emotion=row["emotion"],
+        form=form,
+        content=CONTENT_PHRASES[row["content"]],
+        valence=valence_word(row["valence"]),
     )
     return text[0].upper() + text[1:]
 

@@ -106,8 +106,14 @@ def _flute(x, y, t, r):
 
 
 _SUBJECTS = {
-    "rain": _rain, "waves": _waves, "fire": _fire, "bell": _bell,
-    "drum": _drum, "bird": _bird, "clock": _clock, "flute": _flute,
+    "rain": _rain,
+    "waves": _waves,
+    "fire": _fire,
+    "bell": _bell,
+    "drum": _drum,
+    "bird": _bird,
+    "clock": _clock,
+    "flute": _flute,
 }
 
 

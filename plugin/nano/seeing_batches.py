@@ -25,7 +25,8 @@ class PackedBatch:
     """B rows of T tokens with N answer tokens.
 
     `input_ids` (B, T); `position_ids` (3, B, T); `attention_mask` (B, 1, T, T) additive; `patches` (slabs * patches,
-    dim); `vision_mask` (B, T); `rows`, `columns` (N,) are where an answer token is predicted; `targets`, `weights` (N,).
+    dim); `vision_mask` (B, T); `rows`, `columns` (N,) are where an answer token is predicted; `targets` and `weights`
+    are (N,).
     """
 
     input_ids: torch.Tensor
@@ -54,7 +55,10 @@ class Question:
 
 def as_row(clip: Clip) -> dict:
     return {
-        "content": clip.content, "emotion": clip.emotion, "valence": clip.valence, "arousal": clip.arousal,
+        "content": clip.content,
+        "emotion": clip.emotion,
+        "valence": clip.valence,
+        "arousal": clip.arousal,
         "art_form": clip.art_form,
     }
 

@@ -170,8 +170,11 @@ def train_to_see(
             _save(
                 checkpoint,
                 {
-                    "model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1,
-                    "metrics": lines, "wall_s": time.monotonic() - began,
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "step": step + 1,
+                    "metrics": lines,
+                    "wall_s": time.monotonic() - began,
                 },
             )
     model.eval()

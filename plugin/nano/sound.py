@@ -128,8 +128,14 @@ def _flute(rng, n, rate, arousal, beat_s):
 
 
 _EVENTS = {
-    "rain": _rain, "waves": _waves, "fire": _fire, "bell": _bell,
-    "drum": _drum, "bird": _bird, "clock": _clock, "flute": _flute,
+    "rain": _rain,
+    "waves": _waves,
+    "fire": _fire,
+    "bell": _bell,
+    "drum": _drum,
+    "bird": _bird,
+    "clock": _clock,
+    "flute": _flute,
 }
 
 

@@ -6,9 +6,17 @@ from transformers import PreTrainedTokenizerFast, Qwen2_5_VLProcessor, Qwen2VLIm
 from .language import corpus
 
 SPECIAL_TOKENS = (
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>",
-    "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>",
-    "<|audio_start|>", "<|audio_end|>", "<|audio_pad|>",
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+    "<|audio_start|>",
+    "<|audio_end|>",
+    "<|audio_pad|>",
 )
 MAX_VOCAB = 1024
 
@@ -72,8 +80,12 @@ def build_processor(size_px: int, patch_px: int, merge: int) -> Qwen2_5_VLProces
     """Processor for square pictures of `size_px`, which keep their size; larger and smaller ones are resized to it."""
     pixels = size_px * size_px
     common = dict(
-        patch_size=patch_px, merge_size=merge, temporal_patch_size=2, image_mean=list(IMAGE_MEAN),
-        image_std=list(IMAGE_STD), size={"shortest_edge": pixels, "longest_edge": pixels},
+        patch_size=patch_px,
+        merge_size=merge,
+        temporal_patch_size=2,
+        image_mean=list(IMAGE_MEAN),
+        image_std=list(IMAGE_STD),
+        size={"shortest_edge": pixels, "longest_edge": pixels},
     )
     return Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(**common),

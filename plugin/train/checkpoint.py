@@ -111,7 +111,9 @@ def inspect_output(output_dir: Path, settings: dict[str, Any], overwrite: bool) 
     record = output_dir / RUN_CONFIG
     if not record.is_file():
         if output_dir.is_dir() and any(output_dir.iterdir()):
-            raise InputError(f"output_dir {output_dir} holds files that are not of a training run. Take another folder.")
+            raise InputError(
+                f"output_dir {output_dir} holds files that are not of a training run. Take another folder."
+            )
         return "new"
     if overwrite:
         return "overwrite"
@@ -119,7 +121,7 @@ def inspect_output(output_dir: Path, settings: dict[str, Any], overwrite: bool) 
     for name in sorted(new.keys() | old.keys()):
         if new.get(name) != old.get(name):
             raise InputError(
-                f"output_dir {output_dir} holds a run with {name} = {old.get(name)!r}, this one has {new.get(name)!r}. "
+                f"output_dir {output_dir} holds a run with {name} = {old.get(name)!r}, this one {new.get(name)!r}. "
                 "Take another output_dir, or overwrite=true to start again."
             )
     return "finished" if (output_dir / FINISHED).is_file() else "resume"

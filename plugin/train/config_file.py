@@ -109,6 +109,11 @@ def _coerce(name: str, value: Any, hint: Any) -> Any:
             raise InputError(f"config field `{name}` is {value!r}; a whole number is needed.") from None
     if kinds[0] is bool and all(kind in (bool, type(None)) for kind in kinds) and not isinstance(value, bool):
         raise InputError(f"config field `{name}` is {value!r}; true or false is needed.")
-    if isinstance(value, int | float) and not isinstance(value, bool) and str in kinds and not {int, float} & set(kinds):
+    if (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and str in kinds
+        and not {int, float} & set(kinds)
+    ):
         return str(value)
     return value

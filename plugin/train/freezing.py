@@ -71,9 +71,7 @@ def merge_lora(model: nn.Module, state_dict: dict[str, torch.Tensor]) -> dict[st
     """
     from peft.tuners.lora import LoraLayer
 
-    merged = {
-        name.replace(".base_layer.", "."): tensor for name, tensor in state_dict.items() if ".lora_" not in name
-    }
+    merged = {name.replace(".base_layer.", "."): tensor for name, tensor in state_dict.items() if ".lora_" not in name}
     for name, module in model.named_modules():
         if not isinstance(module, LoraLayer):
             continue

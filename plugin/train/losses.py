@@ -16,13 +16,16 @@ Count = int | float | torch.Tensor
 
 
 def kl_divergence(
-    teacher_logits: torch.Tensor, student_logits: torch.Tensor, num_items: Count | None = None, temperature: float = 1.0
+    teacher_logits: torch.Tensor,
+    student_logits: torch.Tensor,
+    num_items: Count | None = None,
+    temperature: float = 1.0,
 ) -> dict[str, torch.Tensor]:
     """Forward KL(teacher || student) of next-token distributions, summed over targets and divided by their number.
 
-    `T^2 / num_items * sum_n sum_v p_T(v|n) (log p_T(v|n) - log p_S(v|n))` with both distributions at temperature T; T^2
-    keeps the size of the gradient (Hinton et al., arXiv 1503.02531). The paper (arXiv 2511.12077) aligns next-token
-    distributions; the direction and the temperature are our choice.
+    `T^2 / num_items * sum_n sum_v p_T(v|n) (log p_T(v|n) - log p_S(v|n))` with both distributions at temperature
+    T; T^2 keeps the size of the gradient (Hinton et al., arXiv 1503.02531). The paper (arXiv 2511.12077) aligns
+    next-token distributions; the direction and the temperature are our choice.
 
     Args:
         teacher_logits: (N, V), any float dtype; no gradient flows into them.
@@ -90,8 +93,8 @@ def valence_arousal_loss(
 ) -> dict[str, torch.Tensor]:
     """Supervisor loss of one dimension on every path: ccc_weight * (1 - CCC) + mse_weight * MSE. The form is ours.
 
-    CCC belongs to a whole set of clips and is not a sum over them: give all rows of the step at once (see `gather_rows`).
-    With fewer than two labelled rows it says nothing and only MSE counts.
+    CCC belongs to a whole set of clips and is not a sum over them: give all rows of the step at once, see
+    `gather_rows`. With fewer than two labelled rows it says nothing and only MSE counts.
 
     Args:
         prediction: (B, 3) in [-1, 1], columns as in `PATHS`; NaN where the sample lacks the path.

@@ -31,7 +31,9 @@ def prompt_source(prompts: str | Sequence[str]) -> tuple[PromptSource, str]:
         return (lambda rng, n: [language.stage1_prompts(rng) for _ in range(n)]), f"nano {digest}"
     if isinstance(prompts, str):
         if not Path(prompts).is_file():
-            raise InputError(f"config field `prompts` is {prompts!r}: no such file, and not `nano`. Give a list or a file.")
+            raise InputError(
+                f"config field `prompts` is {prompts!r}: no such file, and not `nano`. Give a list or a file."
+            )
         prompts = Path(prompts).read_text(encoding="utf-8").splitlines()
     lines = [line.strip() for line in prompts if isinstance(line, str) and line.strip()]
     if not lines:
@@ -57,7 +59,9 @@ def instruction_source(instructions: str | Sequence[dict[str, str]]) -> tuple[In
         needed = ("content", "emotion", "valence", "arousal", "art_form")
         return (lambda rng, clip: language.instruction(rng, label_row(clip))), needed
     if isinstance(instructions, str):
-        raise InputError(f"config field `instructions` is {instructions!r}: give a list of {{prompt, answer}}, or `nano`.")
+        raise InputError(
+            f"config field `instructions` is {instructions!r}: give a list of {{prompt, answer}}, or `nano`."
+        )
     needed: dict[str, None] = {}
     for number, pair in enumerate(instructions, start=1):
         if not isinstance(pair, dict) or set(pair) != {"prompt", "answer"}:

@@ -56,7 +56,7 @@ def backbone_hash(model) -> str:
 
 
 def clips_hash(clips: Sequence) -> str:
-    """Hash of what the teacher sees: ids, files with their sizes, and the parts that are taken. Labels do not enter."""
+    """Hash of what the teacher sees: ids, files with their sizes, and the parts that are taken. No label enters."""
     digest = hashlib.sha256()
     for clip in clips:
         source = clip.video if clip.video is not None else clip.image

@@ -1,4 +1,4 @@
-"""A training run from config to saved model: check, decode, (stage 1) generate responses, train, save, mark finished."""
+"""A training run from config to saved model: check, decode, generate responses (stage 1), train, save, finish."""
 
 import dataclasses
 import logging
@@ -30,10 +30,29 @@ logger = logging.getLogger(__name__)
 CONFIGS = {1: Stage1Config, 2: Stage2Config}
 
 # Fields that change where or how fast a run goes, and not what comes out of it.
-_FREE_FIELDS = {"output_dir", "overwrite", "logging_steps", "save_steps", "save_total_limit", "report_to", "cache_media",
-                "generation_batch_size", "attn_implementation"}  # fmt: skip
-_FIXED_LIBRARY_FIELDS = ("seed", "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps",
-                         "num_train_epochs", "max_steps", "weight_decay", "warmup_steps", "max_grad_norm", "bf16")  # fmt: skip
+_FREE_FIELDS = {
+    "output_dir",
+    "overwrite",
+    "logging_steps",
+    "save_steps",
+    "save_total_limit",
+    "report_to",
+    "cache_media",
+    "generation_batch_size",
+    "attn_implementation",
+}
+_FIXED_LIBRARY_FIELDS = (
+    "seed",
+    "learning_rate",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "num_train_epochs",
+    "max_steps",
+    "weight_decay",
+    "warmup_steps",
+    "max_grad_norm",
+    "bf16",
+)
 
 
 def run(config: StageConfig) -> str:
@@ -141,8 +160,8 @@ def check_folder(name: str, path: str | None) -> None:
         raise InputError(f"config field `{name}`: folder not found: {path}.")
     if not (Path(path) / "config.json").is_file():
         raise InputError(
-            f"config field `{name}`: {path} holds no config.json, so it is no saved model. A checkpoint-N folder is for "
-            "going on with a run; the model is in the run's output_dir when it is finished."
+            f"config field `{name}`: {path} holds no config.json, so it is no saved model. A checkpoint-N folder is "
+            "for going on with a run; the model is in the run's output_dir when it is finished."
         )
 
 

@@ -10,9 +10,7 @@ class Stage2Trainer(StageTrainer):
     """EmoAdapter: cross entropy on the answers + valence-arousal supervision of each path that a step carries."""
 
     def __init__(self, model, args, train_dataset, data_collator, processing_class, trained_parts, learning_rates):
-        super().__init__(
-            model, args, train_dataset, data_collator, processing_class, trained_parts, learning_rates
-        )
+        super().__init__(model, args, train_dataset, data_collator, processing_class, trained_parts, learning_rates)
         if {"audio_projector", "audio_tower"} & set(trained_parts):
             silence = processing_class.encode_audio([0.0] * processing_class.sampling_rate).inputs
             model.register_forward_hook(HearSilence(silence), with_kwargs=True)
@@ -29,7 +27,9 @@ class Stage2Trainer(StageTrainer):
             labels = gather_rows(batch[name], world, rank)
             found = valence_arousal_loss(rows, labels, name, self.args.ccc_weight, self.args.mse_weight)
             # Over accumulated micro-batches it is the mean of theirs.
-            terms |= {key: share_of(term, world) / self.args.gradient_accumulation_steps for key, term in found.items()}
+            terms |= {
+                key: share_of(term, world) / self.args.gradient_accumulation_steps for key, term in found.items()
+            }
         return terms
 
     @property

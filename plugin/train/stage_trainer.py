@@ -23,7 +23,7 @@ from .metrics import EpochOfSampler, MetricsFile
 class StageTrainer(Trainer):
     """HF Trainer whose data order is a function of seed and step, and whose checkpoints hold trained parameters only.
 
-    A subclass defines `loss_terms(model, batch, num_items)` -> named terms, `count_targets(batch)`, and `loss_weights`.
+    A subclass defines `loss_terms(model, batch, num_items)` -> named terms, `count_targets(batch)` and `loss_weights`.
 
     Args:
         model, args, train_dataset, data_collator, processing_class: as for Trainer.
@@ -120,9 +120,7 @@ class StageTrainer(Trainer):
     def create_optimizer(self, model=None):
         if self.optimizer is None:
             # An explicit 0.0 instead of the default: the groups carry their own decay.
-            groups = parameter_groups(
-                self.model, self.learning_rates, self.args.learning_rate, self.args.weight_decay
-            )
+            groups = parameter_groups(self.model, self.learning_rates, self.args.learning_rate, self.args.weight_decay)
             optimizer_class, arguments = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             self.optimizer = optimizer_class(groups, **arguments)
         return self.optimizer
