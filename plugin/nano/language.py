@@ -104,13 +104,11 @@ def instruction(rng: np.random.Generator, row: Mapping) -> tuple[str, str]:
 def stage1_prompts(rng: np.random.Generator) -> str:
     """One prompt for stage 1. No clip and no label goes in: options are drawn from the vocabulary at random."""
     kind = rng.random()
-    if kind < 0.3:
+    if kind < 0.2:
         question, labels = CHOICES[_pick(rng, tuple(CHOICES))]
         return multiple_choice(question, _draw_options(rng, labels))
-    # One word that tells content or emotion is worth more to the student than a sentence of words that follow anyway.
-    if kind < 0.75:
-        return _pick(rng, (CONTENT_QUESTION, EMOTION_QUESTION))
-    return _pick(rng, tuple(OPEN_QUESTIONS)) if kind < 0.9 else _pick(rng, CAPTION_PROMPTS)
+    # A caption tells content and emotion in one response, so it teaches the most a step.
+    return _pick(rng, tuple(OPEN_QUESTIONS)) if kind < 0.4 else _pick(rng, CAPTION_PROMPTS)
 
 
 def corpus() -> list[str]:

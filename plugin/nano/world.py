@@ -183,9 +183,13 @@ def _is_finished(out_dir: Path, description: dict) -> bool:
     if not out_dir.exists() or (out_dir.is_dir() and not any(out_dir.iterdir())):
         return False
     world_file = out_dir / WORLD_FILE
-    if not world_file.is_file():
-        raise InputError(f"{out_dir} holds something else than a nano world; choose an empty or a new folder.")
-    if json.loads(world_file.read_text()) != description:
+    try:
+        found = json.loads(world_file.read_text())
+    except (OSError, ValueError) as error:  # no such file, or not JSON
+        raise InputError(
+            f"{out_dir} holds something else than a nano world; choose an empty or a new folder."
+        ) from error
+    if found != description:
         raise InputError(
             f"{out_dir} holds a nano world of another seed, size or config (see {world_file}); "
             "choose another folder or delete this one."
