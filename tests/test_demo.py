@@ -217,3 +217,10 @@ def test_the_whole_way(tmp_path, backbone):
     before = (out / "report.json").read_text()
     assert main(["report", str(out)]) == 0
     assert json.loads((out / "report.json").read_text())["stages"] == json.loads(before)["stages"]
+    example = (Path(__file__).parents[1] / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    film = sorted((out / "world" / "benchmark" / "media").glob("*.mp4"))[0]
+    example = example.replace("runs/demo/world/benchmark/media/benchmark-00000.mp4", str(film))
+    example = example.replace("runs/demo", str(out))
+    run = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert "tensor([[" in run.stdout  # valence on three paths

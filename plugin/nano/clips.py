@@ -36,7 +36,7 @@ class WorldConfig:
     fps: int = 8
     size_px: int = 56
     sampling_rate: int = 16000
-    expression_noise: float = 0.18
+    expression_noise: float = 0.22
     hidden_probability: float = 0.06
     blend_probability: float = 0.06
     min_radius: float = 0.45
