@@ -519,6 +519,14 @@ def test_command_ends_bad_input_with_exit_code_2(tmp_path, capsys, options, word
     assert captured.out == "" and os.listdir(tmp_path) == ["notes.txt"]
 
 
+@pytest.mark.parametrize("part", ["world", "backbone"])
+def test_command_names_a_folder_that_cannot_be(tmp_path, capsys, monkeypatch, part):
+    monkeypatch.setenv("VAEMOTIONLLM_CACHE", str(tmp_path / "file"))
+    (tmp_path / "file").write_text("mine")
+    assert main(["nano", part, "--out", str(tmp_path / "file" / "x")]) == 2
+    assert str(tmp_path / "file") in capsys.readouterr().err and (tmp_path / "file").read_text() == "mine"
+
+
 def test_command_refuses_what_is_no_number(tmp_path):
     for options in (["--seed", "x"], ["--train", "many"]):
         with pytest.raises(SystemExit) as error:

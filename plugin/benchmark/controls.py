@@ -16,14 +16,17 @@ from .schema import Benchmark, Item
 KINDS = ("silence", "noise", "mismatch")
 RATE_HZ = 16_000
 SEED = 0
+# -20 dB below full scale, for every clip: at the clip's own loudness, noise would still tell its arousal.
+NOISE_RMS = 0.1
 
 
 def control_sounds(benchmark: Benchmark, kind: str) -> dict[str, str]:
     """For each clip with an audio-only item, the path of the sound that takes the place of its own.
 
     Args:
-        kind: "silence": zeros of the same length; "noise": white noise of the same length and RMS, seeded by the
-            clip's id; "mismatch": the sound of another clip that differs in every answer (content and emotion).
+        kind: "silence": zeros of the same length; "noise": white noise of the same length, for every
+            clip as loud (`NOISE_RMS`), seeded by the clip's id; "mismatch": the sound of another clip that differs in
+            every answer (content and emotion).
 
     Raises:
         InputError: a clip's sound cannot be decoded (the clip is named), or there is no clip to swap with.
@@ -43,7 +46,7 @@ def control_sounds(benchmark: Benchmark, kind: str) -> dict[str, str]:
 
 def _key(sounds: dict[str, str]) -> str:
     """Changes with the files' names, sizes and times, so that an edited benchmark gets new controls."""
-    lines = [f"1 {RATE_HZ} {SEED}"]
+    lines = [f"2 {RATE_HZ} {SEED} {NOISE_RMS}"]
     for clip, source in sorted(sounds.items()):
         stat = os.stat(source)
         lines.append(f"{clip}\t{source}\t{stat.st_size}\t{stat.st_mtime_ns}")
@@ -63,7 +66,7 @@ def _written(folder: Path, clip: str, source: str, kind: str) -> str:
         except InputError as error:
             raise InputError(f"clip {clip!r}: {error}") from error
         temporary = path.with_name(f"{path.stem}.{os.getpid()}.tmp")
-        # 32-bit floats keep the RMS exact and never clip.
+        # 32-bit floats never clip.
         soundfile.write(temporary, replaced(waveform, clip, kind), RATE_HZ, subtype="FLOAT", format="WAV")
         os.replace(temporary, path)
     return str(path)
@@ -75,8 +78,7 @@ def replaced(waveform: np.ndarray, clip: str, kind: str) -> np.ndarray:
         return np.zeros_like(waveform)
     seed = int.from_bytes(hashlib.sha256(f"{SEED}:{clip}".encode()).digest()[:8], "big")
     noise = np.random.default_rng(seed).standard_normal(len(waveform))
-    rms = np.sqrt(np.mean(np.square(waveform, dtype=np.float64)))
-    return (noise * rms / np.sqrt(np.mean(np.square(noise)))).astype(np.float32)
+    return (noise * NOISE_RMS / np.sqrt(np.mean(np.square(noise)))).astype(np.float32)
 
 
 def mismatched_partners(items: list[Item]) -> dict[str, str]:

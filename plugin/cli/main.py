@@ -35,7 +35,10 @@ def main(argv: list[str] | None = None) -> int:
         return _module(args.command).run(args) or 0
     except InputError as error:
         print(f"vaemotionllm {args.command}: error: {error}", file=sys.stderr)
-        return 2
+    except (FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
+        problem = f"{error.strerror}: {error.filename}; name a path that can be used."
+        print(f"vaemotionllm {args.command}: error: {problem}", file=sys.stderr)
+    return 2
 
 
 def _module(command: str):

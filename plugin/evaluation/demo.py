@@ -138,6 +138,7 @@ def backbone_step(nano: Path, seed: int, sizes: Sizes) -> Step:
         command,
         makes=(nano / "vlm" / "config.json", nano / "audio" / "config.json", nano / "metrics.jsonl"),
         owns=(nano,),
+        resumes=sizes.backbone is None,
         cache=None if sizes.backbone is not None else nano_cache(seed),
     )
 

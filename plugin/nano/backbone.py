@@ -56,7 +56,7 @@ def build_backbone(
 
     Args:
         seed: seed of weights and clips (ignored where `config` is given).
-        out_dir: also copy the backbone to this new or empty folder.
+        out_dir: also copy the backbone to this folder: a new or empty one, or one that holds it already.
         progress: show a progress bar.
         config: every other property of the backbone.
 
@@ -65,11 +65,13 @@ def build_backbone(
         (an untrained Whisper, with its feature extractor) and `metrics.jsonl` (the learning curve).
 
     Raises:
-        InputError: `out_dir` exists and is not an empty folder.
+        InputError: `out_dir` holds something else.
     """
     config = config or BackboneConfig(seed=seed)
     if out_dir is not None:
         out_dir = Path(out_dir).expanduser().absolute()
+        if _holds(out_dir, config):
+            return out_dir
         if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
             raise InputError(f"{out_dir} exists and is not an empty folder; name a new one or remove it.")
     target = cached_path(config=config)
@@ -92,6 +94,15 @@ def build_backbone(
     return out_dir
 
 
+def _holds(folder: Path, config: BackboneConfig) -> bool:
+    file = folder / CONFIG_FILE
+    return file.is_file() and file.read_text() == _as_text(config)
+
+
+def _as_text(config: BackboneConfig) -> str:
+    return json.dumps(_describe(config), indent=2) + "\n"
+
+
 def _build(config: BackboneConfig, target: Path, progress: bool) -> None:
     """Trains in `.<name>.partial`, which holds the checkpoint, and renames it when everything is written."""
     partial = target.with_name(f".{target.name}.partial")
@@ -107,7 +118,7 @@ def _build(config: BackboneConfig, target: Path, progress: bool) -> None:
     processor.save_pretrained(partial / "vlm")
     audio.save_pretrained(partial / "audio")
     extractor.save_pretrained(partial / "audio")
-    (partial / CONFIG_FILE).write_text(json.dumps(_describe(config), indent=2) + "\n")
+    (partial / CONFIG_FILE).write_text(_as_text(config))
     (partial / "checkpoint.pt").unlink(missing_ok=True)
     os.replace(partial, target)
     logger.info("built the nano backbone in %s", target)
