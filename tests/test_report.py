@@ -403,3 +403,53 @@ def test_report_command_makes_the_report_anew(finished, written, capsys):
     assert "report.html" in capsys.readouterr().out
     assert main(["report", str(finished / "world")]) == 2
     assert "demo.json is missing" in capsys.readouterr().err
+
+
+def test_several_runs_give_the_mean_over_their_seeds(finished, written, tmp_path, capsys):
+    from vaemotionllm.cli.main import main
+
+    other = tmp_path / "other"
+    other.mkdir()
+    changed = json.loads(json.dumps(written)) | {"seed": 9}
+    changed["stages"]["stage1"]["cells"]["content_audio"]["accuracy"] = 0.0
+    changed["hearing"]["emotion"]["ratio"] = None
+    (other / "report.json").write_text(json.dumps(changed))
+    assert main(["report", str(finished), str(other)]) == 0
+    table = capsys.readouterr().out
+    mine = written["stages"]["stage1"]["cells"]["content_audio"]["accuracy"]
+    row = next(line for line in table.splitlines() if line.startswith("| content, stage 1 |"))
+    assert f"| {50 * mine:.1f}% (0.0% to {100 * mine:.1f}%) |" in row
+    assert f"seeds {written['seed']}, 9" in table and "emotion by sound after stage 1, share" in table
+    assert table.count("undefined") == 1 and len(row.split("|")) == 6
+
+    def refused(word, **changes):
+        (other / "report.json").write_text(json.dumps(changed | changes))
+        assert main(["report", str(finished), str(other)]) == 2
+        assert word in capsys.readouterr().err
+
+    refused("same seed", seed=written["seed"])
+    fewer = json.loads(json.dumps(changed["stages"]))
+    fewer["backbone"]["cells"]["content_audio"]["n"] -= 1
+    refused("other sizes", stages=fewer)
+    assert main(["report", str(finished), str(tmp_path)]) == 2
+    assert "no report.json" in capsys.readouterr().err
+
+
+def test_curves_show_accuracies_where_there_are_some_and_colour_tells_the_path():
+    colours = dict.fromkeys(("ink", "muted", "grid", "paper", "other"), "#000000")
+    colours |= {"visual": "#0000ff", "audio": "#ff0000", "av": "#00ff00"}
+    curves = {
+        "backbone": [
+            {"step": 1, "loss": 2.0, "accuracy_open": 0.5, "part": "language"},
+            {"step": 2, "loss": 1.0, "accuracy_open": 0.75, "part": "sight"},
+        ],
+        "stage1": [{"step": 1, "loss": 2.0, "kl_audio_loss": 1.0, "kl_av_loss": 0.5}],
+        "stage2": [{"step": 1, "loss": 2.0, "ce_visual_loss": 1.0, "valence_visual_loss": -0.5}],
+    }
+    first, second, third = plots.draw_curves(curves, colours).axes
+    assert [line.get_ydata().tolist() for line in first.lines[:1]] == [[50.0, 75.0]]
+    assert "sight begins" in first.texts[0].get_text() and first.get_yscale() == "linear"
+    drawn = {line.get_label(): (line.get_color(), line.get_linestyle()) for line in (*second.lines, *third.lines)}
+    assert drawn["kl audio"] == ("#ff0000", "-") and drawn["kl av"] == ("#00ff00", "-")
+    assert drawn["ce visual"] == ("#0000ff", "-") and drawn["valence visual"] == ("#0000ff", "--")
+    assert second.get_yscale() == "log" and third.get_yscale() == "linear"

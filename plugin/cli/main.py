@@ -15,7 +15,7 @@ COMMANDS = {
     "nano": "build the embedded default: the procedural art world, its benchmark and its backbone",
     "benchmark": "choose the data set that the lmms-eval tasks `artemo` read",
     "evaluate-va": "measure valence and arousal on each path of a benchmark's clips",
-    "report": "make the report of a demo anew from its files",
+    "report": "make the report of a demo anew from its files, or the mean of several over their seeds",
     "demo": "run everything on the nano world: backbone, both stages, lmms-eval, report",
 }
 

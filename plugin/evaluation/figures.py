@@ -141,7 +141,8 @@ def learning_curves(run: Run, report: dict) -> Figure:
         "learning_curves",
         "Learning curves",
         lambda c: plots.draw_curves(run.curves, c),
-        "Every logged term of the training loss against the optimiser step.",
+        "The backbone's accuracies while it learns its language and then to see, and every logged loss term of both "
+        "stages (orange: sound, blue: picture, green: both), against the optimiser step.",
         "; ".join(f"{stage}: {len(rows)} logged steps" for stage, rows in run.curves.items()),
         run.command(*STAGES),
     )

@@ -230,27 +230,48 @@ def _is_curve(key: str) -> bool:
     return key not in _NOT_A_LOSS and ("loss" in key or "acc" in key or "ccc" in key or key in ("kl", "ce", "mse"))
 
 
+def curve_style(name: str, kinds: list[str], c: dict) -> tuple[str, str]:
+    """(colour, line style) of a loss term: the colour tells the path, the style tells the kind of loss."""
+    kind, _, path = name.removesuffix("_loss").rpartition("_")
+    if path not in PATHS:
+        return c["ink"], "-"
+    if kind not in kinds:
+        kinds.append(kind)
+    return c[path], ("-", "--", ":", "-.")[kinds.index(kind) % 4]
+
+
 def draw_curves(curves: dict[str, list[dict]], c: dict):
-    """One panel a training; logarithmic where all values are above zero."""
+    """One panel a training: its accuracies where it logs some, else its losses, logarithmic if above zero."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     figure, axes = _axes(1, len(STAGES), 9.0, 2.9, c)
     colours = [c["visual"], c["audio"], c["av"], c["other"], c["muted"], c["ink"]]
     for axis, stage in zip(axes, STAGES, strict=True):
         terms = curve_terms(curves[stage])
-        positive = all((values > 0).all() for _, values in terms.values())
-        for index, (name, (steps, values)) in enumerate(terms.items()):
+        accuracies = {name: term for name, term in terms.items() if name.startswith("accuracy_")}
+        kinds: list[str] = []
+        for index, (name, (steps, values)) in enumerate((accuracies or terms).items()):
+            colour, style = (colours[index % len(colours)], "-") if accuracies else curve_style(name, kinds, c)
             axis.plot(
                 steps,
-                values,
+                100 * values if accuracies else values,
                 lw=1.4,
-                color=colours[index % len(colours)],
-                ls=("-", "--")[index // len(colours) % 2],
+                color=colour,
+                ls=style,
                 marker="o" if len(steps) == 1 else None,
                 ms=3,
-                label=name.removesuffix("_loss").replace("_", " "),
+                label=name.removeprefix("accuracy_").removesuffix("_loss").replace("_", " "),
             )
-        if positive and terms:
+        if accuracies:
+            axis.set_ylim(0, 106)
+            axis.set_ylabel("accuracy, %")
+            for before, after in zip(curves[stage], curves[stage][1:]):
+                if before.get("part") != after.get("part"):
+                    axis.axvline(before["step"], color=c["muted"], lw=1, ls=(0, (1, 2)))
+                    axis.text(before["step"], 104, f" {after['part']} begins", color=c["muted"], fontsize=7, va="top")
+        else:
+            axis.set_ylabel("loss")
+        if not accuracies and terms and all((values > 0).all() for _, values in terms.values()):
             axis.set_yscale("log")
             axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -259,8 +280,7 @@ def draw_curves(curves: dict[str, list[dict]], c: dict):
         axis.set_xlabel("step")
         axis.margins(x=0.02)
         if terms:
-            axis.legend(fontsize=7, frameon=False, labelcolor=c["muted"], ncols=1 + (len(terms) > 5), handlelength=1.2)
-    axes[0].set_ylabel("loss")
+            axis.legend(fontsize=7, frameon=False, labelcolor=c["muted"], ncols=1 + (len(terms) > 5), handlelength=1.8)
     return figure
 
 
