@@ -148,6 +148,24 @@ def test_a_wrong_folder_or_file_is_named(tmp_path):
         schema.load(tmp_path)
 
 
+def test_a_file_that_is_not_utf_8_is_named(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    text = (copy / "test.jsonl").read_text()
+    (copy / "test.jsonl").write_bytes(text.replace("Which subject", "Qu\u00e9 tema").encode("latin-1"))
+    with pytest.raises(InputError, match="test.jsonl is not UTF-8 .* save it in that encoding"):
+        schema.load(copy)
+
+
+def test_only_a_newline_ends_an_item(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    rows = benchmark_files.read_items(folder)
+    rows[0]["question"] = "Which\u2028subject\u0085is this?"
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    (copy / "test.jsonl").write_text("\r\n".join(lines), encoding="utf-8", newline="")
+    items = schema.load(copy).items
+    assert len(items) == len(rows) and items[0].question == rows[0]["question"]
+
+
 def test_the_variable_wins_over_the_command_and_nano_is_the_rest(folder, monkeypatch, tmp_path, capsys):
     assert select.current_choice().name is None
     monkeypatch.chdir(folder.parent)

@@ -198,6 +198,33 @@ def test_bad_arguments_are_named(model_folder, tmp_path):
         VAEmotionLLM(pretrained=str(tmp_path))
 
 
+def cut_weights(model_folder, tmp_path) -> Path:
+    cut = shutil.copytree(model_folder, tmp_path / "cut")
+    weights = cut / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    return cut
+
+
+def test_a_model_file_that_is_cut_off_is_named(model_folder, folder, tmp_path, capsys):
+    bad = cut_weights(model_folder, tmp_path)
+    with pytest.raises(InputError, match=f"the model '{bad}' cannot be loaded"):
+        VAEmotionLLM(pretrained=str(bad), device="cpu")
+    out = str(tmp_path / "va.json")
+    assert main(["evaluate-va", "--model", str(bad), "--benchmark", str(folder), "--out", out]) == 2
+    assert f"the model '{bad}' cannot be loaded" in capsys.readouterr().err
+
+
+def test_what_is_not_bad_input_ends_the_evaluation_with_the_batch(model_folder, documents, monkeypatch):
+    monkeypatch.setattr(VAEmotionLLM, "_decode", lambda self, medium: 1 / 0)
+    with pytest.raises(RuntimeError, match="preparing a batch failed with ZeroDivisionError: .*item 'clip-"):
+        answers(model_folder, documents, batch_size=4)
+    # Inside lmms-eval's command that error is the exit code.
+    monkeypatch.setattr(cli_exit, "in_lmms_eval_command", lambda: True)
+    with pytest.raises(SystemExit) as ended:
+        answers(model_folder, documents, batch_size=4)
+    assert ended.value.code == cli_exit.FAILURE
+
+
 def test_a_too_long_sound_names_the_remedy(model_folder, documents):
     with pytest.raises(InputError, match="item 'clip-.*max_audio_s"):
         answers(model_folder, documents, max_audio_s=0.4)
@@ -270,6 +297,14 @@ def test_a_wrong_column_ends_the_command_with_2(model_folder, folder, tmp_path):
     last = done.stderr.strip().splitlines()[-1]
     assert "the column 'answer' is missing" in last and "clip-0-content-audio" in last
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_file_that_is_cut_off_ends_the_command_with_2(model_folder, folder, tmp_path):
+    bad = cut_weights(model_folder, tmp_path)
+    done = lmms_eval("--model", "vaemotionllm", "--model_args", f"pretrained={bad},device=cpu", "--tasks",
+                     "artemo_content_audio", "--output_path", "out", cwd=tmp_path, dataset=folder)  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert str(bad) in done.stderr.strip().splitlines()[-1]
 
 
 def test_valence_and_arousal_of_each_path(model_folder, folder, tmp_path, capsys):

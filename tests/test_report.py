@@ -221,6 +221,18 @@ def test_responses_are_read_as_options_and_unparsable_ones_are_counted(tmp_path)
     assert counts[labels.index(cell[0]["answer"]), columns.index(cell[0]["answer"])] >= 1
 
 
+def test_only_a_newline_ends_a_sample(tmp_path, finished):
+    items = [json.loads(line) for line in (finished / "world/benchmark/test.jsonl").read_text().splitlines()]
+    cell = cell_items(items, "emotion_av")
+    responses = respond(cell, 1.0, np.random.default_rng(0))
+    write_evaluation(tmp_path, {"artemo_emotion_av": (cell, responses)})
+    (path,) = tmp_path.glob("*/*_samples_*.jsonl")
+    samples = [json.loads(line) for line in path.read_text().splitlines()]
+    samples[0]["filtered_resps"] += "\u2028because it is bright"
+    path.write_text("".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples), encoding="utf-8")
+    assert all(outcome.correct for outcome in read_task(tmp_path, "artemo_emotion_av", cell))
+
+
 def _break(out, relative, change):
     path = next(out.glob(relative))
     text = change(path.read_text()) if change else None

@@ -89,7 +89,12 @@ def load(folder: str | Path) -> Benchmark:
         )
     items: list[Item] = []
     seen: dict[str, int] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 ({error}); save it in that encoding.") from error
+    # Not splitlines: it also splits at U+2028 and others, which JSON allows inside a string.
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
@@ -206,7 +211,7 @@ def _read_info(path: Path) -> dict:
         return {}
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except ValueError as error:  # also where it is not UTF-8
         raise InputError(f"{path} is not valid JSON ({error}).") from error
     if not isinstance(info, dict):
         raise InputError(f"{path}: a JSON object is expected, found {type(info).__name__}.")

@@ -108,11 +108,12 @@ class VAEmotionLLM(lmms):
                     inputs = ahead.result()  # type: ignore[union-attr]
                 except InputError as error:
                     stop(error)
+                except Exception as error:
+                    stop(_failed("preparing a batch", error, batch), FAILURE)
                 if number + 1 < len(plan):
                     ahead = pool.submit(self._encode, plan[number + 1])
                 for prompt, answer, counts in self._answer(batch, inputs):
                     results[prompt.position] = GenerationResult(text=answer, token_counts=counts)
-                    self.cache_hook.add_partial("generate_until", (prompt.name, prompt.generation), answer)
                     new_tokens += counts.output_tokens or 0
                     empty += not answer
                 bar.update(len(batch))
@@ -173,16 +174,15 @@ class VAEmotionLLM(lmms):
         arguments, until = generation_arguments(batch[0].generation)
         if self.use_adapter is not None:
             arguments["use_adapter"] = self.use_adapter
-        inputs = inputs.to(self.device)
         try:
+            inputs = inputs.to(self.device)
             generated = self.model.generate(
                 **inputs,
                 **arguments,
                 pad_token_id=self.tokenizer.pad_token_id,
             )
         except Exception as error:
-            names = "; ".join(prompt.name for prompt in batch)
-            stop(RuntimeError(f"generation failed with {type(error).__name__}: {error}. Batch: {names}"), FAILURE)
+            stop(_failed("generation", error, batch), FAILURE)
         width = inputs["input_ids"].shape[1]
         for row, prompt in enumerate(batch):
             tokens = generated[row, width:]  # (new tokens,), padded on the right after the end of the answer
@@ -201,3 +201,8 @@ class VAEmotionLLM(lmms):
 
     def generate_until_multi_round(self, requests: list[Instance]):
         raise NotImplementedError("The model vaemotionllm has no multi-round tasks; take one with generate_until.")
+
+
+def _failed(what: str, error: Exception, batch: Sequence[Prompt]) -> RuntimeError:
+    names = "; ".join(prompt.name for prompt in batch)
+    return RuntimeError(f"{what} failed with {type(error).__name__}: {error}. Batch: {names}")

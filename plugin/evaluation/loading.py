@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from ..errors import InputError
 
@@ -45,8 +46,11 @@ def load_model(
     arguments = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     try:
         model = VAEmotionLLMForConditionalGeneration.from_pretrained(pretrained, dtype=kind, **arguments)
-    except OSError as error:
-        raise InputError(f"the model {pretrained!r} cannot be loaded: {error}") from error
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # A file that is cut off is a SafetensorError, weights of other shapes are a RuntimeError.
+        raise InputError(
+            f"the model {pretrained!r} cannot be loaded ({type(error).__name__}: {error}); copy or train it again."
+        ) from error
     return model.to(place).eval()
 
 

@@ -136,7 +136,7 @@ def read_task(folder: Path, task: str, items: list[dict]) -> list[Outcome]:
         InputError: if a file is missing, a question was not answered, or the accuracy in lmms-eval's result file is
             not the mean of the samples.
     """
-    from ..benchmark.prompts import parse_choice
+    from ..benchmark.prompts import letter_of, parse_choice
 
     pattern = f"*_samples_{task}.jsonl"
     found = sorted(folder.glob(f"**/{pattern}"), key=lambda path: path.name)
@@ -157,7 +157,7 @@ def read_task(folder: Path, task: str, items: list[dict]) -> list[Outcome]:
     for line in _lines(samples_file, "lmms-eval's samples"):
         sample = json.loads(line)
         item = items[sample["doc_id"]] if sample["doc_id"] < len(items) else None
-        if item is None or str(sample["target"]) not in (item["answer"], _letter(item)):
+        if item is None or str(sample["target"]) not in (item["answer"], letter_of(item["options"], item["answer"])):
             raise InputError(
                 f"{samples_file}: document {sample['doc_id']} has the target {sample['target']!r}, which is "
                 "not the benchmark's; evaluate again with the same benchmark"
@@ -185,10 +185,6 @@ def read_task(folder: Path, task: str, items: list[dict]) -> list[Outcome]:
             f"{results_file} says {metric} {score} for {task}, but its samples say {mean}; evaluate again"
         )
     return ordered
-
-
-def _letter(item: dict) -> str:
-    return "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[item["options"].index(item["answer"])]
 
 
 def read_valence_arousal(path: Path) -> dict[str, PathPredictions]:
@@ -239,6 +235,9 @@ def read_json(path: Path, what: str) -> dict:
 
 def _lines(path: Path, what: str) -> list[str]:
     try:
-        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        # Not splitlines: it also splits at U+2028 and others, which JSON allows inside a string.
+        return [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing: {what}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 ({error}): {what}") from error
