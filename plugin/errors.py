@@ -3,4 +3,8 @@
 # Defined beside the model, because the processor raises it and is copied to the Hub with its siblings alone.
 from .model.input_error import InputError
 
-__all__ = ["InputError"]
+__all__ = ["ClipError", "InputError"]
+
+
+class ClipError(InputError):
+    """A clip that one process of several met and cannot use, so that the others know nothing of it."""

@@ -129,3 +129,25 @@ def test_samples_that_are_not_numbers(tmp_path):
     soundfile.write(tmp_path / "a.wav", wave, 16_000, subtype="FLOAT")
     with pytest.raises(InputError, match="NaN"):
         load_audio(tmp_path / "a.wav")
+
+
+def test_frames_that_an_edit_list_hides_are_no_truncation(tmp_path):
+    """Cutting an mp4 without encoding it again leaves frames in the file that no player shows."""
+    path = write_video(tmp_path / "v.mp4", seconds=3.0, sound=False)
+    data = path.read_bytes()
+    at = data.index(b"elst")  # version and flags, number of entries, then duration (ms here), media time, rate
+    duration = int.from_bytes(data[at + 12 : at + 16], "big")
+    path.write_bytes(data[: at + 12] + (duration // 2).to_bytes(4, "big") + data[at + 16 :])
+    frames, metadata = load_video(path, 4)
+    assert len(frames) == 4 and metadata.times_s[-1] < 1.6
+
+
+@pytest.mark.parametrize("share", [0.5, 0.8])
+def test_truncated_matroska_is_named(tmp_path, share):
+    path = write_video(tmp_path / "v.mkv", seconds=6.0)
+    load_video(path, 4), load_audio(path)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    with pytest.raises(InputError, match="v.mkv.*truncated"):
+        load_video(path, 4)
+    with pytest.raises(InputError, match="v.mkv.*truncated"):
+        load_audio(path)

@@ -208,6 +208,20 @@ def test_audio_spectrogram_transformer_is_an_audio_tower_too(tmp_path):
         assert model(**inputs).logits.isfinite().all()
 
 
+@pytest.mark.parametrize("stride", [1, 2, 3, 4, 6])
+def test_a_spectrogram_transformer_takes_sounds_of_any_length(tmp_path, stride):
+    vlm, audio = tiny.make_vlm("qwen2_5_vl", tmp_path), tiny.make_audio("ast", tmp_path)
+    processor = VAEmotionLLMProcessor.from_backbone(str(vlm), str(audio), projector_stride=stride)
+    model = VAEmotionLLMForConditionalGeneration.from_backbone(str(vlm), str(audio), projector_stride=stride)
+    window = processor.window_samples
+    # A full window, one sample more (its own window, shorter than a frame of the filter bank), and very little.
+    for samples in (window, window + 1, 10):
+        encoded = processor.encode_audio(np.full(samples, 0.1, np.float32))
+        with torch.no_grad():
+            embeds = model.get_audio_features(**encoded.inputs)
+        assert encoded.replacement.count(processor.audio_token) == len(embeds)
+
+
 def test_an_unsupported_audio_tower_is_named(tmp_path):
     from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor
 

@@ -124,3 +124,16 @@ def test_overwrite_starts_again(setup, tmp_path):
     train(stage1_values(*setup, run, max_steps=1, seed=9, overwrite=True))
     assert len(losses_of(run)) == 1
     shutil.rmtree(run)
+
+
+def test_a_run_that_was_killed_while_it_saved_takes_no_further_step(setup, tmp_path):
+    values = stage1_values(*setup, tmp_path / "run", max_steps=5, save_steps=5)
+    train(values)
+    expected, losses = load_file(tmp_path / "run" / "model.safetensors"), losses_of(tmp_path / "run")
+    for name in ("finished.json", "model.safetensors"):
+        (tmp_path / "run" / name).unlink()
+    assert train(values) == "trained"
+    again = load_file(tmp_path / "run" / "model.safetensors")
+    assert json.loads((tmp_path / "run" / "finished.json").read_text())["steps"] == 5
+    assert losses_of(tmp_path / "run") == losses and expected.keys() == again.keys()
+    assert all(torch.equal(expected[name], again[name]) for name in expected)

@@ -53,7 +53,7 @@ def test_the_result_loads_as_a_model_and_says_that_it_is_finished(setup, stage1)
         torch.testing.assert_close(parameter.data, saved[f"audio_projector.{name}"])
     values = stage1_values(*setup, stage1, max_steps=24, student_paths={"audio": 1.0})
     assert train(values) == "finished"
-    with pytest.raises(InputError, match="seed = 1, this one has 2.*overwrite=true"):
+    with pytest.raises(InputError, match="seed = 1, this one 2.*overwrite=true"):
         train(values | {"seed": 2})
 
 
@@ -335,3 +335,96 @@ def test_the_command_prints_one_line_and_ends_with_code_2(setup, tmp_path):
     assert result.returncode == 2 and "did you mean `seed`" in result.stderr
     result = command("--fields")
     assert result.returncode == 0 and "student_paths" in result.stdout and "valence_weight" in result.stdout
+
+
+def test_a_clip_that_only_one_rank_meets_is_named_by_that_rank(monkeypatch, capsys):
+    from vaemotionllm.cli import train as cli
+    from vaemotionllm.errors import ClipError
+
+    for rank, error, lines in (
+        ("0", InputError("same"), 1),
+        ("3", InputError("same"), 0),
+        ("3", ClipError("clip 'x' is bad"), 1),
+        ("0", PermissionError(13, "Permission denied", "/x"), 1),
+    ):
+
+        def fail(args, error=error):
+            raise error
+
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setattr(cli, "run", fail)
+        monkeypatch.setattr("sys.argv", ["train"])
+        assert cli.main() == 2
+        assert len(capsys.readouterr().err.splitlines()) == lines
+
+
+def test_what_the_model_is_trained_with_is_what_its_processor_gives(setup, tmp_path):
+    from vaemotionllm import VAEmotionLLMProcessor
+
+    values = stage2_values(*setup, tmp_path / "run", max_steps=1, num_frames=2, max_audio_s=7.0)
+    assert train(values) == "trained"
+    processor = VAEmotionLLMProcessor.from_pretrained(tmp_path / "run")
+    assert (processor.num_frames, processor.max_audio_s) == (2, 7.0)
+
+
+def test_half_precision_weights_ask_for_the_field_they_need(setup, tmp_path):
+    from vaemotionllm import VAEmotionLLMForConditionalGeneration, VAEmotionLLMProcessor
+
+    half = tmp_path / "half"
+    VAEmotionLLMForConditionalGeneration.from_pretrained(setup[0], dtype=torch.bfloat16).save_pretrained(half)
+    VAEmotionLLMProcessor.from_pretrained(setup[0]).save_pretrained(half)
+    with pytest.raises(InputError, match="weights are bfloat16.*bf16: true"):
+        train(stage1_values(half, setup[1], tmp_path / "run"))
+    assert train(stage1_values(half, setup[1], tmp_path / "run", bf16=True, use_cpu=True, max_steps=2)) == "trained"
+
+
+def test_clips_without_labels_leave_no_parameter_without_a_gradient(setup, tmp_path):
+    rows = [json.loads(line) for line in setup[1].read_text().splitlines()]
+    manifest = setup[1].with_name("unlabelled.jsonl")
+    manifest.write_text("".join(json.dumps(row | {"valence": None, "arousal": None}) + "\n" for row in rows))
+    seen = []
+
+    def look(trainer_class):
+        step = trainer_class.training_step
+
+        def training_step(self, model, *args, **kwargs):
+            loss = step(self, model, *args, **kwargs)
+            seen.append([name for name, p in model.named_parameters() if p.requires_grad and p.grad is None])
+            return loss
+
+        return training_step
+
+    from vaemotionllm.train.stage2_trainer import Stage2Trainer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stage2Trainer, "training_step", look(Stage2Trainer))
+        train(stage2_values(setup[0], manifest, tmp_path / "run", max_steps=3))
+    assert seen == [[], [], []]
+
+
+def test_other_settings_and_another_manifest_are_no_finished_run(setup, tmp_path):
+    manifest = setup[1].with_name("changing.jsonl")
+    manifest.write_text(setup[1].read_text())
+    values = stage1_values(setup[0], manifest, tmp_path / "run", max_steps=1)
+    train(values)
+    assert train(values) == "finished"
+    for changes in ({"student_paths": {"av": 1.0}}, {"optim": "adafactor"}):
+        with pytest.raises(InputError, match=next(iter(changes))):
+            train(values | changes)
+    manifest.write_text(setup[1].read_text().replace('"source": "', '"source": "other '))
+    with pytest.raises(InputError, match="manifest_sha256"):
+        train(values)
+
+
+def test_fields_of_a_new_model_are_checked(setup, tmp_path):
+    from tiny import make_audio, make_vlm
+
+    vlm, audio = make_vlm("qwen2_5_vl", tmp_path), make_audio("whisper", tmp_path)
+    for fields, word in (
+        ({"projector_strid": 3}, "'projector_strid' is no field"),
+        ({"enhancer_rank": "big"}, "enhancer_rank"),
+        ({"audio_token_id": 5}, "'audio_token_id' is no field"),
+    ):
+        values = stage1_values(None, setup[1], tmp_path / "run", model_fields=fields, vlm=str(vlm), audio=str(audio))
+        with pytest.raises(InputError, match=word):
+            train(values | {"model": None})

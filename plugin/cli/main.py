@@ -20,6 +20,17 @@ COMMANDS = {
 }
 
 
+# What a user can mend: bad input, and paths that cannot be used.
+USER_ERRORS = (InputError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
+
+
+def in_words(error: Exception) -> str:
+    """One line about one of `USER_ERRORS`."""
+    if isinstance(error, OSError):
+        return f"{error.strerror}: {error.filename}; name a path that can be used."
+    return str(error)
+
+
 def main(argv: list[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(prog="vaemotionllm", description="A vision-language model that hears.")
@@ -33,12 +44,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         return _module(args.command).run(args) or 0
-    except InputError as error:
-        print(f"vaemotionllm {args.command}: error: {error}", file=sys.stderr)
-    except (FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
-        problem = f"{error.strerror}: {error.filename}; name a path that can be used."
-        print(f"vaemotionllm {args.command}: error: {problem}", file=sys.stderr)
-    return 2
+    except USER_ERRORS as error:
+        print(f"vaemotionllm {args.command}: error: {in_words(error)}", file=sys.stderr)
+        return 2
 
 
 def _module(command: str):

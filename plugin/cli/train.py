@@ -4,7 +4,8 @@ import argparse
 import os
 import sys
 
-from ..errors import InputError
+from ..errors import ClipError, InputError
+from .main import USER_ERRORS, in_words
 
 DESCRIPTION = """train stage 1 (VG-Align) or stage 2 (EmoAdapter) from a YAML config
 
@@ -67,9 +68,12 @@ def main() -> int:
     add_arguments(parser)
     try:
         return run(parser.parse_args())
-    except InputError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"vaemotionllm train: error: {error}", file=sys.stderr)
+    except USER_ERRORS as error:
+        rank = os.environ.get("RANK", "0")
+        if rank == "0":
+            print(f"vaemotionllm train: error: {in_words(error)}", file=sys.stderr)
+        elif isinstance(error, ClipError):  # only the rank that meets a bad file knows of it
+            print(f"vaemotionllm train: error on rank {rank}: {error}", file=sys.stderr)
         return 2
 
 

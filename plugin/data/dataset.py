@@ -111,7 +111,11 @@ class ClipDataset(Dataset):
         return self.cache[index, modality]
 
     def fill_cache(self, modalities: Sequence[str], progress: bool = True) -> None:
-        """Decode everything now, so that a bad file is named before training starts. Does nothing without a cache."""
+        """Decode everything now, so that a bad file is named before training starts.
+
+        Without a cache that would cost as much as an epoch, and nothing is done: the manifest has already told that
+        every file is there, and one that cannot be decoded ends the run when its turn comes.
+        """
         if self.cache is None:
             return
         from tqdm import tqdm

@@ -49,10 +49,6 @@ class Clip:
         """Which field holds the picture: "video", "image" or None."""
         return "video" if self.video is not None else "image" if self.image is not None else None
 
-    @property
-    def has_audio(self) -> bool:
-        return self.audio is not None
-
     def without_labels(self) -> "Clip":
         """The same clip with nothing but media, identity and origin."""
         return Clip(
@@ -126,15 +122,15 @@ def _read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         return
     if path.suffix not in (".jsonl", ".json"):
         raise InputError(f"manifest {path} ends in {path.suffix!r}: allowed are .jsonl and .parquet.")
-    with open(path, encoding="utf-8") as lines:
+    with open(path, "rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
+            except ValueError as error:  # no JSON, or no UTF-8
                 raise InputError(
-                    f"{path}, row {number}: not valid JSON ({error}). Write one JSON object a line."
+                    f"{path}, row {number}: not valid JSON ({error}). Write one JSON object a line, in UTF-8."
                 ) from None
             if not isinstance(row, dict):
                 raise InputError(f"{path}, row {number}: expected a JSON object, found {type(row).__name__}.")

@@ -60,4 +60,6 @@ def window_samples(audio_config, feature_extractor) -> int:
     samples_per_position = encoder_samples_per_position(audio_config, feature_extractor)
     if audio_config.model_type == "whisper":
         return audio_config.max_source_positions * samples_per_position
-    return audio_config.max_length * feature_extractor.sampling_rate // 100
+    # Patches overlap: the last ones that fit give fewer positions than the frames alone would.
+    positions = (audio_config.max_length - audio_config.patch_size) // audio_config.time_stride + 1
+    return positions * samples_per_position

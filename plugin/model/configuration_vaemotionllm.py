@@ -1,6 +1,7 @@
 """Configuration of VAEmotionLLM."""
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
@@ -63,3 +64,19 @@ class VAEmotionLLMConfig(PreTrainedConfig):
 
 
 VAEmotionLLMConfig.register_for_auto_class()
+
+
+def check_config_fields(fields: dict) -> None:
+    """Checks the fields that a caller may choose for a new model; the library would take unknown names in silence.
+
+    Raises:
+        ValueError: naming the field and what is allowed.
+    """
+    allowed = sorted(set(VAEmotionLLMConfig.__annotations__) - {"vlm_config", "audio_config", "audio_token_id"})
+    for name in fields:
+        if name not in allowed:
+            raise ValueError(f"{name!r} is no field to choose for a new model; fields are {', '.join(allowed)}.")
+    try:
+        VAEmotionLLMConfig(**fields)
+    except StrictDataclassError as error:
+        raise ValueError(" ".join(str(error).split())) from error

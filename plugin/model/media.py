@@ -146,9 +146,11 @@ def load_video(
             if not container.streams.video:
                 raise InputError(f"{name}: the file has no picture track. Use it as `audio`, or give a video.")
             stream = container.streams.video[0]
-            times_s, keyframes = _index_frames(container, stream)
-            if stream.frames and len(times_s) < stream.frames:
-                raise InputError(f"{name}: truncated, {len(times_s)} of {stream.frames} frames are there.")
+            start, times_s, keyframes = _index_frames(container, stream)
+            # Not the number of frames: a file whose edit list hides some holds more than can be shown.
+            promised_s, found_s = _promised_s(container, stream), times_s[-1] if times_s else 0.0
+            if promised_s is not None and promised_s - found_s > _TRUNCATION_TOLERANCE_S + _longest_gap(times_s):
+                raise InputError(f"{name}: truncated, {found_s:.2f} s of {promised_s:.2f} s of pictures are there.")
             low = start_s or 0.0
             high = end_s if end_s is not None else float("inf")
             # Half a millisecond absorbs the rounding of time stamps.
@@ -160,7 +162,7 @@ def load_video(
                     f"(the last frame is at {total_s:.2f} s)."
                 )
             wanted = [inside[int((i + 0.5) * len(inside) / num_frames)] for i in range(num_frames)]
-            frames = _decode_frames(container, stream, wanted, times_s, keyframes, name)
+            frames = _decode_frames(container, stream, start, wanted, times_s, keyframes, name)
             fps = float(stream.average_rate or stream.guessed_rate or 0) or len(times_s) / max(times_s[-1], 1e-3)
     except InputError:
         raise
@@ -176,20 +178,42 @@ def load_video(
     return np.stack(frames), metadata  # (num_frames, H, W, 3)
 
 
-def _index_frames(container, stream) -> tuple[list[float], list[int]]:
-    """Time of every frame in the order of display, and the indices of the key frames; nothing is decoded."""
+def _promised_s(container, stream) -> float | None:
+    """Length of a track in seconds as the file's header says, None where it does not."""
+    if stream.duration:
+        return float(stream.duration * stream.time_base)
+    # Matroska and WebM keep it as text, "00:00:06.000000000".
+    for key, value in stream.metadata.items():
+        if key.upper() == "DURATION" and value.count(":") == 2:
+            hours, minutes, seconds = value.split(":")
+            return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
+    if container.duration and len(container.streams) == 1:
+        return container.duration / 1e6
+    return None
+
+
+def _longest_gap(times_s: list[float]) -> float:
+    """Longest time that one frame is shown, as far as the next frame tells."""
+    return max((after - before for before, after in zip(times_s, times_s[1:])), default=0.0)
+
+
+def _index_frames(container, stream) -> tuple[int, list[float], list[int]]:
+    """First time stamp, the time of every frame after it in the order of display, and the indices of the key frames.
+
+    Nothing is decoded.
+    """
     stamps = []
     for packet in container.demux(stream):
-        if packet.pts is not None and packet.size:
+        if packet.pts is not None and packet.size and not packet.is_discard:
             stamps.append((packet.pts, packet.is_keyframe))
     stamps.sort()
-    start = stream.start_time or (stamps[0][0] if stamps else 0)
+    start = stamps[0][0] if stamps else 0
     times_s = [float((pts - start) * stream.time_base) for pts, _ in stamps]
     container.seek(0)
-    return times_s, [i for i, (_, is_key) in enumerate(stamps) if is_key]
+    return start, times_s, [i for i, (_, is_key) in enumerate(stamps) if is_key]
 
 
-def _decode_frames(container, stream, wanted, times_s, keyframes, name) -> list[np.ndarray]:
+def _decode_frames(container, stream, start, wanted, times_s, keyframes, name) -> list[np.ndarray]:
     """Decode the frames `wanted` (ascending indices, repeats allowed).
 
     A seek pays off only when it jumps over a key frame: within a group of pictures everything in between must be
@@ -197,7 +221,6 @@ def _decode_frames(container, stream, wanted, times_s, keyframes, name) -> list[
     """
     import bisect
 
-    start = stream.start_time or 0
     pictures: dict[int, np.ndarray] = {}
     targets = sorted(set(wanted))
     position = -1  # index of the last decoded frame
@@ -208,7 +231,7 @@ def _decode_frames(container, stream, wanted, times_s, keyframes, name) -> list[
             container.seek(start + round(times_s[key] / stream.time_base), stream=stream, backward=True)
             decoder = container.decode(stream)
         for frame in decoder:
-            if frame.pts is None:
+            if frame.pts is None or frame.pts < start:
                 continue
             time_s = float((frame.pts - start) * stream.time_base)
             position = bisect.bisect_left(times_s, time_s - 1e-6)
@@ -260,7 +283,7 @@ def _read_av_audio(source, name, max_s, start_s, end_s) -> tuple[np.ndarray, int
                 )
             stream = container.streams.audio[0]
             rate_hz = stream.rate
-            promised_s = float(stream.duration * stream.time_base) if stream.duration else None
+            promised_s = _promised_s(container, stream)
             if promised_s is not None:
                 _check_length(min(end_s or promised_s, promised_s) - start_s, max_s, name)
             limit_s = (max_s if max_s is not None else float("inf")) + _TRUNCATION_TOLERANCE_S
@@ -283,7 +306,9 @@ def _read_av_audio(source, name, max_s, start_s, end_s) -> tuple[np.ndarray, int
         raise
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise InputError(f"{name}: cannot decode the sound ({error}). The file is corrupt or truncated.") from error
-    if promised_s is not None and end_s is None and promised_s - decoded_s > _TRUNCATION_TOLERANCE_S:
+    if promised_s is not None and end_s is not None:
+        promised_s = min(promised_s, end_s)
+    if promised_s is not None and promised_s - decoded_s > _TRUNCATION_TOLERANCE_S:
         raise InputError(f"{name}: truncated, {decoded_s:.2f} s of {promised_s:.2f} s of sound can be decoded.")
     if not blocks:
         return np.zeros(0, np.float32), rate_hz

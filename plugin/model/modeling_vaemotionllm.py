@@ -17,7 +17,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 
 from .audio_projector import AudioProjector
-from .configuration_vaemotionllm import VAEmotionLLMConfig
+from .configuration_vaemotionllm import VAEmotionLLMConfig, check_config_fields
 from .emotion_adapter import EmotionAdapter, EmotionEnhancer, ZeroLinear
 from .processing_vaemotionllm import add_audio_token
 
@@ -133,7 +133,11 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Returns:
             The model. Its processor is `VAEmotionLLMProcessor.from_backbone(vlm, audio)` with the same
             `projector_stride`.
+
+        Raises:
+            ValueError: a field that does not exist, or a value of a wrong type.
         """
+        check_config_fields(config_fields)
         tokenizer = AutoTokenizer.from_pretrained(vlm)
         backbone = AutoModelForImageTextToText.from_pretrained(
             vlm, dtype=dtype, attn_implementation=attn_implementation
@@ -238,7 +242,7 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
                     raise ValueError(
                         "Give either labels or response_mask: with response_mask the loss is the caller's."
                     )
-                output = self.vlm.base_model(**inputs)
+                output = self.vlm.base_model(**{"use_cache": False, **inputs})
                 # The state at t - 1 predicts the token at t.
                 predicting = output[0][:, :-1][response_mask[:, 1:]]  # (N, D)
                 logits, loss = self.get_output_embeddings()(predicting), None

@@ -181,6 +181,9 @@ class VAEmotionLLMProcessor(ProcessorMixin):
         """Features of one waveform, and the placeholders that stand for it."""
         waveform = self._prepare_waveform(waveform, sampling_rate)
         windows = np.split(waveform, range(self.window_samples, len(waveform), self.window_samples))
+        # Kaldi's filter banks need one frame of 25 ms; what is shorter is filled up with silence.
+        shortest = self.sampling_rate * 25 // 1000
+        windows = [np.pad(window, (0, max(0, shortest - len(window)))) for window in windows]
         extracted = self.feature_extractor(windows, sampling_rate=self.sampling_rate, return_tensors="pt")
         features = extracted.get("input_features", extracted.get("input_values"))
         tokens = [

@@ -91,6 +91,9 @@ class StageConfig(TrainingArguments):
         if self.deepspeed:
             join_cpu_ranks(self)
         super().__post_init__()
+        if self.n_gpu > 1:
+            # One process trains on one GPU: the library would cut media and their placeholders apart (DataParallel).
+            self._n_gpu = 1
 
     def _check_positive(self, name: str) -> None:
         if not getattr(self, name) > 0:

@@ -31,9 +31,15 @@ def read_config(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
         raise InputError(f"{file} is not valid YAML: {error}") from None
     if not isinstance(values, dict):
         raise InputError(f"{file} must hold `field: value` lines, found {type(values).__name__}.")
-    for word in overrides:
+    return values | parse_overrides(overrides)
+
+
+def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
+    """`key=value` words as a dictionary; values are read as YAML, so that `true`, `8` and `{audio: 1}` have types."""
+    values: dict[str, Any] = {}
+    for word in words:
         name, equals, text = word.partition("=")
-        if not equals:
+        if not equals or not name:
             raise InputError(f"{word!r} is not of the form key=value.")
         try:
             values[name] = yaml.safe_load(text) if text else None
@@ -53,7 +59,7 @@ def build_config(cls: type, values: dict[str, Any]):
     for name in values:
         if name not in fields:
             near = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
-            hint = f"did you mean `{near[0]}`?" if near else "see `vaemotionllm train --help`."
+            hint = f"did you mean `{near[0]}`?" if near else "see `vaemotionllm train --fields`."
             raise InputError(f"unknown config field `{name}`: {hint}")
     arguments = {name: _coerce(name, value, hints[name]) for name, value in values.items()}
     try:
@@ -84,7 +90,9 @@ def own_fields(cls: type) -> list[dataclasses.Field]:
     return [
         field
         for field in dataclasses.fields(cls)
-        if field.init and field.name not in _HIDDEN and parent.get(field.name, dataclasses.MISSING) != field.default
+        if field.init
+        and field.name not in _HIDDEN
+        and (field.name not in parent or parent[field.name] != field.default)
     ]
 
 

@@ -107,10 +107,6 @@ def parameter_groups(
     return [{"params": found, "lr": rate, "weight_decay": decay} for (rate, decay), found in groups.items()]
 
 
-def trainable_names(model: nn.Module) -> list[str]:
-    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-
-
 def count(parameters: Iterable[nn.Parameter]) -> int:
     """Number of weights, also of parameters that ZeRO-3 has sharded."""
     return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in parameters)

@@ -66,8 +66,10 @@ def instruction_source(instructions: str | Sequence[dict[str, str]]) -> tuple[In
     for number, pair in enumerate(instructions, start=1):
         if not isinstance(pair, dict) or set(pair) != {"prompt", "answer"}:
             raise InputError(f"`instructions` entry {number} is {pair!r}; allowed are the keys `prompt` and `answer`.")
-        for text in pair.values():
-            needed |= dict.fromkeys(_names_in(str(text), number))
+        for key, text in pair.items():
+            if not isinstance(text, str):
+                raise InputError(f"`instructions` entry {number}: `{key}` is {text!r}; put text in quotes.")
+            needed |= dict.fromkeys(_names_in(text, number))
 
     def draw(rng: np.random.Generator, clip: Clip) -> tuple[str, str]:
         pair = instructions[int(rng.integers(len(instructions)))]

@@ -15,7 +15,7 @@ import torch
 from ..data.collator import ConversationRenderer, path_inputs
 from ..data.dataset import ClipDataset, Failure
 from ..data.samplers import SampleKey, seeded_random
-from ..errors import InputError
+from ..errors import ClipError, InputError
 from .distributed import barrier
 from .prompts import PromptSource
 
@@ -145,7 +145,7 @@ def _generate(model, processor, dataset, source, todo, per_clip, max_response_to
         samples = [dataset[SampleKey(index, 0, -1)] for index, _ in chunk]
         for sample in samples:
             if isinstance(sample, Failure):
-                raise InputError(sample.message)
+                raise ClipError(sample.message)
         prompts = [
             source(seeded_random(seed, "prompt", dataset.clips[index].id), per_clip)[slot] for index, slot in chunk
         ]

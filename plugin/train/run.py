@@ -1,6 +1,7 @@
 """A training run from config to saved model: check, decode, generate responses (stage 1), train, save, finish."""
 
 import dataclasses
+import hashlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,12 @@ _FIXED_LIBRARY_FIELDS = (
     "warmup_steps",
     "max_grad_norm",
     "bf16",
+    "fp16",
+    "optim",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "world_size",
 )
 
 
@@ -83,7 +90,7 @@ def run(config: StageConfig) -> str:
         clips = read_manifest(config.manifest, config.split, (*modalities, *labels), config.max_clips)
     model, processor = load_model(config)
     dataset = make_dataset(config, processor, clips, stage1)
-    # Every file is decoded before anything is written, so that a bad one leaves no half run behind.
+    # Before anything is written, so that a bad file leaves no half run behind; see `fill_cache` for what is checked.
     dataset.fill_cache(modalities, progress=is_main(config) and not config.disable_tqdm)
     barrier()
     if is_main(config):
@@ -113,7 +120,16 @@ def run_settings(config: StageConfig) -> dict[str, Any]:
     """What decides a run's result, for `run.json`."""
     names = [field.name for field in own_fields(type(config)) if field.name not in _FREE_FIELDS]
     settings = {name: getattr(config, name) for name in dict.fromkeys((*names, *_FIXED_LIBRARY_FIELDS))}
+    settings["manifest_sha256"] = sha256_of(Path(config.manifest))
     return {name: str(value) if dataclasses.is_dataclass(value) else value for name, value in settings.items()}
+
+
+def sha256_of(file: Path) -> str | None:
+    """Hash of a file's content; None where it is missing, which the reading of it will tell."""
+    if not file.is_file():
+        return None
+    with open(file, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def load_model(config: StageConfig):
@@ -137,6 +153,8 @@ def load_model(config: StageConfig):
         if config.model is not None:
             model = Model.from_pretrained(config.model, dtype="auto", **options)
             processor = Processor.from_pretrained(config.model)
+            # What the model is trained with is what its processor gives to those who load it.
+            processor.num_frames, processor.max_audio_s = config.num_frames, config.max_audio_s
         else:
             fields = config.model_fields or {}
             model = Model.from_backbone(config.vlm, config.audio, **options, **fields)
@@ -149,6 +167,13 @@ def load_model(config: StageConfig):
         raise InputError(f"cannot load a model from {where}: {error}") from error
     finally:
         hf_deepspeed._hf_deepspeed_config_weak_ref = reference
+    if model.dtype != torch.float32 and not (config.bf16 or config.fp16 or config.deepspeed):
+        raise InputError(
+            f"the weights are {str(model.dtype).removeprefix('torch.')}, and what is trained is kept in float32: set "
+            "`bf16: true` (or `fp16: true`), which lets the two work together."
+        )
+    if config.deepspeed and config.stage == 2:
+        return model, processor  # the engine shards it from the CPU; stage 1's teacher must generate first
     return model.to(config.device), processor
 
 

@@ -20,6 +20,9 @@ class Stage2Trainer(StageTrainer):
         output = model(**inputs, use_adapter=True)
         targets = inputs["input_ids"][inputs["response_mask"]]  # (N,)
         terms = {f"ce_{path}_loss": cross_entropy(output.logits, targets, num_items)["ce_loss"]}
+        # Where no clip has a label the heads would be left without a gradient, see `HearSilence`.
+        touched = torch.nan_to_num(output.valence).sum() + torch.nan_to_num(output.arousal).sum()
+        terms[f"ce_{path}_loss"] = terms[f"ce_{path}_loss"] + 0.0 * touched
         world, rank = self.args.world_size, self.args.process_index
         for name, prediction in (("valence", output.valence), ("arousal", output.arousal)):
             # CCC is of the whole step's clips: rows of all ranks, (world * B, 3) and (world * B,).

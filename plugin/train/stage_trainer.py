@@ -12,7 +12,7 @@ from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 from transformers.trainer import SCHEDULER_NAME
 
 from ..data.samplers import ScheduledBatchSampler
-from ..errors import InputError
+from ..errors import ClipError
 from . import checkpoint
 from .distributed import barrier, sum_over_ranks
 from .freezing import parameter_groups, set_modes
@@ -79,9 +79,16 @@ class StageTrainer(Trainer):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         for batch in batches:
             if "error" in batch:
-                raise InputError(batch["error"])
+                raise ClipError(batch["error"])
         targets = sum(self.count_targets(batch) for batch in batches)
         return batches, sum_over_ranks(torch.as_tensor(targets, device=device))
+
+    def _run_epoch(self, *args, **kwargs):
+        # A run that was killed while it saved its model has no step left; the library would take one more.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return None
+        return super()._run_epoch(*args, **kwargs)
 
     # ---- loss
 
