@@ -236,6 +236,29 @@ def test_silence_and_noise_keep_the_length_and_tell_nothing(folder):
         Path(path).unlink()
     again = controls.control_sounds(benchmark, "noise").values()
     assert {path: Path(path).read_bytes() for path in again} == before
+    assert all(soundfile.info(path).subtype == "PCM_16" for path in again)
+
+
+def test_controls_belong_to_what_the_files_hold(folder, tmp_path):
+    first = controls.control_sounds(schema.load(folder), "silence")
+    # The same benchmark, built again elsewhere, finds its controls; an edited one gets new ones.
+    copy = Path(shutil.copytree(folder, tmp_path / "copy", copy_function=shutil.copyfile))
+    assert controls.control_sounds(schema.load(copy), "silence") == first
+    assert len(list((tmp_path / "cache" / "controls").iterdir())) == 1
+    sound = bytearray((copy / "media/clip-0.wav").read_bytes())
+    sound[-1] ^= 1
+    (copy / "media/clip-0.wav").write_bytes(sound)
+    assert not set(controls.control_sounds(schema.load(copy), "silence").values()) & set(first.values())
+
+
+def test_a_clip_with_two_sounds_is_refused(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    rows = benchmark_files.read_items(copy)
+    next(row for row in rows if row["id"] == "clip-0-emotion-audio")["audio"] = "media/clip-1.wav"
+    benchmark_files.write_items(copy, rows)
+    for kind in controls.KINDS:
+        with pytest.raises(InputError, match="the clip 'clip-0' has two sounds.*clip-0-emotion-audio"):
+            controls.control_sounds(schema.load(copy), kind)
 
 
 def test_mismatch_gives_every_clip_another_one_with_other_answers(folder):
@@ -257,6 +280,25 @@ def test_mismatch_needs_other_answers(folder):
     items = [item for item in schema.load(folder).select(modality="audio") if item.clip_id in ("clip-0", "clip-4")]
     with pytest.raises(InputError, match="too frequent"):
         controls.mismatched_partners(items)
+
+
+def test_mismatch_heeds_every_question_about_a_clip():
+    def item(clip, number, answer):
+        return schema.Item(f"{clip}-{number}", clip, "audio", "content", "?", ("a", "b", "c", "d"), answer)
+
+    # With its last answer alone, x could take y; only z shares none of its answers.
+    items = [item("x", 0, "a"), item("x", 1, "b"), item("y", 0, "a"), item("y", 1, "c"), item("z", 0, "d")]
+    with pytest.raises(InputError, match="too frequent"):
+        controls.mismatched_partners(items)
+    partners = controls.mismatched_partners([*items, item("w", 0, "d")])
+    assert {partners["x"], partners["y"]} == {"z", "w"} and {partners["z"], partners["w"]} == {"x", "y"}
+
+
+def test_nano_is_a_name_wherever_a_benchmark_is_named(folder, monkeypatch):
+    monkeypatch.setattr(select, "nano_folder", lambda: folder)
+    assert select.find("nano") == folder and select.resolve().folder == folder
+    monkeypatch.setenv(select.VARIABLE, "nano")
+    assert select.resolve().folder == folder
 
 
 def test_a_control_names_the_clip_that_cannot_be_decoded(tmp_path):

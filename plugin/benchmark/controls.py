@@ -29,27 +29,42 @@ def control_sounds(benchmark: Benchmark, kind: str) -> dict[str, str]:
             every answer (content and emotion).
 
     Raises:
-        InputError: a clip's sound cannot be decoded (the clip is named), or there is no clip to swap with.
+        InputError: a clip's sound cannot be decoded (the clip is named), a clip has two sounds, or there is no clip
+            to swap with.
     """
-    sounds = {item.clip_id: str(item.audio) for item in benchmark.select(modality="audio")}
-    if not sounds:
-        raise InputError(f"{benchmark.folder} holds no audio-only item, so there is no control with {kind}.")
+    sounds = _sounds(benchmark)
     if kind == "mismatch":
         partners = mismatched_partners(benchmark.select(modality="audio"))
         return {clip: sounds[partner] for clip, partner in partners.items()}
     if kind not in KINDS:
         raise InputError(f"there is no control {kind!r}; allowed are {', '.join(KINDS)}.")
-    folder = cache_dir() / "controls" / _key(sounds) / kind
+    folder = cache_dir() / "controls" / _key(benchmark.folder, sounds) / kind
     folder.mkdir(parents=True, exist_ok=True)
     return {clip: _written(folder, clip, source, kind) for clip, source in sounds.items()}
 
 
-def _key(sounds: dict[str, str]) -> str:
-    """Changes with the files' names, sizes and times, so that an edited benchmark gets new controls."""
-    lines = [f"2 {RATE_HZ} {SEED} {NOISE_RMS}"]
+def _sounds(benchmark: Benchmark) -> dict[str, str]:
+    """The sound of each clip with an audio-only item."""
+    sounds: dict[str, str] = {}
+    for item in benchmark.select(modality="audio"):
+        source = str(item.audio)
+        if sounds.setdefault(item.clip_id, source) != source:
+            raise InputError(
+                f"{benchmark.folder}: the clip {item.clip_id!r} has two sounds, {sounds[item.clip_id]} and {source} "
+                f"(item {item.id!r}); give each sound a clip_id of its own."
+            )
+    if not sounds:
+        raise InputError(f"{benchmark.folder} holds no audio-only item, so there are no controls.")
+    return sounds
+
+
+def _key(folder: Path, sounds: dict[str, str]) -> str:
+    """Changes with what the files hold, and with nothing else: the same benchmark built again finds its controls."""
+    lines = [f"3 {RATE_HZ} {SEED} {NOISE_RMS}"]
     for clip, source in sorted(sounds.items()):
-        stat = os.stat(source)
-        lines.append(f"{clip}\t{source}\t{stat.st_size}\t{stat.st_mtime_ns}")
+        content = Path(source).read_bytes()
+        name = os.path.relpath(source, folder.resolve())
+        lines.append(f"{clip}\t{name}\t{len(content)}\t{hashlib.sha256(content).hexdigest()}")
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
@@ -66,8 +81,8 @@ def _written(folder: Path, clip: str, source: str, kind: str) -> str:
         except InputError as error:
             raise InputError(f"clip {clip!r}: {error}") from error
         temporary = path.with_name(f"{path.stem}.{os.getpid()}.tmp")
-        # 32-bit floats never clip.
-        soundfile.write(temporary, replaced(waveform, clip, kind), RATE_HZ, subtype="FLOAT", format="WAV")
+        # 16 bits suffice: at NOISE_RMS full scale is ten standard deviations away.
+        soundfile.write(temporary, replaced(waveform, clip, kind), RATE_HZ, subtype="PCM_16", format="WAV")
         os.replace(temporary, path)
     return str(path)
 
@@ -82,19 +97,21 @@ def replaced(waveform: np.ndarray, clip: str, kind: str) -> np.ndarray:
 
 
 def mismatched_partners(items: list[Item]) -> dict[str, str]:
-    """For each clip another one with a different answer in every aspect; every clip is used exactly once.
+    """For each clip another one that shares no answer in any aspect; every clip is used exactly once.
+
+    Several questions about one aspect of a clip may have several answers; none of them is right for the other clip.
 
     Raises:
         InputError: no such arrangement was found, because one answer is too frequent.
     """
-    answers: dict[str, dict[str, str]] = {}
+    answers: dict[str, dict[str, set[str]]] = {}
     for item in items:
-        answers.setdefault(item.clip_id, {})[item.aspect] = item.answer
+        answers.setdefault(item.clip_id, {}).setdefault(item.aspect, set()).add(item.answer)
     clips = sorted(answers)
 
     def fits(a: str, b: str) -> bool:
         shared = answers[a].keys() & answers[b].keys()
-        return a != b and all(answers[a][aspect] != answers[b][aspect] for aspect in shared)
+        return a != b and all(answers[a][aspect].isdisjoint(answers[b][aspect]) for aspect in shared)
 
     rng = np.random.default_rng(SEED)
     for _ in range(20):

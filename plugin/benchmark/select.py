@@ -15,7 +15,8 @@ logger = logging.getLogger(__name__)
 VARIABLE = "ARTEMO_DATASET"
 CHOICE_FILE = "benchmark.json"
 NANO_SEED = 0
-NANO_ITEMS = 192
+NANO_CLIPS = 192
+NANO_NAME = "nano"
 NANO_NOTICE = (
     "This is the embedded nano set: clips drawn by a program to test the way from media files to a score table. "
     "It is not ArtEmoBenchmark and its numbers belong on no leaderboard."
@@ -63,7 +64,7 @@ def use(name: str) -> schema.Benchmark | None:
         InputError: the data set cannot be found or read; the previous choice stays.
     """
     path = choice_path()
-    if name == "nano":
+    if name == NANO_NAME:
         path.unlink(missing_ok=True)
         return None
     folder = find(name)
@@ -78,7 +79,9 @@ def use(name: str) -> schema.Benchmark | None:
 
 
 def find(name: str) -> Path:
-    """Folder of a benchmark: `name` itself, or the snapshot of a data set on the Hub."""
+    """Folder of a benchmark: the embedded set for "nano", `name` itself, or the snapshot of a data set on the Hub."""
+    if name == NANO_NAME:
+        return nano_folder()
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder.absolute()
@@ -101,7 +104,7 @@ def nano_folder() -> Path:
     """Folder of the embedded set; it is built on first use and reused afterwards."""
     from ..nano.world import build_world, world_key
 
-    sizes = {"benchmark": NANO_ITEMS}
+    sizes = {"benchmark": NANO_CLIPS}
     world = cache_dir() / "nano" / f"benchmark-{world_key(NANO_SEED, sizes)}"
     if not world.is_dir():
         logger.info("Building the embedded nano benchmark in %s, once.", world)
@@ -117,10 +120,7 @@ def resolve() -> schema.Benchmark:
     """
     choice = current_choice()
     try:
-        if choice.name == "nano" or choice.name is None:
-            benchmark = schema.load(nano_folder())
-        else:
-            benchmark = schema.load(find(choice.name))
+        benchmark = schema.load(find(choice.name or NANO_NAME))
     except InputError as error:
         raise InputError(f"{error} (The benchmark was chosen by {choice.origin}.)") from error
     if benchmark.is_nano:

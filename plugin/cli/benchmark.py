@@ -34,10 +34,10 @@ def run(args: argparse.Namespace) -> None:
             if chosen.name
             else f"Benchmark: the embedded nano set, because {chosen.origin}."
         )
-        if chosen.name and chosen.name != "nano":
-            print(describe(schema.load(select.find(chosen.name))))
+        if chosen.name in (None, select.NANO_NAME):
+            print(select.NANO_NOTICE)  # and not its counts: that would build it
         else:
-            print(select.NANO_NOTICE)
+            print(describe(schema.load(select.find(chosen.name))))
     else:
         print(f"{describe(schema.load(args.folder))}: no error found.")
 

@@ -11,7 +11,9 @@ from ..errors import InputError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="DIR", help="a VAEmotionLLM checkpoint")
     parser.add_argument(
-        "--benchmark", metavar="NAME_OR_DIR", help="default: the one that `vaemotionllm benchmark show` names"
+        "--benchmark",
+        metavar="NAME_OR_DIR",
+        help="a folder, OWNER/NAME on the Hub, or nano; default: the one that `vaemotionllm benchmark show` names",
     )
     parser.add_argument("--out", required=True, metavar="FILE.json", help="where the result is written")
     parser.add_argument("--batch-size", type=int, default=16, help="clips a batch (default: 16)")
