@@ -28,7 +28,7 @@ from vaemotionllm.nano.clips import SPLITS, WorldConfig, sample_clip
 from vaemotionllm.nano.labels import ART_FORMS, CONTENTS, EMOTIONS, emotion_of, energy_word, valence_word
 from vaemotionllm.nano.picture import render
 from vaemotionllm.nano.sound import synthesize
-from vaemotionllm.nano.world import build_world, manifest_row, remove_partial, world_key
+from vaemotionllm.nano.world import build_world, manifest_row, world_key
 from vaemotionllm.nano.writing import media_names
 
 SIZES = {"train": 10, "validation": 6, "benchmark": 9}
@@ -313,17 +313,6 @@ def test_a_build_that_fails_after_the_media_goes_on(tmp_path, monkeypatch, part,
         patch.setattr("vaemotionllm.nano.writing.synthesize", None)  # no clip is made again
         build(target, sizes={"train": 1, "benchmark": 1})
     assert len(read_manifest(target / "manifest.jsonl")) == 2
-
-
-def test_what_killed_builds_left_can_be_removed(tmp_path, monkeypatch):
-    monkeypatch.setattr(world, "_write_json", lambda *args: 1 / 0)
-    for seed in (0, 1):
-        with pytest.raises(ZeroDivisionError):
-            build(tmp_path / "w", seed, {"train": 1})
-    (tmp_path / ".w2.0123.partial").mkdir()
-    assert len(list(tmp_path.glob(".w.*.partial"))) == 2
-    remove_partial(tmp_path / "w")
-    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [".w2.0123.partial"]
 
 
 def test_a_finished_world_is_reused(tmp_path, monkeypatch):

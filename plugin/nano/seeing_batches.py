@@ -16,7 +16,6 @@ from .tokenizer import IMAGE_MEAN, IMAGE_STD
 
 PATCH_PX = 14
 MERGE = 2
-# Vision tokens of one temporal slab (two frames of a video, or an image) along one side after merging.
 _F32 = np.float32
 
 

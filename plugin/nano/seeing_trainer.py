@@ -125,7 +125,8 @@ def train_to_see(
 ) -> dict:
     """Trains `model` in place; `folder` gets `checkpoint.pt` (to resume) and `metrics.jsonl` (the learning curve).
 
-    The clips are fresh at every step, so the accuracies of the curve are those on pictures never seen before.
+    The clips are fresh at every step, so the accuracies of the curve's part "sight" are those on pictures never seen
+    before. Those of the part "language" are not: it shows no pictures and repeats a few facts.
     """
     optimizer = _optimizer(model, config)
     maker = BatchMaker(world, tokenizer)

@@ -5,7 +5,6 @@ import json
 import logging
 import multiprocessing
 import os
-import shutil
 import sys
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -217,10 +216,3 @@ def _write_benchmark(folder: Path, rows: list[dict], seed: int) -> None:
             "items": len(items),
         },
     )
-
-
-def remove_partial(out_dir: str | Path) -> None:
-    """Deletes what killed builds of `out_dir` left behind."""
-    out_dir = Path(out_dir).expanduser().absolute()
-    for folder in out_dir.parent.glob(f".{out_dir.name}.*.partial"):
-        shutil.rmtree(folder)
