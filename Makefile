@@ -18,8 +18,9 @@ $(STAMP): setup.py pyproject.toml constraints.txt patches/vaemotionllm_startup.p
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[test,demo]'
 	touch $@
 
+# A finished run, or one of another seed, is replaced; an interrupted one goes on.
 demo: setup
-	$(BIN)/vaemotionllm demo --seed $(SEED) --out $(OUT)
+	$(BIN)/vaemotionllm demo --seed $(SEED) --out $(OUT) --overwrite
 
 # No test may reach for a hub: what it needs it makes itself.
 test: setup
@@ -31,5 +32,5 @@ quality: setup
 	$(BIN)/mypy
 
 clean:
-	rm -rf build dist runs *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf build dist runs/demo *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from media_files import write_png, write_wav
 
-from vaemotionllm.evaluation.results import CELLS, CONTROLS, PATHS, STAGES
+from vaemotionllm.evaluation.results import CELLS, CONTROL_STAGES, CONTROLS, PATHS, STAGES
 from vaemotionllm.nano.items import benchmark_items
 from vaemotionllm.nano.labels import ART_FORMS, CONTENTS, emotion_of
 
@@ -121,7 +121,7 @@ def write_run(out: Path, n_clips: int = 48, seed: int = 0, skill: dict | None = 
             f"artemo_{cell}": (group, respond(group, skill[stage].get(cell.split("_")[1], 0.25), rng))
             for cell, group in by_cell.items()
         }
-        if stage == "stage2":
+        if stage in CONTROL_STAGES:
             for control in CONTROLS:
                 for cell in ("content_audio", "emotion_audio"):
                     tasks[f"artemo_{cell}_{control}"] = (by_cell[cell], respond(by_cell[cell], 0.25, rng))
@@ -172,7 +172,7 @@ def write_run(out: Path, n_clips: int = 48, seed: int = 0, skill: dict | None = 
         "format": 1,
         "fingerprint": "x",
         "status": "running",
-        "arguments": {"seed": seed, "scale": "full"},
+        "arguments": {"seed": seed, "scale": "full", "train_clips": None, "backbone": None, "batch_size": 64},
         "seed": seed,
         "versions": {"vaemotionllm": "0.1.0", "torch": "2.11.0"},
         "owned": [],

@@ -52,6 +52,10 @@ def test_wilson_by_hand():
     assert intervals.wilson(2, 4) == pytest.approx((0.5 - half, 0.5 + half), abs=1e-12)
 
 
+def test_wilson_holds_the_proportion_at_both_ends():
+    assert all(intervals.wilson(n, n)[1] == 1.0 and intervals.wilson(0, n)[0] == 0.0 for n in range(1, 200))
+
+
 @pytest.mark.parametrize("correct, n", [(-1, 3), (4, 3), (0, 0)])
 def test_wilson_refuses_what_is_no_proportion(correct, n):
     with pytest.raises(ValueError, match="0 <= correct <= n"):
@@ -123,7 +127,8 @@ def test_report_json_has_every_field_that_was_promised(finished, written):
                 assert -1 <= report["stages"][stage]["va"][path][name] <= 1
     for control in CONTROLS:
         for aspect in ("content", "emotion"):
-            assert 0 <= report["controls"][control][f"{aspect}_audio"]["accuracy"] <= 1
+            for key in ("controls", "controls_stage1"):
+                assert 0 <= report[key][control][f"{aspect}_audio"]["accuracy"] <= 1
     assert report["cost"]["stage1"]["wall_s"] == 13.0 and report["cost"]["stage1"]["peak_rss_mb"] == 503.0
     assert report["cost"]["backbone"]["from_cache"] is True
     assert report["seed"] == 0 and report["versions"]["torch"] == "2.11.0"
@@ -179,6 +184,47 @@ def test_a_model_that_guesses_from_the_question_fails_the_controls(tmp_path):
     )
     failed = {c["name"] for c in build_report(read_run(out))["checks"] if not c["passed"]}
     assert "emotion with silence, after stage 2" in failed
+
+
+def test_a_row_about_chance_shows_the_interval_that_was_tested(finished, written):
+    checks = {check["name"]: check for check in written["checks"]}
+    assert sum("after stage 1" in name and " with " in name for name in checks) == 6
+    for name, cell, family in (
+        ("emotion by sound before stage 1", written["stages"]["backbone"]["cells"]["emotion_audio"], 2),
+        ("content with noise, after stage 1", written["controls_stage1"]["noise"]["content_audio"], 12),
+        ("content with noise, after stage 2", written["controls"]["noise"]["content_audio"], 12),
+    ):
+        low, high = intervals.wilson(round(48 * cell["accuracy"]), 48, 1 - 0.05 / family)
+        assert checks[name]["measured"] == f"{100 * cell['accuracy']:.1f}% [{100 * low:.1f}, {100 * high:.1f}]"
+        assert checks[name]["passed"] == (low <= 0.25)
+    for kind in ("html", "md"):
+        text = (finished / f"report.{kind}").read_text()
+        assert "widened by Bonferroni for 2 cells before stage 1 and for 12 with replaced sound" in text
+        assert "by the point estimates" not in text
+
+
+def test_controls_of_both_stages_are_shown(finished, written):
+    markdown, html = (finished / "report.md").read_text(), (finished / "report.html").read_text()
+    row = next(line for line in markdown.splitlines() if line.startswith("| silence |"))
+    cells = [
+        written[key]["silence"][f"{aspect}_audio"]
+        for key in ("controls_stage1", "controls")
+        for aspect in ("content", "emotion")
+    ]
+    assert [text.split("%")[0].strip() for text in row.split("|")[2:-1]] == [
+        f"{100 * c['accuracy']:.1f}" for c in cells
+    ]
+    assert '<th class="group" colspan="2">after stage 1</th><th class="group" colspan="2">after stage 2</th>' in html
+
+
+def test_the_statement_is_about_this_run(tmp_path, finished):
+    run = read_run(finished)
+    assert "one to two million parameters" in build_report(run)["statement"]
+    run.state["arguments"] |= {"scale": "tiny", "backbone": "mine/vlm"}
+    report = build_report(run)
+    assert report["statement"].startswith("Made with --scale tiny: these figures mean nothing. ")
+    assert "given as --backbone mine/vlm" in report["statement"] and "million" not in report["statement"]
+    assert report["arguments"] == {"scale": "tiny", "train_clips": None, "backbone": "mine/vlm"}
 
 
 def test_headline_does_not_claim_what_the_interval_does_not_hold(written):
@@ -384,7 +430,10 @@ def test_terminal_table_has_a_row_a_cell(written):
     assert lines[-1].split("  ")[-2].strip().startswith(f"{100 * cell['accuracy']:.1f} [") and lines[-1].endswith(
         "25.0"
     )
-    assert max(map(len, lines)) <= 80
+    assert {len(line) for line in lines} == {80}
+    perfect = json.loads(json.dumps(written))
+    perfect["stages"]["stage2"]["cells"]["emotion_av"] |= {"accuracy": 1.0, "ci95": [0.926, 1.0]}
+    assert terminal_table(perfect).endswith(" 100.0 [92.6, 100.0]  25.0")
 
 
 def test_labels_beside_a_line_do_not_lie_on_each_other():
@@ -440,6 +489,9 @@ def test_several_runs_give_the_mean_over_their_seeds(finished, written, tmp_path
         assert word in capsys.readouterr().err
 
     refused("same seed", seed=written["seed"])
+    refused("scale full and tiny", arguments=written["arguments"] | {"scale": "tiny"})
+    refused("train_clips None and 7", arguments=written["arguments"] | {"train_clips": 7})
+    assert all(f"| emotion with silence, stage {number} |" in table for number in (1, 2))
     fewer = json.loads(json.dumps(changed["stages"]))
     fewer["backbone"]["cells"]["content_audio"]["n"] -= 1
     refused("other sizes", stages=fewer)

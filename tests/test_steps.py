@@ -33,8 +33,8 @@ def calls(out: Path) -> list[str]:
     return path.read_text().split() if path.exists() else []
 
 
-def runner(out: Path, steps: list[Step], **arguments) -> StepRunner:
-    return StepRunner(out, steps, {"seed": 0, **arguments}, {"seed": 0}, Display(io.StringIO()))
+def runner(out: Path, steps: list[Step], overwrite: bool = False, **arguments) -> StepRunner:
+    return StepRunner(out, steps, {"seed": 0, **arguments}, {"seed": 0}, Display(io.StringIO()), overwrite)
 
 
 def state(out: Path) -> dict:
@@ -107,18 +107,42 @@ def test_a_step_that_does_not_resume_starts_from_nothing(out):
         assert rest.read_text() == "x\n"
 
 
-def test_a_complete_run_and_other_arguments_start_over(out):
+def test_a_complete_run_and_one_of_other_arguments_are_replaced_only_when_asked(out):
     runner(out, [step(out, "a")]).run()
     (out / "kept.txt").write_text("the user's own")
+    before = (out / "demo.json").read_text()
     second = runner(out, [step(out, "a")])
-    assert not second.resumed and not (out / "a.txt").exists()
     second.run()
+    assert second.finished and not second.resumed and calls(out) == ["a"]
+    for other in ({"seed": 1}, {"scale": "tiny"}):
+        with pytest.raises(InputError, match=f"the finished run with seed 0, made with --{next(iter(other))}"):
+            runner(out, [step(out, "a")], **other)
+    assert (out / "demo.json").read_text() == before and (out / "a.txt").exists()
+    third = runner(out, [step(out, "a")], overwrite=True)
+    assert third.replaced == "the finished run with seed 0" and not third.resumed and not (out / "a.txt").exists()
+    third.run()
     assert calls(out) == ["a", "a"]
+    failing = [step(out, "a"), step(out, "b", "import sys; sys.exit(1)")]
     with pytest.raises(StepFailed):
-        runner(out, [step(out, "a"), step(out, "b", "import sys; sys.exit(1)")]).run()
-    other = runner(out, [step(out, "a"), step(out, "b", "import sys; sys.exit(1)")], seed=1)
-    assert not other.resumed and not (out / "a.txt").exists()
+        runner(out, failing, overwrite=True).run()
+    again = runner(out, failing, overwrite=True)
+    assert again.resumed and (out / "a.txt").exists()
+    with pytest.raises(StepFailed):
+        again.run()
+    other = runner(out, failing, overwrite=True, seed=1)
+    assert other.replaced == "the interrupted run with seed 0" and not other.resumed
+    assert not (out / "a.txt").exists()
     assert (out / "kept.txt").read_text() == "the user's own"
+
+
+def test_what_a_complete_run_has_lost_is_made_again(out):
+    steps = [step(out, "a"), step(out, "b")]
+    runner(out, steps).run()
+    (out / "b.txt").unlink()
+    again = runner(out, steps)
+    assert again.resumed and not again.finished
+    again.run()
+    assert calls(out) == ["a", "b", "b"]
 
 
 def test_later_steps_run_again_where_an_earlier_result_is_gone(out):
@@ -173,7 +197,7 @@ def test_nothing_outside_the_folder_can_be_removed(out, tmp_path):
     runner(out, [step(out, "a")]).run()
     (out / "a.txt").unlink()
     (out / "a.txt").symlink_to(treasure)
-    runner(out, [step(out, "a")])
+    runner(out, [step(out, "a")], overwrite=True)
     assert treasure.is_dir() and not (out / "a.txt").is_symlink()
 
 

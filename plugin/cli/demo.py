@@ -21,6 +21,10 @@ TINY_WORDS = {
 }
 
 
+# Arguments that have no part in what a run is.
+NO_PART = ("command", "out", "overwrite", "verbose")
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of world, backbone and both trainings (default 0)")
     parser.add_argument("--out", default="runs/demo", metavar="DIR", help="output folder (default runs/demo)")
@@ -45,6 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--backbone", metavar="DIR", help="folder with vlm/, audio/ and metrics.jsonl, not the nano backbone"
     )
     parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace a finished run in DIR, or one of other arguments; an interrupted one of the same goes on",
+    )
+    parser.add_argument(
         "--verbose", action="store_true", help="show all output of the steps; it is in DIR/logs anyway"
     )
 
@@ -60,9 +69,16 @@ def run(args: argparse.Namespace) -> int:
     given = {name: getattr(args, name) for name in TINY if getattr(args, name) is not None}
     scaled = {**TINY, **given, **TINY_WORDS} if args.scale == "tiny" else given
     sizes = Sizes(**scaled, batch_size=args.batch_size, backbone=args.backbone)
-    arguments = {key: value for key, value in vars(args).items() if key not in ("command", "out", "verbose")}
+    arguments = {key: value for key, value in vars(args).items() if key not in NO_PART}
     os.environ.update(environment(os.environ))
-    runner = StepRunner(out, plan(out, args.seed, sizes), arguments, facts(args.seed), Display(verbose=args.verbose))
+    steps, display = plan(out, args.seed, sizes), Display(verbose=args.verbose)
+    runner = StepRunner(out, steps, arguments, facts(args.seed), display, args.overwrite)
+    if runner.finished:
+        print(f"{out}: the run with seed {args.seed} is finished; --overwrite makes it anew")
+        show(out)
+        return 0
+    if runner.replaced:
+        print(f"replacing {runner.replaced} in {out}")
     if runner.resumed:
         print(f"{out}: going on after the last complete step")
     # A terminated demo must end its running step too, as Ctrl-C does.

@@ -9,7 +9,7 @@ from ..benchmark.controls import KINDS, control_sounds
 from ..benchmark.schema import ASPECTS, ITEMS_FILE, MODALITIES, Benchmark
 from ..errors import InputError
 from .cli_exit import stop
-from .intervals import clustered_mean, wilson
+from .intervals import accuracy_interval
 
 logger = logging.getLogger(__name__)
 
@@ -168,12 +168,8 @@ def process_results(doc: dict, results: Sequence[str]) -> dict:
 
 
 def interval(values: Sequence[dict]) -> tuple[float, float]:
-    """95% interval of the accuracy: Wilson with one question a clip, a bootstrap over clips otherwise."""
-    clips = [value["clip_id"] for value in values]
-    scores = [value["accuracy"] for value in values]
-    if len(set(clips)) == len(clips):
-        return wilson(int(sum(scores)), len(scores))
-    return clustered_mean(clips, scores)
+    """95% interval of the accuracy, see `accuracy_interval`."""
+    return accuracy_interval([value["clip_id"] for value in values], [value["accuracy"] for value in values])[1]
 
 
 def ci95_low(values: Sequence[dict]) -> float:

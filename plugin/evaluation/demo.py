@@ -3,7 +3,9 @@
 Every step is a command that a user can type, so that the report can name it beside each figure.
 """
 
+import hashlib
 import importlib.metadata
+import importlib.resources
 import os
 import platform
 from collections.abc import Mapping
@@ -11,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import InputError
-from .results import STAGES
+from .results import CONTROL_STAGES, STAGES
 from .steps import Step
 
 PACKAGES = (
@@ -175,9 +177,9 @@ def train_step(number: int, stage: str, before: str, out: Path, seed: int, sizes
 
 
 def evaluate(stage: str, out: Path, sizes: Sizes) -> list[Step]:
-    """lmms-eval on one stage's model, with the controls for the last stage, and its valence and arousal."""
+    """lmms-eval on one stage's model, with the controls where it can hear, and its valence and arousal."""
     folder, benchmark = out / "eval" / stage, out / "world" / "benchmark"
-    tasks = "artemo,artemo_controls" if stage == STAGES[-1] else "artemo"
+    tasks = "artemo,artemo_controls" if stage in CONTROL_STAGES else "artemo"
     return [
         Step(
             f"eval_{stage}",
@@ -222,12 +224,20 @@ def facts(seed: int) -> dict:
         "seed": seed,
         "layout": layout(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "configs": config_hashes(),
         "machine": {
             "cpus": cpu_count(),
             "platform": platform.platform(terse=True),
             "python": platform.python_version(),
         },
     }
+
+
+def config_hashes() -> dict[str, str]:
+    """SHA-256 of each training configuration of the demo: a release may change them without a word in a command."""
+    folder = importlib.resources.files("vaemotionllm.configs") / "train"
+    names = [f"{stage}_nano" for stage in STAGES[1:]]
+    return {name: hashlib.sha256((folder / f"{name}.yaml").read_bytes()).hexdigest() for name in names}
 
 
 def cpu_count() -> int:

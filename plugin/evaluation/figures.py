@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from ..errors import InputError
 from . import plots
-from .results import ASPECTS, CONTROL_STAGE, CONTROLS, STAGES, Outcome, Run
+from .report_words import controls_key
+from .results import ASPECTS, CONTROL_STAGES, CONTROLS, STAGES, Outcome, Run
 
 # Names of the page's CSS variables and the light theme's colours, which the PNG files have.
 LIGHT = {
@@ -81,20 +82,24 @@ def accuracy(run: Run, report: dict) -> Figure:
 
 
 def controls(run: Run, report: dict) -> Figure:
-    own, replaced = report["stages"][CONTROL_STAGE]["cells"], report["controls"]
+    stages = {
+        stage: {"own": report["stages"][stage]["cells"], **report[controls_key(stage)]} for stage in CONTROL_STAGES
+    }
     ways = [
-        f"{control}: " + ", ".join(f"{aspect} {_pct(replaced[control][f'{aspect}_audio'])}" for aspect in ASPECTS)
+        f"{control} {plots.STAGE_LABELS[stage]}: "
+        + ", ".join(f"{aspect} {_pct(found[control][f'{aspect}_audio'])}" for aspect in ASPECTS)
+        for stage, found in stages.items()
         for control in CONTROLS
     ]
     return _figure(
         "controls",
         "Does it listen?",
-        lambda c: plots.draw_controls(own, replaced, c),
-        f"Accuracy by sound alone {plots.STAGE_LABELS[CONTROL_STAGE]}, with the clip's own sound and with that sound "
-        "replaced. Dashed: chance. The other clip is one with other answers, so a model that trusts its ears lands "
-        "below chance there.",
+        lambda c: plots.draw_controls(stages, c),
+        "Accuracy by sound alone after stage 1 (ring) and after stage 2 (dot), with the clip's own sound and with it "
+        "replaced. Dashed: chance. The other clip is one with other answers, so a model that trusts its ears "
+        "lands below chance there.",
         "; ".join(ways),
-        run.command(f"eval_{CONTROL_STAGE}"),
+        run.command(*(f"eval_{stage}" for stage in CONTROL_STAGES)),
     )
 
 

@@ -33,7 +33,8 @@ def wilson(correct: int, n: int, level: float = 0.95) -> tuple[float, float]:
     p = correct / n
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # Exact at the ends, where the formula is a rounding error away.
+    return (0.0 if correct == 0 else centre - half), (1.0 if correct == n else centre + half)
 
 
 def clip_means(clips: Sequence[str], values: Sequence[float]) -> tuple[np.ndarray, np.ndarray, list[str]]:
@@ -69,6 +70,21 @@ def clustered_mean(clips: Sequence[str], values: Sequence[float], level: float =
     weights = draw_weights(len(names))
     with np.errstate(invalid="ignore", divide="ignore"):
         return percentile_interval((weights @ sums) / (weights @ counts), level)
+
+
+def accuracy_interval(
+    clips: Sequence[str], scores: Sequence[float], level: float = 0.95
+) -> tuple[str, tuple[float, float]]:
+    """Name and ends of the interval of an accuracy: Wilson's with one item a clip, else a bootstrap by clip.
+
+    Args:
+        clips: the clip of each item.
+        scores: 1.0 where the item was answered right, else 0.0.
+        level: confidence level.
+    """
+    if len(set(clips)) == len(clips):
+        return "wilson", wilson(round(sum(scores)), len(scores), level)
+    return "bootstrap by clip", clustered_mean(clips, scores, level)
 
 
 def paired(

@@ -75,8 +75,9 @@ def spread(values: list[float], gap: float) -> list[float]:
     return result.tolist()
 
 
-def draw_controls(cells: dict, controls: dict, c: dict):
-    figure, axes = _axes(1, 2, 9.0, 2.5, c, sharey=True)
+def draw_controls(stages: dict, c: dict):
+    """Two panels, content and emotion; a row a sound, in it a ring or dot for each stage of `stages`."""
+    figure, axes = _axes(1, 2, 9.0, 3.0, c, sharey=True)
     labels = {
         "own": "the clip's own sound",
         "silence": "silence",
@@ -84,16 +85,21 @@ def draw_controls(cells: dict, controls: dict, c: dict):
         "mismatch": "another clip's sound",
     }
     for axis, aspect in zip(axes, ASPECTS, strict=True):
-        rows = {"own": cells[f"{aspect}_audio"], **{name: controls[name][f"{aspect}_audio"] for name in CONTROLS}}
-        axis.axvline(100 * rows["own"]["chance"], color=c["muted"], lw=1, ls=(0, (4, 3)), zorder=1)
-        for y, (name, row) in enumerate(rows.items()):
+        cells = {stage: found["own"][f"{aspect}_audio"] for stage, found in stages.items()}
+        axis.axvline(100 * next(iter(cells.values()))["chance"], color=c["muted"], lw=1, ls=(0, (4, 3)), zorder=1)
+        for row, name in enumerate(("own", *CONTROLS)):
             colour = c["audio"] if name == "own" else c["muted"]
-            value, (low, high) = 100 * row["accuracy"], (100 * end for end in row["ci95"])
-            axis.plot([low, high], [y, y], color=colour, lw=2, solid_capstyle="butt", zorder=2)
-            axis.plot([value], [y], color=colour, marker="o", ms=8, mec=c["paper"], mew=1, zorder=3)
-            axis.text(high + 2, y, f"{value:.0f}", color=colour, fontsize=9, va="center", weight="bold")
-        axis.set_yticks(range(len(rows)), [labels[name] for name in rows])
-        axis.set_ylim(len(rows) - 0.5, -0.6)
+            for place, found in enumerate(stages.values()):
+                y, last = row + 0.36 * (place - (len(stages) - 1) / 2), place == len(stages) - 1
+                cell = found[name][f"{aspect}_audio"]
+                value, (low, high) = 100 * cell["accuracy"], (100 * end for end in cell["ci95"])
+                axis.plot([low, high], [y, y], color=colour, lw=1.5, solid_capstyle="butt", zorder=2)
+                fill, edge = (colour, c["paper"]) if last else (c["paper"], colour)
+                axis.plot([value], [y], color=colour, marker="o", ms=7, mfc=fill, mec=edge, mew=1.2, zorder=3)
+                weight = "bold" if last else "normal"
+                axis.text(high + 2, y, f"{value:.0f}", color=colour, fontsize=8, va="center", weight=weight)
+        axis.set_yticks(range(1 + len(CONTROLS)), [labels[name] for name in ("own", *CONTROLS)])
+        axis.set_ylim(len(CONTROLS) + 0.5, -0.6)
         axis.set_xlim(0, 107)
         axis.set_xticks(range(0, 101, 25))
         axis.grid(axis="y", visible=False)

@@ -10,17 +10,21 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .intervals import ccc, ccc_interval, clustered_mean, paired, wilson
+from .intervals import accuracy_interval, ccc, ccc_interval, paired
 from .report_checks import checks
-from .report_words import headline
-from .results import ASPECTS, CONTROL_STAGE, PATHS, STAGES, Outcome, PathPredictions, Run
+from .report_words import controls_key, headline
+from .results import ASPECTS, CONTROL_STAGES, PATHS, STAGES, Outcome, PathPredictions, Run
 
 FORMAT = 1
+TINY_STATEMENT = "Made with --scale tiny: these figures mean nothing."
 NANO_STATEMENT = (
-    "These figures come from the nano set: procedural clips and a backbone of one to two million parameters, made by "
-    "this package to show that the whole way works. They are not a public leaderboard result and say nothing about "
-    "how well a full-size model understands art."
+    "These figures come from the nano set: {parts}, to show that the whole way works. They are not a public "
+    "leaderboard result and say nothing about how well a full-size model understands art."
 )
+NANO_PARTS = "procedural clips and a backbone of one to two million parameters, made by this package"
+GIVEN_PARTS = "procedural clips made by this package, with a backbone that was given as --backbone {backbone}"
+# The answers do not depend on it, and the seed has an entry of its own.
+ARGUMENTS_APART = ("seed", "batch_size")
 INTERVAL_NOTE = (
     "Brackets are 95% intervals: Wilson's for an accuracy; for a ratio, a difference or a CCC a bootstrap that draws "
     "whole clips (10,000 draws, the same clips in both cells). They cover the choice of clips, not the training seed."
@@ -32,10 +36,7 @@ def accuracy(outcomes: Sequence[Outcome]) -> dict:
     n = len(outcomes)
     values = [outcome.correct for outcome in outcomes]
     clips = [outcome.clip_id for outcome in outcomes]
-    if len(set(clips)) == n:
-        method, interval = "wilson", wilson(round(sum(values)), n)
-    else:
-        method, interval = "bootstrap by clip", clustered_mean(clips, values)
+    method, interval = accuracy_interval(clips, values)
     return {
         "accuracy": sum(values) / n,
         "ci95": list(interval),
@@ -59,12 +60,25 @@ def scores_by_clip(outcomes: Sequence[Outcome]) -> tuple[list[str], list[float]]
     return [outcome.clip_id for outcome in outcomes], [outcome.correct for outcome in outcomes]
 
 
+def statement(run: Run) -> str:
+    """What the figures must not be taken for."""
+    arguments = run.state["arguments"]
+    parts = []
+    if arguments.get("scale") == "tiny":
+        parts.append(TINY_STATEMENT)
+    if run.benchmark.get("nano"):
+        backbone = arguments.get("backbone")
+        parts.append(NANO_STATEMENT.format(parts=GIVEN_PARTS.format(backbone=backbone) if backbone else NANO_PARTS))
+    return " ".join(parts)
+
+
 def build_report(run: Run) -> dict:
     """All numbers of the report; see the module's docstring.
 
     Returns:
-        A dictionary that `json.dumps` takes, with `stages`, `controls`, `ceiling`, `hearing`, `av_gain`, `checks`,
-        `cost`, `seed`, `versions`, `headline` and the statement about the nano set.
+        A dictionary that `json.dumps` takes, with `stages`, `controls` (after stage 2), `controls_stage1`, `ceiling`,
+        `hearing`, `av_gain`, `checks`, `cost`, `seed`, `arguments`, `versions`, `headline` and the `statement` about
+        what the figures must not be taken for.
     """
     stages = {
         stage: {
@@ -76,10 +90,11 @@ def build_report(run: Run) -> dict:
     report: dict = {
         "format": FORMAT,
         "nano": bool(run.benchmark.get("nano")),
-        "statement": NANO_STATEMENT if run.benchmark.get("nano") else "",
+        "statement": statement(run),
         "intervals": INTERVAL_NOTE,
         "seed": run.state["seed"],
         "scale": run.state["arguments"].get("scale"),
+        "arguments": {key: value for key, value in run.state["arguments"].items() if key not in ARGUMENTS_APART},
         "benchmark": run.benchmark,
         "versions": run.state["versions"],
         "machine": run.state.get("machine", {}),
@@ -87,11 +102,13 @@ def build_report(run: Run) -> dict:
         "ceiling": {aspect: stages["backbone"]["cells"][f"{aspect}_visual"]["accuracy"] for aspect in ASPECTS},
         "hearing": {aspect: hearing(run, aspect) for aspect in ASPECTS},
         "av_gain": {aspect: av_gain(run, aspect) for aspect in ASPECTS},
-        "controls": {
-            control: {cell: accuracy(outcomes) for cell, outcomes in cells.items()}
-            for control, cells in run.controls.items()
+        **{
+            controls_key(stage): {
+                control: {cell: accuracy(outcomes) for cell, outcomes in cells.items()}
+                for control, cells in run.controls[stage].items()
+            }
+            for stage in CONTROL_STAGES
         },
-        "control_stage": CONTROL_STAGE,
         "cost": {
             name: {key: entry[key] for key in ("wall_s", "peak_rss_mb", "from_cache", "attempts")}
             for name, entry in run.state["steps"].items()

@@ -6,11 +6,12 @@ from html import escape
 from . import examples
 from .examples import Example
 from .figures import Figure
-from .plots import PATH_LABELS
+from .plots import PATH_LABELS, STAGE_LABELS
+from .report_checks import CHECKS_NOTE
 from .report_markdown import CCC_NOTE, EXAMPLES_NOTE, MEMORY_NOTE, comparison, versions_line
 from .report_style import STYLE
-from .report_words import CONTROL_WORDS, percent, scored, span, stage_word
-from .results import ASPECTS, CONTROLS, PATHS, STAGES
+from .report_words import CONTROL_WORDS, controls_key, percent, scored, span, stage_word
+from .results import ASPECTS, CONTROL_STAGES, CONTROLS, PATHS, STAGES
 
 
 def render(report: dict, figures: Sequence[Figure], clips: list[Example]) -> str:
@@ -44,8 +45,9 @@ def render(report: dict, figures: Sequence[Figure], clips: list[Example]) -> str
         "<h2>Learning curves</h2>",
         show("learning_curves"),
         "<h2>What was asked of this run</h2>",
-        f"<p>{passed} of {len(report['checks'])} met, by the point estimates of this one seed.</p>",
+        f"<p>{passed} of {len(report['checks'])} met.</p>",
         checks_table(report),
+        f'<p class="small">{CHECKS_NOTE}</p>',
         "<h2>Cost</h2>",
         cost_table(report),
         f'<p class="small">{MEMORY_NOTE}</p>',
@@ -114,20 +116,15 @@ def cells_table(report: dict) -> str:
 
 
 def controls_table(report: dict) -> str:
-    own = report["stages"][report["control_stage"]]["cells"]
-    rows = [("", ["the clip's own", *(_score(own[f"{aspect}_audio"]) for aspect in ASPECTS)])]
-    rows += [
-        (
-            "",
-            [
-                escape(CONTROL_WORDS[name]),
-                *(_score(report["controls"][name][f"{aspect}_audio"]) for aspect in ASPECTS),
-            ],
-        )
-        for name in CONTROLS
-    ]
-    rows.append(("reference", ["chance", *(percent(own[f"{aspect}_audio"]["chance"]) for aspect in ASPECTS)]))
-    return table([f"sound, after {stage_word(report['control_stage'])}", *ASPECTS], rows)
+    columns = [(stage, f"{aspect}_audio") for stage in CONTROL_STAGES for aspect in ASPECTS]
+    own = [report["stages"][stage]["cells"][cell] for stage, cell in columns]
+    rows = [("", ["the clip's own", *map(_score, own)])]
+    for name in CONTROLS:
+        cells = [_score(report[controls_key(stage)][name][cell]) for stage, cell in columns]
+        rows.append(("", [escape(CONTROL_WORDS[name]), *cells]))
+    rows.append(("reference", ["chance", *(percent(cell["chance"]) for cell in own)]))
+    groups = [STAGE_LABELS[stage] for stage in CONTROL_STAGES]
+    return table(["sound", *ASPECTS * len(CONTROL_STAGES)], rows, groups=groups)
 
 
 def ccc_table(report: dict) -> str:

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from . import examples
 from .examples import Example
 from .figures import Figure
-from .report_words import CONTROL_WORDS, PATH_WORDS, percent, points, scored, span, stage_word
-from .results import ASPECTS, CONTROLS, PATHS, STAGES
+from .report_checks import CHECKS_NOTE
+from .report_words import CONTROL_WORDS, PATH_WORDS, controls_key, percent, points, scored, span, stage_word
+from .results import ASPECTS, CONTROL_STAGES, CONTROLS, PATHS, STAGES
 
 CCC_NOTE = "Concordance correlation coefficient (CCC) of the Supervisor's heads. Before stage 2 they are untrained."
 EXAMPLES_NOTE = (
@@ -32,7 +33,7 @@ def render(report: dict, figures: Sequence[Figure], clips: list[Example]) -> str
         "## Does it listen?",
         EXAMPLES_NOTE,
         examples.markdown(clips),
-        f"Accuracy by sound alone after {stage_word(report['control_stage'])}, with the clip's sound replaced.",
+        "Accuracy by sound alone, with the clip's sound replaced.",
         controls_table(report),
         figure_block(figures, "controls", report["seed"]),
         "## Valence and arousal",
@@ -46,6 +47,7 @@ def render(report: dict, figures: Sequence[Figure], clips: list[Example]) -> str
         figure_block(figures, "learning_curves", report["seed"]),
         "## What was asked of this run",
         checks_table(report),
+        CHECKS_NOTE,
         "## Cost",
         cost_table(report),
         MEMORY_NOTE,
@@ -98,14 +100,15 @@ def comparison(report: dict) -> str:
 
 
 def controls_table(report: dict) -> str:
-    own = report["stages"][report["control_stage"]]["cells"]
-    rows = [["the clip's own", *(_cell(own[f"{aspect}_audio"]) for aspect in ASPECTS)]]
+    columns = [(stage, f"{aspect}_audio") for stage in CONTROL_STAGES for aspect in ASPECTS]
+    own = [report["stages"][stage]["cells"][cell] for stage, cell in columns]
+    rows = [["the clip's own", *map(_cell, own)]]
     rows += [
-        [CONTROL_WORDS[name], *(_cell(report["controls"][name][f"{aspect}_audio"]) for aspect in ASPECTS)]
+        [CONTROL_WORDS[name], *(_cell(report[controls_key(stage)][name][cell]) for stage, cell in columns)]
         for name in CONTROLS
     ]
-    rows.append(["chance", *(percent(own[f"{aspect}_audio"]["chance"]) for aspect in ASPECTS)])
-    return table(["sound", *ASPECTS], rows)
+    rows.append(["chance", *(percent(cell["chance"]) for cell in own)])
+    return table(["sound", *(f"{a}, after {stage_word(s)}" for s in CONTROL_STAGES for a in ASPECTS)], rows)
 
 
 def _cell(cell: dict) -> str:

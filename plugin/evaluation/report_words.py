@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from .results import ASPECTS, PATHS, STAGES
+from .results import ASPECTS, CONTROL_STAGES, PATHS, STAGES
 
 CONTROL_WORDS = {"silence": "silence", "noise": "noise", "mismatch": "another clip's sound"}
 PATH_WORDS = {"audio": "sound", "visual": "picture", "av": "sound and picture"}
@@ -10,6 +10,11 @@ PATH_WORDS = {"audio": "sound", "visual": "picture", "av": "sound and picture"}
 
 def stage_word(stage: str) -> str:
     return {"backbone": "backbone", "stage1": "stage 1", "stage2": "stage 2"}[stage]
+
+
+def controls_key(stage: str) -> str:
+    """Where `report.json` holds a stage's controls; those of the last stage are the report's `controls`."""
+    return "controls" if stage == CONTROL_STAGES[-1] else f"controls_{stage}"
 
 
 def percent(value: float, digits: int = 1) -> str:
@@ -70,10 +75,12 @@ def headline(report: dict) -> str:
 
 def terminal_table(report: dict) -> str:
     """Accuracy in percent as text of 80 columns: a row a cell, a column a stage."""
-    lines = [f"{'accuracy, %':<16}" + "".join(f"{stage_word(stage):<19}" for stage in STAGES) + "chance"]
+    # "100.0 [92.6, 100.0]" takes 19 columns; the head of the last column begins one to the left of its numbers.
+    head = f"{'accuracy, %':<15}" + "".join(f"{stage_word(stage):<20}" for stage in STAGES)
+    lines = [f"{head[:-1]}chance"]
     for aspect in ASPECTS:
         for path in PATHS:
             cells = [report["stages"][stage]["cells"][f"{aspect}_{path}"] for stage in STAGES]
-            scores = "".join(f"{100 * cell['accuracy']:.1f} {span(cell['ci95'])}".ljust(19) for cell in cells)
-            lines.append(f"{f'{aspect} {path}':<16}{scores}{100 * cells[0]['chance']:.1f}")
+            scores = "".join(f"{100 * cell['accuracy']:.1f} {span(cell['ci95'])}".ljust(20) for cell in cells)
+            lines.append(f"{f'{aspect} {path}':<15}{scores}{100 * cells[0]['chance']:>5.1f}")
     return "\n".join(lines)

@@ -19,8 +19,8 @@ ASPECTS = ("content", "emotion")
 PATHS = ("audio", "visual", "av")
 CONTROLS = ("silence", "noise", "mismatch")
 CELLS = tuple(f"{aspect}_{path}" for aspect in ASPECTS for path in PATHS)
-# The stages whose sound is replaced in the controls; stage 2 is the model that a user keeps.
-CONTROL_STAGE = "stage2"
+# The stages whose sound is replaced in the controls: after stage 1 hearing is measured, stage 2 is what a user keeps.
+CONTROL_STAGES = ("stage1", "stage2")
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Run:
     benchmark_dir: Path
     benchmark: dict
     cells: dict[str, dict[str, list[Outcome]]]
-    controls: dict[str, dict[str, list[Outcome]]]
+    controls: dict[str, dict[str, dict[str, list[Outcome]]]]  # stage, control, cell
     va: dict[str, dict[str, PathPredictions]]
     curves: dict[str, list[dict]]
     items: dict[str, dict] = field(default_factory=dict)
@@ -91,15 +91,18 @@ def read_run(out: Path) -> Run:
         for stage in STAGES
     }
     controls = {
-        control: {
-            f"{aspect}_audio": read_task(
-                evaluations[CONTROL_STAGE] / "lmms_eval",
-                f"artemo_{aspect}_audio_{control}",
-                cell_items(items, f"{aspect}_audio"),
-            )
-            for aspect in ASPECTS
+        stage: {
+            control: {
+                f"{aspect}_audio": read_task(
+                    evaluations[stage] / "lmms_eval",
+                    f"artemo_{aspect}_audio_{control}",
+                    cell_items(items, f"{aspect}_audio"),
+                )
+                for aspect in ASPECTS
+            }
+            for control in CONTROLS
         }
-        for control in CONTROLS
+        for stage in CONTROL_STAGES
     }
     va = {stage: read_valence_arousal(evaluations[stage] / "valence_arousal.json") for stage in STAGES}
     return Run(

@@ -6,31 +6,44 @@ from functools import reduce
 from pathlib import Path
 
 from ..errors import InputError
-from .report_words import CONTROL_WORDS, PATH_WORDS, percent, points, stage_word, two
-from .results import ASPECTS, CONTROL_STAGE, CONTROLS, PATHS, STAGES
+from .report_words import CONTROL_WORDS, PATH_WORDS, controls_key, percent, points, stage_word, two
+from .results import ASPECTS, CONTROL_STAGES, CONTROLS, PATHS, STAGES
 
 
 def read_reports(folders: Sequence[Path]) -> list[dict]:
     """The `report.json` of each run.
 
     Raises:
-        InputError: a run has none, two runs have one seed, or their benchmarks differ in size.
+        InputError: a run has none, two runs have one seed, or their arguments or benchmarks' sizes differ.
     """
     reports: list[dict] = []
     for folder in folders:
         file = folder / "report.json"
         if not file.is_file():
             raise InputError(f"{folder} holds no report.json; give the folders of finished demos")
-        report = json.loads(file.read_text())
+        report = json.loads(file.read_text(encoding="utf-8"))
         for other, before in zip(reports, folders):
             if other["seed"] == report["seed"]:
                 raise InputError(
                     f"{before} and {folder} have the same seed, {report['seed']}; a mean needs other seeds"
                 )
+            ours, theirs = _arguments(other), _arguments(report)
+            odd = [name for name in sorted(ours.keys() | theirs.keys()) if ours.get(name) != theirs.get(name)]
+            if odd:
+                words = "; ".join(f"{name} {ours.get(name)} and {theirs.get(name)}" for name in odd)
+                raise InputError(
+                    f"{before} and {folder} were made with other arguments ({words}); a mean needs the same ones"
+                )
             if _questions(other) != _questions(report):
                 raise InputError(f"{before} and {folder} have benchmarks of other sizes; their mean says nothing")
         reports.append(report)
     return reports
+
+
+def _arguments(report: dict) -> dict:
+    """The arguments but the seed; of a given backbone that it was given, since each seed may have its own."""
+    arguments = report.get("arguments", {"scale": report.get("scale")})
+    return {**arguments, "backbone": "given" if arguments.get("backbone") else "nano"}
 
 
 def _questions(report: dict) -> list[int]:
@@ -59,10 +72,11 @@ def seeds_table(reports: Sequence[dict]) -> str:
     for name in ("valence", "arousal"):
         cells = [mean("stages", last, "va", path, f"{name}_ccc", words=two) for path in PATHS]
         lines.append(f"| {name} CCC, {stage_word(last)} | " + " | ".join(cells) + " |")
-    for control in CONTROLS:
-        for aspect in ASPECTS:
-            cell = mean("controls", control, f"{aspect}_audio", "accuracy")
-            lines.append(f"| {aspect} with {CONTROL_WORDS[control]}, {stage_word(CONTROL_STAGE)} | {cell} | | |")
+    for stage in CONTROL_STAGES:
+        for control in CONTROLS:
+            for aspect in ASPECTS:
+                cell = mean(controls_key(stage), control, f"{aspect}_audio", "accuracy")
+                lines.append(f"| {aspect} with {CONTROL_WORDS[control]}, {stage_word(stage)} | {cell} | | |")
     lines.append("")
     for aspect in ASPECTS:
         share = mean("hearing", aspect, "ratio")

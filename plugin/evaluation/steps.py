@@ -1,7 +1,8 @@
 """Runs a list of commands one after another, remembers which are done, and measures time and memory of each.
 
-State is one JSON file in the output folder. The same arguments go on after the last complete step; other arguments, or
-a run that was complete, start over. Only files that the steps themselves make are ever removed.
+State is one JSON file in the output folder. The same arguments go on after the last complete step; a complete run, or
+one of other arguments, is replaced only where the caller says so. Only files that the steps themselves make are ever
+removed.
 """
 
 import hashlib
@@ -12,7 +13,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 STATE_FILE = "demo.json"
 LOG_FOLDER = "logs"
 FORMAT = 1
+# Facts that decide the results as the arguments do: a run must not go on with other ones.
+DECISIVE_FACTS = ("versions", "configs")
 
 
 @dataclass(frozen=True)
@@ -82,9 +85,10 @@ def executable(command: Sequence[str]) -> list[str]:
     return [found, *rest]
 
 
-def fingerprint(arguments: dict, steps: Sequence[Step], out: Path) -> str:
-    """Hash of what decides the results: the arguments and each step's command, without the output folder's name."""
-    lines = [json.dumps(arguments, sort_keys=True, default=str)]
+def fingerprint(arguments: dict, steps: Sequence[Step], out: Path, facts: dict) -> str:
+    """Hash of what decides the results: arguments, each step's command without the output folder's name, versions."""
+    decisive = {name: facts.get(name) for name in DECISIVE_FACTS}
+    lines = [json.dumps([arguments, decisive], sort_keys=True, default=str)]
     lines += [f"{step.name}\t{step.typed().replace(str(out), 'OUT')}" for step in steps]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
@@ -95,23 +99,45 @@ class StepRunner:
     Args:
         out: output folder; made if it is missing.
         steps: in the order in which they run.
-        arguments: the user's arguments, written into the state file; others than last time start over.
-        facts: further entries of the state file, such as seed and versions.
+        arguments: the user's arguments, written into the state file.
+        facts: further entries of the state file; `DECISIVE_FACTS` count as arguments do.
         display: gets `started`, `output`, `finished` and `skipped` calls; see `child.Display`.
+        overwrite: whether a complete run, or one of other arguments, is removed. An interrupted run of the same
+            arguments goes on in any case.
+
+    Attributes:
+        resumed: whether an interrupted run goes on.
+        finished: whether the same run is complete, so that `run` has nothing to do.
+        replaced: the run that was removed, in words, or None.
 
     Raises:
-        InputError: if `out` holds files but no state file of this program, or another run works in it.
+        InputError: if `out` holds files but no state file of this program, another run works in it, or it holds a run
+            of other arguments and `overwrite` is not set.
     """
 
-    def __init__(self, out: Path, steps: Sequence[Step], arguments: dict, facts: dict, display):
+    def __init__(
+        self, out: Path, steps: Sequence[Step], arguments: dict, facts: dict, display, overwrite: bool = False
+    ):
         self.out, self.steps, self.display = out, list(steps), display
         self.state_path = out / STATE_FILE
-        self.fingerprint = fingerprint(arguments, steps, out)
+        self.fingerprint = fingerprint(arguments, steps, out, facts)
         previous = self._read_previous()
-        self.resumed = (
-            bool(previous) and previous["fingerprint"] == self.fingerprint and previous["status"] != "complete"
-        )
+        same = bool(previous) and previous["fingerprint"] == self.fingerprint
+        complete = bool(previous) and previous["status"] == "complete"
+        self.finished = same and complete and not overwrite and all(p.exists() for step in steps for p in step.makes)
+        self.replaced = None
+        if self.finished:
+            self.resumed, self.state = False, previous
+            return
+        # What a complete run has lost since is made again, unless all of it is.
+        self.resumed = same and not (complete and overwrite)
         if previous and not self.resumed:
+            self.replaced = described(previous)
+            if not overwrite:
+                raise InputError(
+                    f"{out} holds {self.replaced}, {differences(previous, arguments)}; name another folder with "
+                    "--out, or replace that run with --overwrite"
+                )
             self._remove([out / name for name in previous["owned"]])
         out.mkdir(parents=True, exist_ok=True)
         self.state = (
@@ -131,13 +157,15 @@ class StepRunner:
         self._claim()
         self._write()
 
-    def run(self, after: Callable[[Step], None] | None = None) -> None:
+    def run(self) -> None:
         """Runs what is not yet done.
 
         Raises:
             StepFailed: with the exit code and the log of the step that failed.
             KeyboardInterrupt: passed on after the running step has been ended.
         """
+        if self.finished:
+            return
         try:
             for number, step in enumerate(self.steps, 1):
                 done = self.state["steps"].get(step.name, {})
@@ -148,8 +176,6 @@ class StepRunner:
                 for later in self.steps[number:]:
                     self.state["steps"].pop(later.name, None)
                 self._run_step(number, step)
-                if after is not None:
-                    after(step)
             self.state["status"] = "complete"
         finally:
             self.state["running"] = None
@@ -249,6 +275,26 @@ class StepRunner:
         temporary = self.state_path.with_suffix(".tmp")
         temporary.write_text(json.dumps(self.state, indent=2), encoding="utf-8")
         os.replace(temporary, self.state_path)
+
+
+def described(state: dict) -> str:
+    """A run in words, such as "the finished run with seed 0"."""
+    kind = "finished" if state.get("status") == "complete" else "interrupted"
+    seed = state.get("arguments", {}).get("seed")
+    return f"the {kind} run" + (f" with seed {seed}" if seed is not None else "")
+
+
+def differences(state: dict, arguments: dict) -> str:
+    """What keeps a run from being that of `arguments`, in words."""
+    before = state.get("arguments", {})
+    odd = [
+        f"--{name.replace('_', '-')} {before.get(name)}, not {arguments.get(name)}"
+        for name in sorted(before.keys() | arguments.keys())
+        if before.get(name) != arguments.get(name)
+    ]
+    if odd:
+        return f"made with {'; '.join(odd)}"
+    return "made with other versions, configurations or commands than those installed now"
 
 
 def _alive(running: dict) -> bool:
