@@ -22,7 +22,9 @@ def make(folder: Path) -> Path:
         weight[letters] = torch.randn((len(letters), weight.shape[1]), generator=generator)
         for name, parameter in model.named_parameters():
             # Strong layers: what is seen and heard must move the answer of a random model.
-            if "layers" in name and parameter.ndim == 2:
+            # So must the way in for sound, or any two sounds are the same to it.
+            strong = any(part in name for part in ("layers", "conv", "audio_projector.linear"))
+            if strong and parameter.ndim >= 2:
                 parameter.mul_(20)
     model.save_pretrained(path)
     return path
