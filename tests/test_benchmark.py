@@ -135,6 +135,20 @@ def test_errors_name_item_column_and_remedy(folder, change, message, tmp_path):
         schema.load(copy)
 
 
+def test_media_may_be_links_as_in_the_cache_of_the_hub(folder, tmp_path):
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "1"
+    blobs.mkdir()
+    for number, path in enumerate(sorted(path for path in Path(folder).rglob("*") if path.is_file())):
+        shutil.copy(path, blobs / str(number))
+        link = snapshot / path.relative_to(folder)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(blobs / str(number))
+    here, there = schema.load(folder), schema.load(snapshot)
+    assert [item.id for item in there.items] == [item.id for item in here.items]
+    assert all(str(snapshot) in item.audio for item in there.select(modality="audio"))
+    assert set(controls.control_sounds(there, "silence")) == set(controls.control_sounds(here, "silence"))
+
+
 def test_a_wrong_folder_or_file_is_named(tmp_path):
     with pytest.raises(InputError, match="is not a folder"):
         schema.load(tmp_path / "none")

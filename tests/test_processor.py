@@ -5,6 +5,7 @@ import pytest
 import soundfile
 import tiny
 import torch
+from media_files import write_video
 from PIL import Image
 from test_model import IMAGE, LONG_AUDIO, MIXED, SHORT_AUDIO, VIDEO, encode, text, user
 
@@ -112,3 +113,22 @@ def test_save_and_load_give_the_same_inputs(processor, tmp_path):
     assert (loaded.num_frames, loaded.max_audio_s, loaded.samples_per_token) == (4, 20, 3_200)
     first, second = encode(processor, MIXED), encode(loaded, MIXED)
     assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_sound_of_a_video_item_is_refused_and_not_dropped(processor, tmp_path):
+    film = write_video(tmp_path / "film.mp4")
+    turn = {"role": "user", "content": [{"type": "video", "path": str(film)}, {"type": "text", "text": "What is it?"}]}
+    with pytest.raises(InputError, match="add an item"):
+        processor.apply_chat_template([turn], tokenize=True, return_dict=True, load_audio_from_video=True)
+
+
+def test_a_backbone_that_takes_no_videos_is_named(tmp_path, monkeypatch):
+    vlm, audio = tiny.make_vlm("qwen2_5_vl", tmp_path), tiny.make_audio("whisper", tmp_path)
+    from vaemotionllm.model import processing_vaemotionllm
+
+    class Pictures:
+        chat_template = "x"
+
+    monkeypatch.setattr(processing_vaemotionllm.AutoProcessor, "from_pretrained", lambda *_, **__: Pictures())
+    with pytest.raises(InputError, match="Pictures, takes no videos"):
+        VAEmotionLLMProcessor.from_backbone(str(vlm), str(audio))

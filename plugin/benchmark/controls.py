@@ -63,7 +63,7 @@ def _key(folder: Path, sounds: dict[str, str]) -> str:
     lines = [f"3 {RATE_HZ} {SEED} {NOISE_RMS}"]
     for clip, source in sorted(sounds.items()):
         content = Path(source).read_bytes()
-        name = os.path.relpath(source, folder.resolve())
+        name = os.path.relpath(source, folder)
         lines.append(f"{clip}\t{name}\t{len(content)}\t{hashlib.sha256(content).hexdigest()}")
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 

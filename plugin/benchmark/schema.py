@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -181,8 +182,10 @@ def _resolve(value: object, folder: Path, where: str, column: str) -> str | None
         value,
         "a path relative to the benchmark folder, or null",
     )
-    path = (folder / str(value)).resolve()
-    if not path.is_relative_to(folder.resolve()):
+    # As in the manifest, links are not followed: the Hub's cache links every file to a blob outside the snapshot.
+    relative = os.path.normpath(str(value))
+    path = Path(os.path.abspath(folder)) / relative
+    if os.path.isabs(relative) or relative.split(os.sep)[0] == "..":
         raise InputError(
             f"{where}: column {column!r} is {value!r}, which lies outside {folder}; copy the file into it."
         )

@@ -112,6 +112,11 @@ class VAEmotionLLMProcessor(ProcessorMixin):
         feature_extractor = AutoFeatureExtractor.from_pretrained(audio)
         audio_config = AutoConfig.from_pretrained(audio)
         own = {"image_processor", "tokenizer", "video_processor", "processor_class", "auto_map", "chat_template"}
+        if getattr(backbone, "video_processor", None) is None or not hasattr(backbone, "video_token"):
+            raise InputError(
+                f"The processor of {vlm}, {type(backbone).__name__}, takes no videos; give a backbone that sees "
+                "pictures and videos, such as Qwen2.5-VL, Qwen3-VL or LLaVA-OneVision."
+            )
         if getattr(backbone, "chat_template", None) is None:
             raise InputError(f"The processor of {vlm} has no chat template; give the backbone one and save it.")
         preamble = Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8")
@@ -284,6 +289,11 @@ class VAEmotionLLMProcessor(ProcessorMixin):
         return waveform
 
     def _multimodal_inputs_from_conversations(self, conversations, audio_loading_params, load_audio_from_video=False):
+        if load_audio_from_video:
+            raise InputError(
+                "load_audio_from_video is True, and a video item is only seen here; to hear it, add an item "
+                '{"type": "audio", "path": FILE} with the same file.'
+            )
         # The library's loaders need torchcodec or change with what is installed; ours give the same bytes everywhere.
         images, videos, audio = [], [], []
         for conversation in conversations:
