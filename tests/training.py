@@ -12,13 +12,17 @@ from tiny import make_vaemotionllm
 
 
 def make_model(folder: Path) -> Path:
-    """A tiny VAEmotionLLM whose LLM is sure of itself: with small random weights every KL is almost 0."""
+    """A tiny VAEmotionLLM that answers by what it sees: with small random weights every KL is almost 0."""
     from vaemotionllm import VAEmotionLLMForConditionalGeneration
 
     path = make_vaemotionllm(folder)
     model = VAEmotionLLMForConditionalGeneration.from_pretrained(path)
+    decoder = model.get_decoder()
     with torch.no_grad():
-        model.get_output_embeddings().weight.mul_(15)  # tied to the input embeddings
+        for layer in decoder.layers:
+            layer.self_attn.v_proj.weight.mul_(8)
+            layer.self_attn.o_proj.weight.mul_(8)
+        decoder.norm.weight.mul_(15)
     model.save_pretrained(path)
     return path
 
@@ -72,7 +76,7 @@ def command(
 
 def process_environment(**changes: str) -> dict[str, str]:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    return os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PATH": path} | changes
+    return os.environ | {"TOKENIZERS_PARALLELISM": "false", "PATH": path} | changes
 
 
 def losses_of(output_dir: Path) -> list[dict]:

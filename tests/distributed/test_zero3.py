@@ -44,6 +44,7 @@ def test_two_ranks_follow_one_process(setup, tmp_path, values_of):
     assert result.returncode == 0, result.stderr[-4000:]
     paths = {name for row in losses_of(one) for name in row if name.endswith("_loss")}
     assert len({name.split("_")[1] for name in paths}) > 1  # the run took more than one path
+    assert losses_of(one)[0]["loss"] > 0.1
     for left, right in zip(losses_of(one), losses_of(two), strict=True):
         assert left.keys() == right.keys()
         for name in left:
