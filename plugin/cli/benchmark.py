@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> None:
     elif args.action == "show":
         chosen = select.current_choice()
         print(
-            f"Benchmark: {chosen.name or 'the embedded nano set'}, because of {chosen.origin}."
+            f"Benchmark: {chosen.name}, because of {chosen.origin}."
             if chosen.name
             else f"Benchmark: the embedded nano set, because {chosen.origin}."
         )

@@ -12,11 +12,10 @@ from tqdm import tqdm
 
 from ..benchmark import schema
 from ..errors import InputError
+from ..model.emotion_adapter import PATHS
 from .intervals import ccc
 from .loading import check_model_folder, load_model, load_processor
 
-# In the order of the columns of output.valence and output.arousal, (B, 3).
-PATHS = ("audio", "visual", "av")
 PROMPT = "Which emotion does this artwork express?"
 
 

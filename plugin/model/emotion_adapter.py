@@ -6,6 +6,7 @@ The paper names the two parts and their purpose; their inner form is our choice.
 import torch
 from torch import nn
 
+# The order of the columns of every reading, (B, 3).
 PATHS = ("audio", "visual", "av")
 
 

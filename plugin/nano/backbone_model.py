@@ -59,7 +59,7 @@ def build_vlm(tokenizer, hidden: int, layers: int, vision_layers: int) -> Qwen2_
     )
     model = Qwen2_5_VLForConditionalGeneration(config)
     # Words that stand out from what the untrained layers add are told apart sooner; so are neighbouring positions with
-    # a `rope_theta` that fits sequences of some hundred tokens. Both halve the steps until letters mean their options.
+    # a `rope_theta` that fits sequences of some hundred tokens. Both make letters mean their options sooner.
     with torch.no_grad():
         model.get_input_embeddings().weight.mul_(4)
     model.generation_config.eos_token_id = tokenizer.eos_token_id

@@ -26,8 +26,8 @@ class BackboneConfig:
     """Everything that decides the backbone's weights.
 
     First it learns the language: content and emotion are named in words, and it is asked about them (`text_` fields).
-    Then it learns to see: the same questions about pictures. Without the first part, letters are not bound to their
-    options before 3,000 steps.
+    Then it learns to see: the same questions about pictures. The first part is there because that letters stand for
+    options is hard to learn from pictures that are not understood yet, and easy from words.
 
     Args:
         seed: seed of weights and clips.

@@ -8,8 +8,6 @@ from transformers import TrainingArguments
 
 from ..errors import InputError
 
-PATHS = ("audio", "visual", "av")
-
 
 def join_cpu_ranks(config: TrainingArguments) -> None:
     """Let DeepSpeed's ranks find each other on a machine without an accelerator.

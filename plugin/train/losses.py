@@ -9,8 +9,7 @@ in float32 from the logits as they come: what a bf16 head has rounded away stays
 import torch
 from torch.nn import functional as F
 
-PATHS = ("audio", "visual", "av")
-"""Columns of the Supervisor's readings, see `EmotionSupervisor`."""
+from ..model.emotion_adapter import PATHS
 
 Count = int | float | torch.Tensor
 

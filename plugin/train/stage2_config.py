@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import InputError
-from .base_config import PATHS, StageConfig
+from ..model.emotion_adapter import PATHS
+from .base_config import StageConfig
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 import torch
 
+from ..model.emotion_adapter import PATHS
 from .losses import cross_entropy, gather_rows, share_of, valence_arousal_loss
 from .stage_trainer import StageTrainer
 
@@ -38,7 +39,7 @@ class Stage2Trainer(StageTrainer):
     @property
     def loss_weights(self):
         weights = {"valence": self.args.valence_weight, "arousal": self.args.arousal_weight}
-        return {f"{name}_{path}_loss": w for name, w in weights.items() for path in ("audio", "visual", "av")}
+        return {f"{name}_{path}_loss": w for name, w in weights.items() for path in PATHS}
 
     def count_targets(self, batch):
         return batch["inputs"]["response_mask"].sum()
