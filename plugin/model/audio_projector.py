@@ -29,15 +29,15 @@ class AudioProjector(nn.Module):
         # vocabulary, and with it its logits, keep their shape.
         self.boundary = nn.Parameter(torch.zeros(BOUNDARY_TOKENS, llm_width))
 
-    def forward(self, states: torch.Tensor, num_tokens: torch.Tensor) -> torch.Tensor:
-        """Projects the valid part of each window.
+    def stack(self, states: torch.Tensor, num_tokens: torch.Tensor) -> torch.Tensor:
+        """Neighbouring states side by side, those of the waveform only; it has no parameters.
 
         Args:
             states: (W, L, D_audio), one row a window, as the tower gave them.
             num_tokens: (W,) integer, audio tokens of each window (`tokens_in_window`).
 
         Returns:
-            (N, D_llm) embeddings of all windows in a row: begin, audio tokens, end, begin, ...
+            (M, stride * D_audio), one row an audio token, windows in a row.
 
         Raises:
             ValueError: a window asks for more tokens than its states give.
@@ -52,11 +52,19 @@ class AudioProjector(nn.Module):
                 f"audio_num_tokens asks for {int(num_tokens.max())} tokens of a window, but the audio tower gives "
                 f"{available}. Use the processor that was saved with this model."
             )
-        tokens = self.linear_2(self.act(self.linear_1(self.norm(states))))  # (W, L / stride, D_llm)
-        begin, end = (
-            self.boundary.to(tokens.dtype).unsqueeze(1).unsqueeze(1).expand(-1, windows, 1, -1)
-        )  # 2 x (W, 1, D)
-        framed = torch.cat([begin, tokens, end], dim=1)  # (W, L / stride + 2, D_llm)
-        position = torch.arange(available + BOUNDARY_TOKENS, device=framed.device)
-        keep = (position <= num_tokens.to(framed.device).unsqueeze(1)) | (position == available + 1)
-        return framed[keep]  # (N, D_llm)
+        position = torch.arange(available, device=states.device)
+        return states[position < num_tokens.to(states.device).unsqueeze(1)]  # (M, D_audio * stride)
+
+    def forward(self, stacked: torch.Tensor, num_tokens: torch.Tensor) -> torch.Tensor:
+        """Projects the audio tokens of all windows and frames each window.
+
+        Args:
+            stacked: (M, stride * D_audio), what `stack` gives.
+            num_tokens: (W,) integer, audio tokens of each window; they sum to M.
+
+        Returns:
+            (N, D_llm) embeddings of all windows in a row: begin, audio tokens, end, begin, ...
+        """
+        tokens = self.linear_2(self.act(self.linear_1(self.norm(stacked))))  # (M, D_llm)
+        begin, end = self.boundary.to(tokens.dtype).unsqueeze(1)  # 2 x (1, D_llm)
+        return torch.cat([part for window in tokens.split(num_tokens.tolist()) for part in (begin, window, end)])

@@ -1,6 +1,7 @@
 """VAEmotionLLM: a transformers vision-language model with a second pair of senses, hearing and emotion."""
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +29,8 @@ class VAEmotionLLMOutput(ModelOutput):
 
     Args:
         loss: scalar, next-token loss where `labels` were given.
-        logits: (B, T, V), or (N, V) at the positions of `response_mask` where one was given.
+        logits: (B, T, V), or (N, V) at the positions of `response_mask` where one was given; None with `response_fn`.
+        response: what `response_fn` returned, where one was given.
         valence: (B, 3) float32 in [-1, 1], columns audio, visual, audio-visual; NaN where the sample lacks the path.
             None with the adapter off.
         arousal: (B, 3), likewise.
@@ -37,6 +39,7 @@ class VAEmotionLLMOutput(ModelOutput):
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
+    response: object | None = None
     past_key_values: object | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
@@ -185,15 +188,14 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def get_decoder(self, *args, **kwargs) -> nn.Module:
         return self.vlm.get_decoder(*args, **kwargs)
 
-    def get_audio_features(self, input_features: torch.Tensor, audio_num_tokens: torch.Tensor) -> torch.Tensor:
-        """Embeddings of the audio placeholders.
+    def get_audio_states(self, input_features: torch.Tensor) -> torch.Tensor:
+        """States of the audio tower over time.
 
         Args:
             input_features: (W, n_mels, frames) for Whisper, (W, frames, n_mels) for AST; one row a window.
-            audio_num_tokens: (W,) integer, audio tokens of each window without its boundary tokens.
 
         Returns:
-            (N, D_llm), in the order of the placeholders.
+            (W, L, D_audio).
         """
         states = self.audio_tower(input_features.to(self.audio_tower.dtype)).last_hidden_state
         if self.config.audio_config.model_type == "audio-spectrogram-transformer":
@@ -202,7 +204,28 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             rows = (mels - audio.patch_size) // audio.frequency_stride + 1
             grid = states[:, 2:]  # (W, rows * columns, D)
             states = grid.reshape(grid.shape[0], rows, -1, grid.shape[-1]).mean(1)  # (W, columns, D)
-        return self.audio_projector(states, audio_num_tokens)
+        return states
+
+    def get_audio_features(
+        self,
+        input_features: torch.Tensor | None,
+        audio_num_tokens: torch.Tensor,
+        audio_states: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Embeddings of the audio placeholders.
+
+        Args:
+            input_features: see `get_audio_states`; None where the states are given.
+            audio_num_tokens: (W,) integer, audio tokens of each window without its boundary tokens.
+            audio_states: (M, projector_stride * D_audio), the tower's states stacked to tokens, windows in a row
+                (`AudioProjector.stack`): given in place of `input_features` where a frozen tower's states are known.
+
+        Returns:
+            (N, D_llm), in the order of the placeholders.
+        """
+        if audio_states is None:
+            audio_states = self.audio_projector.stack(self.get_audio_states(input_features), audio_num_tokens)
+        return self.audio_projector(audio_states, audio_num_tokens)
 
     def forward(
         self,
@@ -212,6 +235,8 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         audio_num_tokens: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         response_mask: torch.Tensor | None = None,
+        response_fn: Callable[[torch.Tensor, nn.Module], object] | None = None,
+        audio_states: torch.Tensor | None = None,
         use_adapter: bool | None = None,
         **kwargs,
     ) -> VAEmotionLLMOutput:
@@ -225,16 +250,23 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             labels: (B, T) int64, -100 where no loss is wanted; shifted inside.
             response_mask: (B, T) bool. Where given, `logits` is (N, V): what the model predicts for the marked tokens,
                 row by row. The head then runs on those positions only.
+            response_fn: called with the states (N, D) that predict the marked tokens and with the head, in place of
+                the head; what it returns is the output's `response`. It runs inside this forward because an engine
+                that shards parameters (ZeRO-3) has the head's weights in hand only here.
+            audio_states: the audio tower's states in place of `input_features`, see `get_audio_features`.
             use_adapter: whether EmoAdapter takes part; `config.adapter_enabled` if not given.
             **kwargs: everything that the backbone's forward takes (`pixel_values`, `image_grid_thw`, ...).
 
         Raises:
             ValueError: audio features and placeholders do not match.
         """
-        injection = self._prepare_injection(input_ids, input_features, audio_num_tokens, use_adapter)
+        injection = self._prepare_injection(input_ids, input_features, audio_num_tokens, use_adapter, audio_states)
         inputs = {"input_ids": self._backbone_ids(input_ids), "attention_mask": attention_mask, **kwargs}
+        logits = loss = response = None
         with self._injected(injection):
             if response_mask is None:
+                if response_fn is not None:
+                    raise ValueError("response_fn needs a response_mask, which says where it looks.")
                 output = self.vlm(**inputs, **({} if labels is None else {"labels": labels}))
                 logits, loss = output.logits, output.loss
             else:
@@ -245,7 +277,10 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 output = self.vlm.base_model(**{"use_cache": False, **inputs})
                 # The state at t - 1 predicts the token at t.
                 predicting = output[0][:, :-1][response_mask[:, 1:]]  # (N, D)
-                logits, loss = self.get_output_embeddings()(predicting), None
+                if response_fn is None:
+                    logits = self.get_output_embeddings()(predicting)
+                else:
+                    response = response_fn(predicting, self.get_output_embeddings())
         valence = arousal = None
         if injection is not None and injection.enhancer is not None:
             valence, arousal = self.emotion_adapter.supervisor(
@@ -254,6 +289,7 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return VAEmotionLLMOutput(
             loss=loss,
             logits=logits,
+            response=response,
             past_key_values=output.past_key_values,
             hidden_states=output.hidden_states,
             attentions=output.attentions,
@@ -293,22 +329,25 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             return input_ids
         return input_ids.masked_fill(input_ids == self.config.audio_token_id, 0)
 
-    def _prepare_injection(self, input_ids, input_features, audio_num_tokens, use_adapter) -> _MediaInjection | None:
+    def _prepare_injection(
+        self, input_ids, input_features, audio_num_tokens, use_adapter, audio_states=None
+    ) -> _MediaInjection | None:
         use_adapter = self.config.adapter_enabled if use_adapter is None else use_adapter
-        if input_features is None and not use_adapter:
+        silent = input_features is None and audio_states is None
+        if silent and not use_adapter:
             # Placeholders without features must not pass as ordinary tokens.
             if input_ids is not None and bool((input_ids == self.config.audio_token_id).any()):
                 raise ValueError("input_ids hold audio placeholders but no input_features were given.")
             return None
         if input_ids is None:
-            if input_features is None:
+            if silent:
                 return None  # a call by inputs_embeds alone: nothing says where media stand
             raise ValueError("Audio needs input_ids, which hold its placeholders; only inputs_embeds were given.")
         audio_mask = input_ids == self.config.audio_token_id  # (B, T)
         visual_mask = torch.isin(input_ids, torch.tensor(self.config.visual_token_ids, device=input_ids.device))
         audio_embeds = None
-        if input_features is not None:
-            audio_embeds = self.get_audio_features(input_features, audio_num_tokens)
+        if not silent:
+            audio_embeds = self.get_audio_features(input_features, audio_num_tokens, audio_states)
         found, given = int(audio_mask.sum()), 0 if audio_embeds is None else audio_embeds.shape[0]
         if found != given:
             raise ValueError(

@@ -3,48 +3,82 @@
 Each returns a dict of named terms. A term is the share that this batch has in the whole step: its sum divided by the
 number of targets of the whole step (`num_items`, over accumulation and ranks). So the terms of all micro-batches and
 ranks add up to the step's loss, and neither accumulation nor world size changes the gradient. Everything is computed
-in float32 from the logits as they come: what a bf16 head has rounded away stays lost.
+in float32 or better.
 """
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from ..model.emotion_adapter import PATHS
+from .chunked_divergence import KINDS, ChunkedDivergence, chunk_tokens_for
 
 Count = int | float | torch.Tensor
 
 
-def kl_divergence(
-    teacher_logits: torch.Tensor,
-    student_logits: torch.Tensor,
+def divergence(
+    teacher: torch.Tensor,
+    student: torch.Tensor,
+    head: nn.Module,
     num_items: Count | None = None,
+    *,
+    kind: str = "forward_kl",
     temperature: float = 1.0,
+    beta: float = 0.5,
+    token_weights: torch.Tensor | None = None,
+    chunk_tokens: int | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Forward KL(teacher || student) of next-token distributions, summed over targets and divided by their number.
+    """Divergence of the student's next-token distributions from the teacher's, from their states and the frozen head.
 
-    `T^2 / num_items * sum_n sum_v p_T(v|n) (log p_T(v|n) - log p_S(v|n))` with both distributions at temperature
-    T; T^2 keeps the size of the gradient (Hinton et al., arXiv 1503.02531). The paper (arXiv 2511.12077) aligns
-    next-token distributions; the direction and the temperature are our choice.
+    `T^2 / num_items * sum_n w_n D(p_n || q_n)`, p = softmax(head(teacher) / T), q = softmax(head(student) / T); T^2
+    keeps the size of the gradient (Hinton et al., arXiv 1503.02531). D is
+
+    - forward_kl: KL(p || q), which spreads the student over all that the teacher holds possible (the default);
+    - reverse_kl: KL(q || p), which lets it settle on a part of that;
+    - jsd: beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q (arXiv 2306.13649).
+
+    The paper (arXiv 2511.12077) aligns next-token distributions; direction and temperature are our choice. Logits are
+    accumulated in float32 whatever the weights' dtype, a chunk of positions at a time; the head gets no gradient.
 
     Args:
-        teacher_logits: (N, V), any float dtype; no gradient flows into them.
-        student_logits: (N, V).
-        num_items: number of targets of the whole step, N if not given.
+        teacher: (N, D) states after the final norm, constants.
+        student: (N, D).
+        head: linear layer (V, D), frozen, with or without bias. Under ZeRO-3 call this inside the engine's forward.
+        num_items: sum of the weights over the whole step (the number of targets where all are 1); this batch's if not
+            given.
+        kind: "forward_kl", "reverse_kl" or "jsd".
         temperature: T, above 0.
+        beta: of "jsd", between 0 and 1, without them.
+        token_weights: (N,) w, 1 if not given.
+        chunk_tokens: positions at a time; chosen by device and vocabulary if not given.
 
     Returns:
-        {"kl_loss": scalar}; 0 where N is 0.
+        {"divergence_loss": scalar, "divergence": (N,) D(p_n || q_n), "agrees": (N,) bool, whether both expect the
+        same token most}; the last two carry no gradient. The loss is 0 where N is 0.
+
+    Raises:
+        ValueError: shapes that do not fit, an unknown kind, beta or temperature out of range, a head that is trained.
     """
-    if teacher_logits.shape != student_logits.shape:
+    if teacher.shape != student.shape:
         raise ValueError(
-            f"teacher logits are {tuple(teacher_logits.shape)} and student logits {tuple(student_logits.shape)}: "
-            "their response masks must mark the same number of tokens."
+            f"teacher states are {tuple(teacher.shape)} and student states {tuple(student.shape)}: their response "
+            "masks must mark the same number of tokens."
         )
-    student = F.log_softmax(student_logits.float() / temperature, dim=-1)  # (N, V)
-    with torch.no_grad():
-        teacher = F.log_softmax(teacher_logits.float() / temperature, dim=-1)  # (N, V)
-    total = F.kl_div(student, teacher, reduction="sum", log_target=True) * temperature**2
-    return {"kl_loss": total / _at_least_one(num_items, teacher_logits.shape[0])}
+    if kind not in KINDS:
+        raise ValueError(f"divergence {kind!r} is unknown; allowed are {', '.join(KINDS)}.")
+    if not temperature > 0 or (kind == "jsd" and not 0 < beta < 1):
+        raise ValueError(f"temperature {temperature} must be above 0, and beta {beta} between 0 and 1.")
+    weight, bias = head.weight, getattr(head, "bias", None)
+    if weight.requires_grad and torch.is_grad_enabled():
+        raise ValueError("the head is trained, and this loss gives it no gradient: freeze it.")
+    if token_weights is None:
+        token_weights = torch.ones(student.shape[0], device=student.device)
+    count = token_weights.sum().clamp(min=1) if num_items is None else _at_least_one(num_items, 0)
+    loss, per_token, agrees = ChunkedDivergence.apply(
+        student, teacher.detach(), weight, bias, token_weights, kind, beta, temperature,
+        chunk_tokens or chunk_tokens_for(weight.shape[0], weight.device.type),
+    )  # fmt: skip
+    return {"divergence_loss": loss / count, "divergence": per_token, "agrees": agrees}
 
 
 def cross_entropy(

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from ..errors import InputError
 from .base_config import StageConfig
+from .chunked_divergence import KINDS
 
 
 @dataclass
@@ -22,7 +23,11 @@ class Stage1Config(StageConfig):
     responses_per_clip: int = field(default=1, metadata={"help": "Teacher responses for each clip."})
     max_response_tokens: int = field(default=64, metadata={"help": "Longest teacher response, tokens."})
     generation_batch_size: int = field(default=64, metadata={"help": "Clips a batch when responses are generated."})
-    temperature: float = field(default=1.0, metadata={"help": "Temperature of both distributions in the KL loss."})
+    divergence: str = field(
+        default="forward_kl", metadata={"help": "forward_kl, reverse_kl or jsd, of teacher and student."}
+    )
+    jsd_beta: float = field(default=0.5, metadata={"help": "Weight of the teacher in jsd's mixture, between 0 and 1."})
+    temperature: float = field(default=1.0, metadata={"help": "Temperature of both distributions in the loss."})
     student_paths: dict[str, float] = field(
         default_factory=lambda: {"audio": 0.5, "av": 0.5},
         metadata={"help": "How often the student hears only (audio) and hears and sees (av)."},
@@ -35,6 +40,13 @@ class Stage1Config(StageConfig):
             raise InputError("config field `prompts` is missing: a list of prompts, a text file, or `nano`.")
         for name in ("responses_per_clip", "max_response_tokens", "generation_batch_size", "temperature"):
             self._check_positive(name)
+        if self.divergence not in KINDS:
+            raise InputError(f"config field `divergence` is {self.divergence!r}; allowed are {', '.join(KINDS)}.")
+        if not 0 < self.jsd_beta < 1:
+            raise InputError(
+                f"config field `jsd_beta` is {self.jsd_beta!r}; a number between 0 and 1 is needed. Its limits are "
+                "the divergences forward_kl and reverse_kl."
+            )
         self._check_path_weights("student_paths", ("audio", "av"))
         if not (self.train_audio_projector or self.train_audio_tower):
             raise InputError("nothing to train: set `train_audio_projector` or `train_audio_tower` to true.")
