@@ -31,8 +31,13 @@ def make_dataset(clips, processor, modalities=("visual", "audio"), **options):
     return ClipDataset(clips, ClipEncoder(processor, 4, 10.0), lambda step: modalities, **options)
 
 
+def row(prompt, tokens, kind="prompt", weight=1.0):
+    return {"prompt": prompt, "tokens": tokens, "kind": kind, "weight": weight}
+
+
 RESPONSES = {
-    f"train-{i}": [("Short?", [10, 11, 2]), ("A much longer prompt, is it not?", [12] * (i + 1))] for i in range(8)
+    f"train-{i}": [row("Short?", [10, 11, 2]), row("A much longer prompt, is it not?", [12] * (i + 1))]
+    for i in range(8)
 }
 
 
@@ -61,7 +66,7 @@ def test_teacher_and_student_have_the_same_response_tokens(clips, processor, stu
         in_teacher = teacher["input_ids"][row][teacher["response_mask"][row]].tolist()
         in_student = student["input_ids"][row][student["response_mask"][row]].tolist()
         assert in_teacher == in_student
-        assert in_teacher in [tokens for _, tokens in RESPONSES[clips[keys[row].index].id]]
+        assert in_teacher in [found["tokens"] for found in RESPONSES[clips[keys[row].index].id]]
     for inputs in (teacher, student):
         assert (inputs["attention_mask"].bool() | ~inputs["response_mask"]).all()  # no response token is masked
     assert "input_features" not in teacher and "input_features" in student

@@ -60,7 +60,7 @@ def test_the_result_loads_as_a_model_and_says_that_it_is_finished(setup, stage1)
 def test_responses_are_the_teacher_s_own_from_the_picture_alone(setup, stage1):
     lines = [json.loads(line) for line in (stage1 / "responses.jsonl").read_text().splitlines()]
     header, rows = lines[0], lines[1:]
-    assert header["hash"] and {"backbone", "clips", "prompts", "num_frames"} <= header["depends_on"].keys()
+    assert header["hash"] and {"backbone", "preprocessing", "prompts", "num_frames"} <= header["depends_on"].keys()
     assert sorted((row["id"], row["slot"]) for row in rows) == sorted(
         (f"train-{i}", s) for i in range(12) for s in (0, 1)
     )
@@ -102,7 +102,7 @@ def test_responses_of_another_setting_are_refused(setup, stage1, tmp_path):
     (run / "finished.json").unlink()
     record = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps(record | {"max_response_tokens": 4}))
-    with pytest.raises(InputError, match="holds responses with hash .* this run needs .*max_response_tokens changed"):
+    with pytest.raises(InputError, match="holds rows with hash .* this run needs .*max_response_tokens changed"):
         train(values | {"max_response_tokens": 4})
 
 
@@ -339,7 +339,7 @@ def test_the_command_prints_one_line_and_ends_with_code_2(setup, tmp_path):
 
 
 def test_a_clip_that_only_one_rank_meets_is_named_by_that_rank(monkeypatch, capsys):
-    from vaemotionllm.cli import train as cli
+    from vaemotionllm.cli.launched import run_as_rank
     from vaemotionllm.errors import ClipError
 
     for rank, error, lines in (
@@ -353,9 +353,8 @@ def test_a_clip_that_only_one_rank_meets_is_named_by_that_rank(monkeypatch, caps
             raise error
 
         monkeypatch.setenv("RANK", rank)
-        monkeypatch.setattr(cli, "run", fail)
         monkeypatch.setattr("sys.argv", ["train"])
-        assert cli.main() == 2
+        assert run_as_rank("train", lambda parser: None, fail) == 2
         assert len(capsys.readouterr().err.splitlines()) == lines
 
 

@@ -1,11 +1,10 @@
 """`vaemotionllm train`: run a training stage from a YAML config, in one process or under a launcher."""
 
 import argparse
-import os
 import sys
 
-from ..errors import ClipError, InputError
-from .main import USER_ERRORS, in_words
+from ..errors import InputError
+from .launched import run_as_rank
 
 DESCRIPTION = """train stage 1 (VG-Align) or stage 2 (EmoAdapter) from a YAML config
 
@@ -21,8 +20,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--config", help="a YAML file, or the name of a config that the package ships")
     parser.add_argument("--fields", action="store_true", help="list the config fields of both stages and exit")
-    # The deepspeed launcher adds it; the environment variable LOCAL_RANK says the same.
-    parser.add_argument("--local_rank", "--local-rank", type=int, default=-1, help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="config fields to set, as YAML values")
 
 
@@ -62,26 +59,5 @@ def print_fields() -> None:
             print(f"  {field.name:30} {field.metadata.get('help', '')}")
 
 
-def main() -> int:
-    """Entry of `deepspeed --module vaemotionllm.cli.train` and `torchrun -m vaemotionllm.cli.train`."""
-    parser = argparse.ArgumentParser(prog="vaemotionllm train")
-    add_arguments(parser)
-    try:
-        return run(parser.parse_args())
-    except USER_ERRORS as error:
-        rank = os.environ.get("RANK", "0")
-        if rank == "0":
-            print(f"vaemotionllm train: error: {in_words(error)}", file=sys.stderr)
-        elif isinstance(error, ClipError):  # only the rank that meets a bad file knows of it
-            print(f"vaemotionllm train: error on rank {rank}: {error}", file=sys.stderr)
-        return 2
-
-
 if __name__ == "__main__":
-    # Not sys.exit alone: a rank that leaves while others wait in a collective must not wait for them itself.
-    code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if code and "LOCAL_RANK" in os.environ:
-        os._exit(code)
-    sys.exit(code)
+    sys.exit(run_as_rank("train", add_arguments, run))

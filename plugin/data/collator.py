@@ -4,7 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
+from ..errors import InputError
 from .dataset import MODALITIES_OF_PATH, Failure, Sample
 from .samplers import path_of_step, seeded_random
 
@@ -63,8 +65,8 @@ def build_inputs(
 ) -> dict[str, torch.Tensor]:
     """Model inputs of rendered prompts, each followed by its response's tokens.
 
-    Prompts are padded on the left and responses on the right, so all responses of a batch start in one column:
-    `[pad .. prompt | response .. pad]`.
+    Without responses prompts are padded on the left, for generation. With them each row is
+    `[prompt | response | pad]`, so a batch is as wide as its longest row.
 
     Args:
         processor: a `VAEmotionLLMProcessor`.
@@ -78,20 +80,24 @@ def build_inputs(
     inputs = dict(processor.assemble(texts, media, padding_side="left"))
     if responses is None:
         return inputs
-    width = max(len(response) for response in responses)
+    prompts = inputs["attention_mask"].bool()  # (B, P)
+    tails = [torch.tensor(response, dtype=inputs["input_ids"].dtype) for response in responses]
     pad_id = processor.tokenizer.pad_token_id or 0
-    ids = torch.full((len(responses), width), pad_id, dtype=inputs["input_ids"].dtype)  # (B, R)
-    mask = torch.zeros(len(responses), width, dtype=torch.bool)
-    for row, response in enumerate(responses):
-        ids[row, : len(response)] = torch.tensor(response, dtype=ids.dtype)
-        mask[row, : len(response)] = True
-    prompt_width = inputs["input_ids"].shape[1]
-    inputs["input_ids"] = torch.cat([inputs["input_ids"], ids], dim=1)  # (B, P + R)
-    inputs["attention_mask"] = torch.cat([inputs["attention_mask"], mask.to(inputs["attention_mask"].dtype)], dim=1)
-    inputs["response_mask"] = torch.cat([torch.zeros(len(responses), prompt_width, dtype=torch.bool), mask], dim=1)
+
+    def joined(name: str, tail_of: Callable[[torch.Tensor], torch.Tensor], padding: int = 0) -> torch.Tensor:
+        heads = [row[keep] for row, keep in zip(inputs[name], prompts)]
+        rows = [torch.cat([head, tail_of(tail).to(head.dtype)]) for head, tail in zip(heads, tails)]
+        return pad_sequence(rows, batch_first=True, padding_value=padding)  # (B, T)
+
+    inputs["response_mask"] = pad_sequence(
+        [torch.arange(len(tail) + int(keep.sum())) >= keep.sum() for tail, keep in zip(tails, prompts)],
+        batch_first=True,
+    )
     if "mm_token_type_ids" in inputs:
-        types = inputs["mm_token_type_ids"]
-        inputs["mm_token_type_ids"] = torch.cat([types, types.new_zeros(len(responses), width)], dim=1)
+        inputs["mm_token_type_ids"] = joined("mm_token_type_ids", torch.zeros_like)
+    ids = joined("input_ids", lambda tail: tail, pad_id)
+    inputs["attention_mask"] = joined("attention_mask", torch.ones_like)
+    inputs["input_ids"] = ids
     return inputs
 
 
@@ -106,45 +112,68 @@ def path_inputs(processor, renderer, samples, path, prompts, responses) -> dict[
 
 
 class Stage1Collator:
-    """Teacher and student inputs for the same responses.
+    """Inputs of student and teacher for the same responses.
 
     Args:
         processor: a `VAEmotionLLMProcessor`.
-        responses: clip id -> [(prompt, token ids)], the teacher's own responses.
+        responses: clip id -> the teacher's rows (see `train.teacher`) with their `weight`.
         student_paths: weight of each student path.
         seed: of the choice of path and response.
+        states: gives a row's cached states (R, D); None where the teacher runs in each step.
 
-    A batch is {"path", "teacher", "student"}; the teacher sees, the student takes the step's path.
+    A batch is {"path", "ids", "student", and "teacher" (its inputs) or "teacher_states" (N, D)}, and for each of the N
+    response tokens, row by row, "token_weights" (N,) float32 and "places" (N,) int64, its place in its response, and
+    "kinds", the kind of prompt of each row. The teacher sees, the student takes the step's path.
     """
 
     def __init__(
         self,
         processor,
-        responses: Mapping[str, Sequence[tuple[str, list[int]]]],
+        responses: Mapping[str, Sequence[dict[str, Any]]],
         student_paths: dict[str, float],
         seed: int,
+        states: Callable[[dict[str, Any]], torch.Tensor] | None = None,
     ):
         self.processor, self.responses = processor, responses
-        self.student_paths, self.seed = student_paths, seed
+        self.student_paths, self.seed, self.states = student_paths, seed, states
         self.renderer = ConversationRenderer(processor)
 
     def __call__(self, samples: Sequence[Sample | Failure]) -> Batch:
         if failure := first_failure(samples):
             return failure
-        path = path_of_step(self.seed, samples[0].key.step, self.student_paths)
-        chosen = [self._choose(sample) for sample in samples]
-        prompts = [prompt for prompt, _ in chosen]
-        tokens = [ids for _, ids in chosen]
-        return {
+        path = self.path_of(samples[0].key.step)
+        rows = [self.row_of(sample.clip.id, sample.key.epoch, sample.key.index) for sample in samples]
+        prompts, tokens = [row["prompt"] for row in rows], [row["tokens"] for row in rows]
+        batch: Batch = {
             "path": path,
-            "teacher": path_inputs(self.processor, self.renderer, samples, "visual", prompts, tokens),
+            "ids": [sample.clip.id for sample in samples],
+            "kinds": [row["kind"] for row in rows],
+            "token_weights": torch.tensor([row["weight"] for row in rows for _ in row["tokens"]]),
+            "places": torch.tensor([place for row in rows for place in range(len(row["tokens"]))]),
             "student": path_inputs(self.processor, self.renderer, samples, path, prompts, tokens),
         }
+        if self.states is None:
+            batch["teacher"] = path_inputs(self.processor, self.renderer, samples, "visual", prompts, tokens)
+        else:
+            try:
+                batch["teacher_states"] = torch.cat([self.states(row) for row in rows])  # (N, D)
+            except InputError as error:
+                return {"error": str(error)}
+        return batch
 
-    def _choose(self, sample: Sample) -> tuple[str, list[int]]:
-        options = self.responses[sample.clip.id]
-        rng = seeded_random(self.seed, "response", sample.key.epoch, sample.key.index)
-        return options[int(rng.integers(len(options)))]
+    def path_of(self, step: int) -> str:
+        return path_of_step(self.seed, step, self.student_paths)
+
+    def row_of(self, clip_id: str, epoch: int, index: int) -> dict[str, Any]:
+        """The response that a clip has in an epoch."""
+        options = self.responses[clip_id]
+        return options[int(seeded_random(self.seed, "response", epoch, index).integers(len(options)))]
+
+    def length_of(self, clip_id: str, epoch: int, index: int, step: int) -> int:
+        """Tokens of the student's input for a clip in a step."""
+        row = self.row_of(clip_id, epoch, index)
+        visual = row["visual_tokens"] if self.path_of(step) == "av" else 0
+        return row["text_tokens"] + len(row["tokens"]) + row["audio_tokens"] + visual
 
 
 class Stage2Collator:
@@ -156,7 +185,7 @@ class Stage2Collator:
         paths: weight of each path.
         seed: of the choice of path and instruction.
 
-    A batch is {"path", "inputs", "valence" (B,), "arousal" (B,)}; labels are NaN where a clip has none.
+    A batch is {"path", "ids", "inputs", "valence" (B,), "arousal" (B,)}; labels are NaN where a clip has none.
     """
 
     def __init__(self, processor, instruction: Callable, paths: dict[str, float], seed: int):
@@ -175,6 +204,7 @@ class Stage2Collator:
         tokens = [self.renderer.answer_ids(answer) for _, answer in pairs]
         return {
             "path": path,
+            "ids": [s.clip.id for s in samples],
             "inputs": path_inputs(self.processor, self.renderer, samples, path, prompts, tokens),
             "valence": _labels([s.clip.valence for s in samples]),
             "arousal": _labels([s.clip.arousal for s in samples]),

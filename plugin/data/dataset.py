@@ -1,9 +1,10 @@
 """Clips as model-ready features: decoded when asked for, kept in memory where the config says so."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from torch.utils.data import Dataset
 
 from ..errors import InputError
@@ -44,22 +45,35 @@ class ClipEncoder:
     def __init__(self, processor, num_frames: int, max_audio_s: float):
         self.processor, self.num_frames, self.max_audio_s = processor, num_frames, max_audio_s
 
-    def encode(self, clip: Clip, modality: str):
-        """`MediaFeatures` of the clip's "audio" or "visual".
+    def waveform(self, clip: Clip) -> np.ndarray:
+        """The clip's sound: float32 (samples,) at the audio tower's rate.
 
         Raises:
             InputError: naming the clip's id and the file.
         """
         try:
-            if modality == "audio":
-                if clip.audio is None:
-                    raise InputError("the field `audio` is missing, and this step needs it.")
-                waveform = load_audio(
-                    clip.audio, self.processor.sampling_rate, self.max_audio_s, clip.start_s, clip.end_s
-                )
-                return self.processor.encode_audio(waveform)
+            if clip.audio is None:
+                raise InputError("the field `audio` is missing, and this step needs it.")
+            return load_audio(clip.audio, self.processor.sampling_rate, self.max_audio_s, clip.start_s, clip.end_s)
+        except InputError as error:
+            raise InputError(f"clip {clip.id!r}: {error}") from error
+
+    def encode(self, clip: Clip, modality: str, num_frames: int | None = None):
+        """`MediaFeatures` of the clip's "audio" or "visual".
+
+        Args:
+            clip: the clip.
+            modality: "audio" or "visual".
+            num_frames: frames of a video, where another number than usual is wanted.
+
+        Raises:
+            InputError: naming the clip's id and the file.
+        """
+        if modality == "audio":
+            return self.processor.encode_audio(self.waveform(clip))
+        try:
             if clip.video is not None:
-                frames, metadata = load_video(clip.video, self.num_frames, clip.start_s, clip.end_s)
+                frames, metadata = load_video(clip.video, num_frames or self.num_frames, clip.start_s, clip.end_s)
                 return self.processor.encode_video(frames, metadata.fps, metadata.indices)
             if clip.image is not None:
                 return self.processor.encode_image(load_image(clip.image))
@@ -75,12 +89,22 @@ class ClipDataset(Dataset):
         clips: the clips.
         encoder: turns media into features.
         modalities: maps the step number to the modalities that are needed, see `MODALITIES_OF_PATH`.
+        audio_features: gives a clip's `MediaFeatures` of the sound in place of the encoder, where an audio tower's
+            states are cached.
         cache_media: keep every clip's features in memory, because decoding again in each epoch is dear. Each worker
             process of a loader has a cache of its own: use it with `dataloader_num_workers: 0`.
     """
 
-    def __init__(self, clips: Sequence[Clip], encoder: ClipEncoder, modalities, cache_media: bool = False):
+    def __init__(
+        self,
+        clips: Sequence[Clip],
+        encoder: ClipEncoder,
+        modalities: Callable[[int], tuple[str, ...]],
+        cache_media: bool = False,
+        audio_features: Callable[[Clip], Any] | None = None,
+    ):
         self.clips, self.encoder, self.modalities = clips, encoder, modalities
+        self.audio_features = audio_features
         self.cache: dict[tuple[int, str], Any] | None = {} if cache_media else None
 
     def __len__(self) -> int:
@@ -104,11 +128,25 @@ class ClipDataset(Dataset):
 
     def features(self, index: int, modality: str):
         """`MediaFeatures` of one clip, from the cache where there is one."""
+        if modality == "audio" and self.audio_features is not None:
+            return self.audio_features(self.clips[index])
         if self.cache is None:
             return self.encoder.encode(self.clips[index], modality)
         if (index, modality) not in self.cache:
             self.cache[index, modality] = self.encoder.encode(self.clips[index], modality)
         return self.cache[index, modality]
+
+    def only(self, ids: Collection[str]) -> "ClipDataset":
+        """The data set of these clips, with what is cached of them."""
+        keep = [index for index, clip in enumerate(self.clips) if clip.id in ids]
+        found = ClipDataset(
+            [self.clips[index] for index in keep], self.encoder, self.modalities, self.cache is not None,
+            self.audio_features,
+        )  # fmt: skip
+        if self.cache is not None:
+            new = {old: number for number, old in enumerate(keep)}
+            found.cache = {(new[i], modality): value for (i, modality), value in self.cache.items() if i in new}
+        return found
 
     def fill_cache(self, modalities: Sequence[str], progress: bool = True) -> None:
         """Decode everything now, so that a bad file is named before training starts.

@@ -101,14 +101,16 @@ def instruction(rng: np.random.Generator, row: Mapping) -> tuple[str, str]:
     return open_instruction(rng, row) if kind < 0.85 else caption_instruction(rng, row)
 
 
-def stage1_prompts(rng: np.random.Generator) -> str:
-    """One prompt for stage 1. No clip and no label goes in: options are drawn from the vocabulary at random."""
+def stage1_prompt(rng: np.random.Generator) -> tuple[str, str]:
+    """Kind and text of a prompt for stage 1. No clip and no label goes in: options are drawn at random."""
     kind = rng.random()
     if kind < 0.2:
         question, labels = CHOICES[_pick(rng, tuple(CHOICES))]
-        return multiple_choice(question, _draw_options(rng, labels))
+        return "choice", multiple_choice(question, _draw_options(rng, labels))
     # A caption tells content and emotion in one response, so it teaches the most a step.
-    return _pick(rng, tuple(OPEN_QUESTIONS)) if kind < 0.4 else _pick(rng, CAPTION_PROMPTS)
+    if kind < 0.4:
+        return "question", _pick(rng, tuple(OPEN_QUESTIONS))
+    return "caption", _pick(rng, CAPTION_PROMPTS)
 
 
 def corpus() -> list[str]:

@@ -10,7 +10,7 @@ from ..errors import InputError
 
 
 def join_cpu_ranks(config: TrainingArguments) -> None:
-    """Let DeepSpeed's ranks find each other on a machine without an accelerator.
+    """Let the ranks of a launcher find each other on a machine without an accelerator.
 
     There the library picks no backend for them: every process takes itself for rank 0 of 1. So the ranks are joined
     here, by gloo, and the library is told to take them as they are.
@@ -21,12 +21,13 @@ def join_cpu_ranks(config: TrainingArguments) -> None:
         return
     from accelerate import PartialState
 
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+    if config.deepspeed:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
     try:
-        PartialState(backend="gloo")
+        PartialState(backend="gloo", cpu=not config.deepspeed)
     finally:
-        del os.environ["ACCELERATE_USE_DEEPSPEED"]
+        os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
     config.accelerator_config = {"use_configured_state": True}
 
 
@@ -86,8 +87,7 @@ class StageConfig(TrainingArguments):
             self._check_positive("max_clips")
         if self.learning_rate <= 0:
             self._check_positive("learning_rate")
-        if self.deepspeed:
-            join_cpu_ranks(self)
+        join_cpu_ranks(self)
         super().__post_init__()
         if self.n_gpu > 1:
             # One process trains on one GPU: the library would cut media and their placeholders apart (DataParallel).

@@ -138,3 +138,28 @@ def _times_head(difference: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         rows = slice(begin, begin + _HEAD_ROWS)
         grad.addmm_(difference[:, rows], weight[rows].to(difference.dtype))
     return grad
+
+
+@torch.no_grad()
+def entropy(states: torch.Tensor, head: torch.nn.Module, chunk_tokens: int | None = None) -> torch.Tensor:
+    """Entropy of next-token distributions, in nats, with logits accumulated in float32 a chunk at a time.
+
+    Args:
+        states: (N, D).
+        head: linear layer (V, D).
+        chunk_tokens: positions at a time; chosen by device and vocabulary if not given.
+
+    Returns:
+        (N,) float32 (float64 for such a head).
+    """
+    weight, bias = head.weight, getattr(head, "bias", None)
+    accumulate = torch.promote_types(weight.dtype, torch.float32)
+    width = chunk_tokens or chunk_tokens_for(weight.shape[0], weight.device.type)
+    found = []
+    with torch.autocast(states.device.type, enabled=False):
+        for part in states.split(width):
+            logits = torch.empty(part.shape[0], weight.shape[0], dtype=accumulate, device=part.device)  # (C, V)
+            _logits(part, weight, bias, 1.0, out=logits)
+            log_p = torch.log_softmax(logits, -1)
+            found.append(-(log_p.exp() * log_p).sum(-1))
+    return torch.cat(found) if found else states.new_zeros(0, dtype=accumulate)

@@ -2,49 +2,97 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..data.manifest import LABEL_FIELDS, Clip
 from ..errors import InputError
 
-PromptSource = Callable[[np.random.Generator, int], list[str]]
-"""(generator, n) -> n prompts. It sees no clip, so no label can leak into stage 1."""
-
 Instruction = Callable[[np.random.Generator, Clip], tuple[str, str]]
 
 
-def prompt_source(prompts: str | Sequence[str]) -> tuple[PromptSource, str]:
-    """What stage 1 asks the teacher, and a text that identifies it for hashes.
+class Prompt(NamedTuple):
+    """What the teacher is asked, and of which kind the question is."""
+
+    kind: str
+    text: str
+
+
+class PromptSource:
+    """Draws prompts for stage 1. It sees no clip, so no label can leak in.
 
     Args:
-        prompts: a list of prompts, the path of a text file with one a line, or `nano`.
+        draw: (generator, n) -> n prompts.
+        kinds: kind -> prompts that ask the same in other words; empty where none can stand for another.
+        identity: text that is the same for equal sources, for hashes.
+    """
+
+    def __init__(
+        self,
+        draw: Callable[[np.random.Generator, int], list[Prompt]],
+        kinds: Mapping[str, Sequence[str]],
+        identity: str,
+    ):
+        self.draw, self.kinds, self.identity = draw, kinds, identity
+
+    def other_words(self, rng: np.random.Generator, prompt: Prompt) -> str | None:
+        """Another prompt of the same kind, or None where there is none."""
+        others = [text for text in self.kinds.get(prompt.kind, ()) if text != prompt.text]
+        return others[int(rng.integers(len(others)))] if others else None
+
+
+def prompt_source(prompts: str | Sequence[str] | Mapping[str, Sequence[str]]) -> PromptSource:
+    """What stage 1 asks the teacher.
+
+    Args:
+        prompts: kinds of questions, each with prompts that ask it in different words, `{mood: [...], scene: [...]}`;
+            a list of prompts, each of which asks something of its own; a text file with one a line; or `nano`.
     """
     if prompts == "nano":
         from ..nano import language
 
         # The whole language file is hashed: its prompts are made by code.
         digest = hashlib.sha256(Path(language.__file__).read_bytes()).hexdigest()
-        return (lambda rng, n: [language.stage1_prompts(rng) for _ in range(n)]), f"nano {digest}"
-    if isinstance(prompts, str):
-        if not Path(prompts).is_file():
-            raise InputError(
-                f"config field `prompts` is {prompts!r}: no such file, and not `nano`. Give a list or a file."
-            )
-        prompts = Path(prompts).read_text(encoding="utf-8").splitlines()
-    lines = [line.strip() for line in prompts if isinstance(line, str) and line.strip()]
-    if not lines:
-        raise InputError("config field `prompts` holds no prompt.")
 
-    def draw(rng: np.random.Generator, n: int) -> list[str]:
+        def nano(rng: np.random.Generator, n: int) -> list[Prompt]:
+            return [Prompt(*language.stage1_prompt(rng)) for _ in range(n)]
+
+        return PromptSource(nano, {}, f"nano {digest}")
+    if isinstance(prompts, Mapping):
+        kinds = {str(kind): _clean(texts, f"prompts.{kind}") for kind, texts in prompts.items()}
+        lines = [Prompt(kind, text) for kind, texts in kinds.items() for text in texts]
+    else:
+        if isinstance(prompts, str):
+            if not Path(prompts).is_file():
+                raise InputError(
+                    f"config field `prompts` is {prompts!r}: no such file, and not `nano`. Give a list or a file."
+                )
+            prompts = Path(prompts).read_text(encoding="utf-8").splitlines()
+        kinds, lines = {}, [Prompt("prompt", text) for text in _clean(prompts, "prompts")]
+
+    def draw(rng: np.random.Generator, n: int) -> list[Prompt]:
         # Without repeats as long as there are prompts left.
         order = np.concatenate([rng.permutation(len(lines)) for _ in range(-(-n // len(lines)))])
         return [lines[i] for i in order[:n]]
 
-    return draw, json.dumps(lines, ensure_ascii=False)
+    return PromptSource(draw, kinds, json.dumps(lines, ensure_ascii=False))
+
+
+def _clean(prompts: Any, field: str) -> list[str]:
+    if not isinstance(prompts, Sequence) or isinstance(prompts, str):
+        raise InputError(f"config field `{field}` is {prompts!r}; a list of prompts is needed.")
+    texts = []
+    for text in prompts:
+        if not isinstance(text, str):
+            raise InputError(f"config field `{field}` holds {text!r}; put prompts in quotes.")
+        if text.strip():
+            texts.append(text.strip())
+    if not texts:
+        raise InputError(f"config field `{field}` holds no prompt.")
+    return texts
 
 
 def instruction_source(instructions: str | Sequence[dict[str, str]]) -> tuple[Instruction, tuple[str, ...]]:

@@ -8,18 +8,17 @@ from typing import Any
 
 import torch
 
-from ..data.collator import Stage1Collator, Stage2Collator
+from ..data.collator import Stage2Collator
 from ..data.dataset import MODALITIES_OF_PATH, ClipDataset, ClipEncoder
 from ..data.manifest import Clip, read_manifest
 from ..data.samplers import path_of_step
 from ..errors import InputError
-from . import checkpoint
+from . import checkpoint, stage1_data
 from .base_config import StageConfig
 from .config_file import own_fields
 from .distributed import barrier
 from .freezing import add_lora, count, freeze_all_but, merge_lora
 from .prompts import instruction_source, prompt_source
-from .responses import backbone_hash, clips_hash, responses_header, teacher_responses
 from .stage1_config import Stage1Config
 from .stage1_trainer import Stage1Trainer
 from .stage2_config import Stage2Config
@@ -40,6 +39,8 @@ _FREE_FIELDS = {
     "report_to",
     "cache_media",
     "generation_batch_size",
+    "teacher_cache",
+    "cache_audio_features",
     "attn_implementation",
 }
 _FIXED_LIBRARY_FIELDS = (
@@ -78,10 +79,9 @@ def run(config: StageConfig) -> str:
         return "finished"
     stage1 = isinstance(config, Stage1Config)
     if stage1:
-        source, prompts_text = prompt_source(config.prompts)
-        clips = read_manifest(config.manifest, config.split, ("audio", "visual"), config.max_clips)
-        clips = [clip.without_labels() for clip in clips]
-        modalities = ("visual", "audio")
+        prompt_source(config.prompts)  # a bad one is told before a large model is loaded
+        clips, columns = stage1_data.read_clips(config)
+        modalities = stage1_data.decoded_modalities(config)
     else:
         instruction, labels = instruction_source(config.instructions)
         modalities = tuple(m for m in ("visual", "audio") if any(
@@ -89,21 +89,30 @@ def run(config: StageConfig) -> str:
         ))  # fmt: skip
         clips = read_manifest(config.manifest, config.split, (*modalities, *labels), config.max_clips)
     model, processor = load_model(config)
-    dataset = make_dataset(config, processor, clips, stage1)
+    if stage1:
+        audio_features = stage1_data.cached_audio(config, model, processor, clips)
+        dataset = stage1_data.make_dataset(config, processor, clips, audio_features)
+        if config.teacher_cache is not None:
+            rows = stage1_data.teacher_rows(config, model, processor, dataset)
+    else:
+        dataset = make_dataset(config, processor, clips)
     # Before anything is written, so that a bad file leaves no half run behind; see `fill_cache` for what is checked.
     dataset.fill_cache(modalities, progress=is_main(config) and not config.disable_tqdm)
     barrier()
     if is_main(config):
         checkpoint.open_output(output_dir, settings, state)
     barrier()
+    options: dict[str, Any] = {}
     if stage1:
-        responses = _responses(config, model, processor, dataset, source, prompts_text)
-        collator = Stage1Collator(processor, responses, config.student_paths, config.seed)
+        if config.teacher_cache is None:
+            rows = stage1_data.teacher_rows(config, model, processor, dataset)
+        responses = stage1_data.gate(config, rows, columns)
+        dataset, collator, options = stage1_data.make_batches(config, processor, dataset, responses)
     else:
         collator = Stage2Collator(processor, instruction, config.paths, config.seed)
         if config.lora is not None:
             add_lora(model, config.lora)
-    trainer = make_trainer(config, model, processor, dataset, collator)
+    trainer = make_trainer(config, model, processor, dataset, collator, options)
     last = checkpoint.last_complete(output_dir)
     if last is not None:
         logger.info("Going on from %s.", last)
@@ -172,8 +181,8 @@ def load_model(config: StageConfig):
             f"the weights are {str(model.dtype).removeprefix('torch.')}, and what is trained is kept in float32: set "
             "`bf16: true` (or `fp16: true`), which lets the two work together."
         )
-    if config.deepspeed and config.stage == 2:
-        return model, processor  # the engine shards it from the CPU; stage 1's teacher must generate first
+    if config.deepspeed and (config.stage == 2 or config.teacher_cache is not None):
+        return model, processor  # the engine shards it from the CPU; a teacher online must generate first
     return model.to(config.device), processor
 
 
@@ -190,37 +199,18 @@ def check_folder(name: str, path: str | None) -> None:
         )
 
 
-def make_dataset(config: StageConfig, processor, clips: list[Clip], stage1: bool) -> ClipDataset:
+def make_dataset(config: Stage2Config, processor, clips: list[Clip]) -> ClipDataset:
     encoder = ClipEncoder(processor, config.num_frames, config.max_audio_s)
 
     def modalities(step: int) -> tuple[str, ...]:
-        if stage1:
-            return ("visual",) if step < 0 else ("visual", "audio")  # step -1: the teacher's responses
         return MODALITIES_OF_PATH[path_of_step(config.seed, step, config.paths)]
 
     return ClipDataset(clips, encoder, modalities, config.cache_media)
 
 
-def _responses(config: Stage1Config, model, processor, dataset: ClipDataset, source, prompts_text: str):
-    header = responses_header(
-        backbone_hash(model),
-        clips_hash(dataset.clips),
-        prompts_text,
-        {
-            "num_frames": config.num_frames,
-            "responses_per_clip": config.responses_per_clip,
-            "max_response_tokens": config.max_response_tokens,
-            "seed": config.seed,
-        },
-    )
-    return teacher_responses(
-        model, processor, dataset, source, header, Path(config.output_dir), per_clip=config.responses_per_clip,
-        max_response_tokens=config.max_response_tokens, batch_size=config.generation_batch_size, seed=config.seed,
-        rank=config.process_index, world_size=config.world_size, progress=not config.disable_tqdm,
-    )  # fmt: skip
-
-
-def make_trainer(config: StageConfig, model, processor, dataset: ClipDataset, collator) -> StageTrainer:
+def make_trainer(
+    config: StageConfig, model, processor, dataset: ClipDataset, collator, options: dict[str, Any]
+) -> StageTrainer:
     """The trainer of the config's stage, with everything frozen that it does not train."""
     parts = [
         part
@@ -247,7 +237,7 @@ def make_trainer(config: StageConfig, model, processor, dataset: ClipDataset, co
     if config.deepspeed:
         fill_bucket_sizes(config.hf_deepspeed_config, model.config.get_text_config().hidden_size)
     trainer_class = Stage1Trainer if isinstance(config, Stage1Config) else Stage2Trainer
-    return trainer_class(model, config, dataset, collator, processor, parts, learning_rates)
+    return trainer_class(model, config, dataset, collator, processor, parts, learning_rates, **options)
 
 
 def fill_bucket_sizes(deepspeed_config, hidden_size: int) -> None:

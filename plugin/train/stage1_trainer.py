@@ -4,27 +4,64 @@ import torch
 
 from .losses import divergence
 from .stage_trainer import StageTrainer
+from .teacher import states_of
+
+# First and last place in a response, counted from 1, of what is watched together.
+_PLACES = ((1, 1), (2, 4), (5, 16), (17, 64), (65, None))
 
 
 class Stage1Trainer(StageTrainer):
-    """VG-Align: divergence of the hearing student from the seeing teacher at the tokens of the teacher's responses."""
+    """VG-Align: divergence of the hearing student from the seeing teacher at the tokens of the teacher's responses.
+
+    Args:
+        as for StageTrainer; kinds: the kinds of prompts, each watched on its own where there are several.
+    """
+
+    def __init__(self, *args, kinds=(), **kwargs):
+        self.kinds = sorted(kinds) if len(set(kinds)) > 1 else []
+        names = [_place_name(place) for place in _PLACES] + [f"kl_kind_{kind}" for kind in self.kinds]
+        super().__init__(*args, meters=names, **kwargs)
 
     def loss_terms(self, model, batch, num_items):
         path, config = batch["path"], self.args
-        with torch.no_grad():
-            # (N, D)
-            teacher = model(**batch["teacher"], use_adapter=False, response_fn=lambda states, head: states).response
+        if "teacher_states" in batch:
+            teacher = batch["teacher_states"]  # (N, D)
+        else:
+            with torch.no_grad():
+                teacher = model(**batch["teacher"], use_adapter=False, response_fn=states_of).response  # (N, D)
 
         def compare(states, head):
             return divergence(
                 teacher, states, head, num_items, kind=config.divergence, temperature=config.temperature,
-                beta=config.jsd_beta,
+                beta=config.jsd_beta, token_weights=batch["token_weights"],
             )  # fmt: skip
 
         terms = model(**batch["student"], use_adapter=False, response_fn=compare).response
-        agree = terms["agrees"].sum() / num_items.clamp(min=1)
+        self._watch(terms["divergence"], batch)
+        agree = (terms["agrees"] * batch["token_weights"]).sum() / num_items.clamp(min=1)
         # One path a step, so the terms of a path are that path's whole step.
         return {f"kl_{path}_loss": terms["divergence_loss"], f"top1_{path}": agree}
 
+    def _watch(self, values: torch.Tensor, batch) -> None:
+        """Mean divergence at places of the response, and by kind of prompt."""
+        places = batch["places"] + 1  # (N,)
+        for first, last in _PLACES:
+            inside = (places >= first) & (places <= (last or torch.inf))
+            self.observe(_place_name((first, last)), (values * inside).sum(), inside.sum())
+        if self.kinds:
+            lengths = batch["student"]["response_mask"].sum(1)  # (B,)
+            kinds = torch.tensor([self.kinds.index(kind) for kind in batch["kinds"]], device=values.device)
+            kinds = kinds.repeat_interleave(lengths)  # (N,)
+            for number, kind in enumerate(self.kinds):
+                self.observe(f"kl_kind_{kind}", (values * (kinds == number)).sum(), (kinds == number).sum())
+
+    def model_inputs(self, batch):
+        return [batch[name] for name in ("student", "teacher") if name in batch]
+
     def count_targets(self, batch):
-        return batch["student"]["response_mask"].sum()
+        return batch["token_weights"].sum()
+
+
+def _place_name(place) -> str:
+    first, last = place
+    return f"kl_place_{first}" if first == last else f"kl_place_{first}_{last or 'up'}"

@@ -41,6 +41,9 @@ class Stage2Trainer(StageTrainer):
         weights = {"valence": self.args.valence_weight, "arousal": self.args.arousal_weight}
         return {f"{name}_{path}_loss": w for name, w in weights.items() for path in PATHS}
 
+    def model_inputs(self, batch):
+        return [batch["inputs"]]
+
     def count_targets(self, batch):
         return batch["inputs"]["response_mask"].sum()
 

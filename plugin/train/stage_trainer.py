@@ -1,6 +1,9 @@
 """What both trainers share: data order, normalisation of the loss, logs, checkpoints. No loss is defined here."""
 
+import math
 import os
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 from transformers.trainer import SCHEDULER_NAME
 
 from ..data.samplers import ScheduledBatchSampler
-from ..errors import ClipError
+from ..errors import ClipError, InputError, RankError
 from . import checkpoint
 from .distributed import barrier, sum_over_ranks
 from .freezing import parameter_groups, set_modes
@@ -24,18 +27,35 @@ class StageTrainer(Trainer):
     """HF Trainer whose data order is a function of seed and step, and whose checkpoints hold trained parameters only.
 
     A subclass defines `loss_terms(model, batch, num_items)` -> named terms, `count_targets(batch)` and `loss_weights`.
+    What it wants to watch beside them it names in `meters` and gives to `observe`.
 
     Args:
         model, args, train_dataset, data_collator, processing_class: as for Trainer.
         trained_parts: names of the submodules that are trained.
         learning_rates: prefix of parameter names -> learning rate, None for the default.
+        sampler_options: `length_of` and `kind_of` of `ScheduledBatchSampler`.
+        meters: names of what a subclass observes, the same on all ranks.
     """
 
     loss_is_scaled_for_ga = True  # the terms are shares of the whole step
     loss_weights: dict[str, float] = {}
 
-    def __init__(self, model, args, train_dataset, data_collator, processing_class, trained_parts, learning_rates):
+    def __init__(
+        self,
+        model,
+        args,
+        train_dataset,
+        data_collator,
+        processing_class,
+        trained_parts,
+        learning_rates,
+        sampler_options: dict[str, Any] | None = None,
+        meters: Sequence[str] = (),
+    ):
         self.trained_parts, self.learning_rates = tuple(trained_parts), learning_rates
+        self._meters = {name: torch.zeros(2, dtype=torch.float64) for name in ("loader_wait", "padding", *meters)}
+        self._step_ids: list[str] = []
+        self._last_fetch_s = time.monotonic()
         self._logged: dict[str, list[float]] = {}  # term -> [sum over steps, number of steps]
         self._step_terms: dict[str, torch.Tensor] = {}
         super().__init__(
@@ -45,7 +65,7 @@ class StageTrainer(Trainer):
         self.loss_is_scaled_for_ga = True
         self.batch_sampler = ScheduledBatchSampler(
             train_dataset.groups, args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size,
-            args.process_index, args.seed,
+            args.process_index, args.seed, **(sampler_options or {}),
         )  # fmt: skip
         self.add_callback(EpochOfSampler(self.batch_sampler))
         self.add_callback(MetricsFile(Path(args.output_dir) / "metrics.jsonl"))
@@ -76,12 +96,33 @@ class StageTrainer(Trainer):
         )
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
+        begin_s = time.monotonic()
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        now_s = time.monotonic()
+        self.observe("loader_wait", now_s - begin_s, now_s - self._last_fetch_s)
+        self._last_fetch_s = now_s
+        self._step_ids = []
         for batch in batches:
             if "error" in batch:
                 raise ClipError(batch["error"])
+            self._step_ids += batch["ids"]
+            for inputs in self.model_inputs(batch):
+                self._check_context(batch["ids"], inputs["attention_mask"].sum(1).tolist())
         targets = sum(self.count_targets(batch) for batch in batches)
         return batches, sum_over_ranks(torch.as_tensor(targets, device=device))
+
+    def model_inputs(self, batch: dict[str, Any]) -> list[dict[str, torch.Tensor]]:
+        """The inputs of the model's calls for a batch."""
+        raise NotImplementedError
+
+    def _check_context(self, ids: Sequence[str], lengths: Sequence[int]) -> None:
+        limit = self.model.config.get_text_config().max_position_embeddings
+        for clip_id, length in zip(ids, lengths):
+            if length > limit:
+                raise ClipError(
+                    f"clip {clip_id!r}: its input of {length} tokens exceeds the backbone's context of {limit} "
+                    "tokens. Lower num_frames or max_audio_s, or take a shorter part of it."
+                )
 
     def _run_epoch(self, *args, **kwargs):
         # A run that was killed while it saved its model has no step left; the library would take one more.
@@ -94,6 +135,9 @@ class StageTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         set_modes(self.model, self.trained_parts)
+        for part in self.model_inputs(inputs):
+            mask = part["attention_mask"]
+            self.observe("padding", mask.numel() - mask.sum(), mask.numel())
         terms = self.loss_terms(model, inputs, num_items_in_batch)
         for name, term in terms.items():
             self._step_terms[name] = self._step_terms.get(name, 0) + term.detach().float()
@@ -102,20 +146,59 @@ class StageTrainer(Trainer):
         # Engines average gradients over ranks; the terms are shares whose sum is wanted.
         return total(terms, self.loss_weights) * self.args.world_size
 
+    def observe(self, name: str, total: torch.Tensor | float, count: torch.Tensor | float) -> None:
+        """Add to a meter: `total / count` over all ranks and steps since the last log is logged."""
+        meter = self._meters[name]
+        self._meters[name] = meter.to(getattr(total, "device", meter.device)) + torch.stack(
+            [torch.as_tensor(value, dtype=torch.float64, device=getattr(total, "device", meter.device)).detach()
+             for value in (total, count)]
+        )  # fmt: skip
+
     def _close_step(self) -> None:
-        """Add the finished step's terms, summed over ranks, to what the next log averages."""
+        """Add the finished step's terms, summed over ranks, to what the next log averages.
+
+        Raises:
+            InputError: a term is not finite. The step's gradient has not reached the weights.
+        """
         if not self._step_terms:
             return
         names = sorted(self._step_terms)
-        values = sum_over_ranks(torch.stack([self._step_terms[name] for name in names])).tolist()
+        own = torch.stack([self._step_terms[name] for name in names])
+        values = sum_over_ranks(own).tolist()
+        if not all(map(math.isfinite, values)):
+            self._stop(dict(zip(names, values)), bool(torch.isfinite(own).all()))
         for name, value in zip(names, values):
             entry = self._logged.setdefault(name, [0.0, 0])
             entry[0] += value
             entry[1] += 1
         self._step_terms = {}
 
+    def _get_grad_norm(self, model, grad_norm=None):
+        norm = super()._get_grad_norm(model, grad_norm)
+        # Under fp16 the loss scaler skips such a step itself.
+        if norm is not None and not math.isfinite(norm) and not self.args.fp16:
+            self._stop({"grad_norm": float(norm)}, elsewhere=False)
+        return norm
+
+    def _stop(self, values: dict[str, float], elsewhere: bool) -> None:
+        bad = ", ".join(f"{name} is {value}" for name, value in values.items() if not math.isfinite(value))
+        last = checkpoint.last_complete(Path(self.args.output_dir))
+        step = f"step {self.state.global_step + 1}: {bad}"
+        if elsewhere:
+            raise InputError(f"{step}. The rank that met it names its clips.")
+        raise RankError(
+            f"{step}; clips of this step: {', '.join(self._step_ids)}. Nothing of it was learned. The last checkpoint "
+            f"is {last or 'none yet'}: look at these clips, lower learning_rate or raise warmup_steps, and start "
+            "again in another output_dir."
+        )
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
+            meters = sum_over_ranks(torch.stack([meter.to(self.args.device) for meter in self._meters.values()]))
+            for name, (total_, count) in zip(list(self._meters), meters.tolist()):
+                if count > 0:
+                    logs[name] = total_ / count
+                self._meters[name] = torch.zeros(2, dtype=torch.float64)
             # A term that belongs to one path is averaged over the steps that took the path.
             logs |= {name: value / steps for name, (value, steps) in sorted(self._logged.items())}
             self._logged = {}

@@ -1,0 +1,39 @@
+"""A command as one process of several, started by deepspeed, torchrun or accelerate as a module."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+
+from ..errors import RankError
+from .main import USER_ERRORS, in_words
+
+
+def run_as_rank(
+    command: str,
+    add_arguments: Callable[[argparse.ArgumentParser], None],
+    run: Callable[[argparse.Namespace], int],
+) -> int:
+    """Run a command and return its exit code: 2 for bad input.
+
+    Rank 0 tells what all ranks met; what one rank alone met it tells itself.
+    """
+    parser = argparse.ArgumentParser(prog=f"vaemotionllm {command}")
+    add_arguments(parser)
+    # The deepspeed launcher adds it; the environment variable LOCAL_RANK says the same.
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=-1, help=argparse.SUPPRESS)
+    code = 0
+    try:
+        code = run(parser.parse_args()) or 0
+    except USER_ERRORS as error:
+        code, rank = 2, os.environ.get("RANK", "0")
+        if rank == "0":
+            print(f"vaemotionllm {command}: error: {in_words(error)}", file=sys.stderr)
+        elif isinstance(error, RankError):
+            print(f"vaemotionllm {command}: error on rank {rank}: {error}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code and "LOCAL_RANK" in os.environ:
+        # Not sys.exit: a rank that leaves while others wait in a collective must not wait for them itself.
+        os._exit(code)
+    return code
