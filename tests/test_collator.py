@@ -189,3 +189,58 @@ def test_paths_follow_their_weights_and_the_seed():
     assert set(paths) == {"audio", "av"} and np.mean([p == "audio" for p in paths]) == pytest.approx(0.75, abs=0.04)
     assert paths != [path_of_step(8, step, weights) for step in range(2000)]
     assert seeded_random(1, "a", 2).integers(10**9) == seeded_random(1, "a", 2).integers(10**9)
+
+
+LENGTHS = np.random.default_rng(1).integers(20, 400, 240)
+
+
+def by_length(rank=0, **options):
+    # Every third step is of another kind, in which clips are longer the shorter they were.
+    def length_of(index, epoch, step):
+        return int(LENGTHS[index]) if step % 3 else 500 - int(LENGTHS[index])
+
+    options = {"batch_size": 4, "accumulation": 2, "world_size": 2, "rank": rank, "seed": 5} | options
+    sampler = ScheduledBatchSampler(
+        ["image"] * 160 + ["video"] * 80, **options, length_of=length_of, kind_of=lambda step: str(step % 3 == 0)
+    )
+    return sampler, length_of
+
+
+def test_clips_of_equal_length_share_a_batch_on_all_ranks():
+    width, spread = [], []
+    batches = [list(by_length(rank)[0]) for rank in range(2)]
+    length_of = by_length()[1]
+    for rows in batches:
+        for row in rows:
+            lengths = [length_of(key.index, key.epoch, key.step) for key in row]
+            width.append(max(lengths)), spread.append(max(lengths) - min(lengths))
+    assert np.mean(spread) < 0.1 * np.mean(width)
+    seen = sorted(key.index for rows in batches for row in rows for key in row)
+    assert seen == list(range(240))  # every clip once an epoch
+    for one, two in zip(*batches, strict=True):
+        groups = {"image" if key.index < 160 else "video" for key in (*one, *two)}
+        assert len(groups) == 1 and len({key.step for key in (*one, *two)}) == 1
+    # Short and long steps alternate at random, and each epoch is another one.
+    order = [length_of(row[0].index, 0, row[0].step) for row in batches[0][::2]]
+    assert np.corrcoef(order, np.arange(len(order)))[0, 1] < 0.8
+    sampler, _ = by_length()
+    sampler.set_epoch(1)
+    assert [row[0].index for row in sampler] != [row[0].index for row in batches[0]]
+
+
+def test_rows_are_padded_on_the_right_to_the_longest(clips, processor):
+    dataset = make_dataset(clips, processor)
+    batch = Stage1Collator(processor, RESPONSES, {"audio": 1.0}, seed=0)([dataset[i] for i in range(8)])
+    student = batch["student"]
+    lengths = student["attention_mask"].sum(1)
+    assert student["input_ids"].shape[1] == lengths.max() > lengths.min()
+    for name in ("attention_mask", "response_mask"):
+        assert student[name].shape == student["input_ids"].shape
+    for ids, attended, response, length in zip(
+        student["input_ids"], student["attention_mask"], student["response_mask"], lengths, strict=True
+    ):
+        assert attended.tolist() == [1] * length + [0] * (len(ids) - length)
+        places = response.nonzero().flatten()
+        assert places[-1] == length - 1 and places.tolist() == list(range(int(places[0]), int(length)))
+    assert len(batch["token_weights"]) == len(batch["places"]) == student["response_mask"].sum()
+    assert batch["places"][0] == 0 and batch["ids"] == [clip.id for clip in clips]

@@ -11,6 +11,7 @@ from PIL import Image
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from vaemotionllm import VAEmotionLLMForConditionalGeneration, VAEmotionLLMProcessor
+from vaemotionllm.data.collator import ConversationRenderer, build_inputs
 
 
 def user(*content):
@@ -256,3 +257,61 @@ print(type(model).__name__, type(processor).__name__)
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.split() == ["VAEmotionLLMForConditionalGeneration", "VAEmotionLLMProcessor"]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_a_packed_batch_gives_the_logits_and_gradients_of_the_padded_one(tmp_path, family, attention):
+    path = tiny.make_vaemotionllm(tmp_path, family)
+    processor = VAEmotionLLMProcessor.from_pretrained(path)
+    model = VAEmotionLLMForConditionalGeneration.from_pretrained(path, attn_implementation=attention).eval()
+    rng = np.random.default_rng(0)
+    picture = rng.integers(0, 255, (56, 56, 3), dtype=np.uint8)
+    renderer = ConversationRenderer(processor)
+    media = [
+        processor.encode_image(picture), processor.encode_audio(rng.normal(size=20_000).astype(np.float32) / 9),
+        processor.encode_audio(rng.normal(size=9_000).astype(np.float32) / 9),
+        processor.encode_video(np.stack([picture] * 4), 4.0, range(4)),
+    ]  # fmt: skip
+    kinds = (["image", "audio"], [], ["audio"], ["video"])
+    texts = [renderer.prompt(kind, "What is it? " * (i + 1)) for i, kind in enumerate(kinds)]
+    inputs = build_inputs(processor, texts, media, [[65] * 9, [66, 67], [68], [70] * 4])
+    assert not inputs["attention_mask"].all()
+
+    def run(**options):
+        model.zero_grad()
+        output = model(**inputs, use_adapter=False, **options)
+        output.logits.float().square().mean().backward()
+        return output.logits.detach(), torch.cat([p.grad.flatten() for p in model.audio_projector.parameters()])
+
+    padded, packed = run(), run(packing=True)
+    seen = []
+    handle = model.get_decoder().layers[0].register_forward_pre_hook(lambda m, args: seen.append(args[0].shape))
+    run(packing=True)
+    handle.remove()
+    assert seen == [(1, int(inputs["attention_mask"].sum()), 32)]  # no padding reaches the decoder
+    torch.testing.assert_close(padded[0], packed[0], atol=1e-5, rtol=1e-4)
+    assert padded[1].abs().max() > 1e-6
+    torch.testing.assert_close(padded[1], packed[1], atol=1e-6, rtol=1e-3)
+
+
+def test_flash_attention_is_given_the_boundaries(tmp_path):
+    from types import SimpleNamespace
+
+    from vaemotionllm.model.packing import pack_decoder_inputs
+
+    keep = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1], [1, 0, 0, 0]]).bool()
+    embeds = torch.arange(12.0).view(3, 4, 1)
+    config = SimpleNamespace(_attn_implementation="flash_attention_2")
+    packed = pack_decoder_inputs({"inputs_embeds": embeds, "attention_mask": keep}, keep, config)
+    assert packed["attention_mask"] is None and packed["max_length_q"] == packed["max_length_k"] == 4
+    assert packed["cu_seq_lens_q"].tolist() == packed["cu_seq_lens_k"].tolist() == [0, 3, 7, 8]
+    assert packed["cu_seq_lens_q"].dtype == torch.int32
+    assert packed["inputs_embeds"].flatten().tolist() == [0, 1, 2, 4, 5, 6, 7, 8]
+    assert packed["position_ids"].tolist() == [[0, 1, 2, 0, 1, 2, 3, 0]]
+    with pytest.raises(ValueError, match="sliding windows needs FlashAttention"):
+        sliding = SimpleNamespace(_attn_implementation="sdpa", layer_types=["sliding_attention"])
+        pack_decoder_inputs({"inputs_embeds": embeds}, keep, sliding)
+    with pytest.raises(ValueError, match="packing needs a response_mask"):
+        model = VAEmotionLLMForConditionalGeneration.from_pretrained(tiny.make_vaemotionllm(tmp_path))
+        model(input_ids=torch.tensor([[70]]), packing=True)

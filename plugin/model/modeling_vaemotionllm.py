@@ -20,6 +20,7 @@ from transformers.modeling_outputs import ModelOutput
 from .audio_projector import AudioProjector
 from .configuration_vaemotionllm import VAEmotionLLMConfig, check_config_fields
 from .emotion_adapter import EmotionAdapter, EmotionEnhancer, ZeroLinear
+from .packing import pack_decoder_inputs, unpack_states
 from .processing_vaemotionllm import add_audio_token
 
 
@@ -55,6 +56,7 @@ class _MediaInjection:
     visual_mask: torch.Tensor  # (B, T) bool
     audio_embeds: torch.Tensor | None  # (N, D)
     enhancer: EmotionEnhancer | None
+    packed: torch.Tensor | None = None  # (B, T) bool, False on padding that the decoder is to be spared
     last_hidden_state: torch.Tensor | None = None  # (B, T, D), after the final norm
 
     def before_decoder(self, module, args, kwargs):
@@ -76,10 +78,16 @@ class _MediaInjection:
             embeds = embeds.masked_scatter(audio_mask.unsqueeze(-1), audio_embeds.to(embeds))
         if self.enhancer is not None:
             embeds = self.enhancer(embeds, audio_mask, visual_mask)
-        return args, {**kwargs, "inputs_embeds": embeds}
+        arguments = {**kwargs, "inputs_embeds": embeds}
+        if self.packed is not None:
+            arguments = pack_decoder_inputs(arguments, self.packed, module.config)
+        return args, arguments
 
     def after_decoder(self, module, args, output):
+        if self.packed is not None:
+            output.last_hidden_state = unpack_states(output.last_hidden_state, self.packed)
         self.last_hidden_state = output[0]
+        return output
 
 
 class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -237,6 +245,7 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         response_mask: torch.Tensor | None = None,
         response_fn: Callable[[torch.Tensor, nn.Module], object] | None = None,
         audio_states: torch.Tensor | None = None,
+        packing: bool = False,
         use_adapter: bool | None = None,
         **kwargs,
     ) -> VAEmotionLLMOutput:
@@ -254,6 +263,8 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 the head; what it returns is the output's `response`. It runs inside this forward because an engine
                 that shards parameters (ZeRO-3) has the head's weights in hand only here.
             audio_states: the audio tower's states in place of `input_features`, see `get_audio_features`.
+            packing: run the decoder on the tokens alone, without the padding; for training, with `response_mask`. It
+                pays with FlashAttention, see `pack_decoder_inputs`.
             use_adapter: whether EmoAdapter takes part; `config.adapter_enabled` if not given.
             **kwargs: everything that the backbone's forward takes (`pixel_values`, `image_grid_thw`, ...).
 
@@ -261,6 +272,13 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             ValueError: audio features and placeholders do not match.
         """
         injection = self._prepare_injection(input_ids, input_features, audio_num_tokens, use_adapter, audio_states)
+        if packing:
+            if response_mask is None or attention_mask is None:
+                raise ValueError("packing needs a response_mask and an attention_mask.")
+            if injection is None:
+                nowhere = torch.zeros_like(attention_mask, dtype=torch.bool)
+                injection = _MediaInjection(nowhere, nowhere, None, None)
+            injection.packed = attention_mask.bool()
         inputs = {"input_ids": self._backbone_ids(input_ids), "attention_mask": attention_mask, **kwargs}
         logits = loss = response = None
         with self._injected(injection):

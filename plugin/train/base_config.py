@@ -51,6 +51,10 @@ class StageConfig(TrainingArguments):
         default=False, metadata={"help": "Keep decoded features in memory (small data, many epochs)."}
     )
     attn_implementation: str | None = field(default=None, metadata={"help": "Attention of the model; None = its own."})
+    packing: bool | None = field(
+        default=None,
+        metadata={"help": "Run the LLM on the tokens alone, without padding; None = where FlashAttention is used."},
+    )
     train_audio_projector: bool = field(default=True, metadata={"help": "Train the audio projector."})
     train_audio_tower: bool = field(default=False, metadata={"help": "Train the audio tower."})
     audio_tower_lr: float | None = field(

@@ -41,6 +41,7 @@ _FREE_FIELDS = {
     "generation_batch_size",
     "teacher_cache",
     "cache_audio_features",
+    "packing",
     "attn_implementation",
 }
 _FIXED_LIBRARY_FIELDS = (

@@ -24,11 +24,12 @@ class Stage1Trainer(StageTrainer):
 
     def loss_terms(self, model, batch, num_items):
         path, config = batch["path"], self.args
+        common = {"use_adapter": False, "packing": self.packing}
         if "teacher_states" in batch:
             teacher = batch["teacher_states"]  # (N, D)
         else:
             with torch.no_grad():
-                teacher = model(**batch["teacher"], use_adapter=False, response_fn=states_of).response  # (N, D)
+                teacher = model(**batch["teacher"], **common, response_fn=states_of).response  # (N, D)
 
         def compare(states, head):
             return divergence(
@@ -36,7 +37,7 @@ class Stage1Trainer(StageTrainer):
                 beta=config.jsd_beta, token_weights=batch["token_weights"],
             )  # fmt: skip
 
-        terms = model(**batch["student"], use_adapter=False, response_fn=compare).response
+        terms = model(**batch["student"], **common, response_fn=compare).response
         self._watch(terms["divergence"], batch)
         agree = (terms["agrees"] * batch["token_weights"]).sum() / num_items.clamp(min=1)
         # One path a step, so the terms of a path are that path's whole step.

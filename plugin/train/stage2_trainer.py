@@ -18,7 +18,7 @@ class Stage2Trainer(StageTrainer):
 
     def loss_terms(self, model, batch, num_items):
         inputs, path = batch["inputs"], batch["path"]
-        output = model(**inputs, use_adapter=True)
+        output = model(**inputs, use_adapter=True, packing=self.packing)
         targets = inputs["input_ids"][inputs["response_mask"]]  # (N,)
         terms = {f"ce_{path}_loss": cross_entropy(output.logits, targets, num_items)["ce_loss"]}
         # Where no clip has a label the heads would be left without a gradient, see `HearSilence`.

@@ -63,6 +63,8 @@ class StageTrainer(Trainer):
             processing_class=processing_class,
         )  # fmt: skip
         self.loss_is_scaled_for_ga = True
+        attention = model.get_decoder().config._attn_implementation
+        self.packing = "flash" in attention if args.packing is None else args.packing
         self.batch_sampler = ScheduledBatchSampler(
             train_dataset.groups, args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size,
             args.process_index, args.seed, **(sampler_options or {}),
@@ -137,7 +139,8 @@ class StageTrainer(Trainer):
         set_modes(self.model, self.trained_parts)
         for part in self.model_inputs(inputs):
             mask = part["attention_mask"]
-            self.observe("padding", mask.numel() - mask.sum(), mask.numel())
+            padding = mask.numel() - mask.sum()
+            self.observe("padding", 0 * padding if self.packing else padding, mask.numel())
         terms = self.loss_terms(model, inputs, num_items_in_batch)
         for name, term in terms.items():
             self._step_terms[name] = self._step_terms.get(name, 0) + term.detach().float()
