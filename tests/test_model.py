@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, Aut
 
 from vaemotionllm import VAEmotionLLMForConditionalGeneration, VAEmotionLLMProcessor
 from vaemotionllm.data.collator import ConversationRenderer, build_inputs
+from vaemotionllm.train.freezing import freeze_all_but, set_modes
 
 
 def user(*content):
@@ -155,6 +156,28 @@ def test_gradients_reach_every_part_of_ours_and_labels_give_a_loss(folder, proce
         ]
         assert not without, f"{name}: no gradient reaches {without}"
         assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in part.parameters())
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_keeps_frozen_towers_out_of_the_backward_pass(folder, processor, reentrant):
+    model = VAEmotionLLMForConditionalGeneration.from_pretrained(folder)
+    freeze_all_but(model, ["audio_projector"])
+    batch = encode(processor, [user(IMAGE, SHORT_AUDIO, text("What?"))])
+    vision = getattr(model.vlm.model, "visual", None) or model.vlm.model.vision_tower
+    outputs = []
+    for tower in (model.audio_tower, vision):
+        tower.register_forward_hook(lambda module, args, output: outputs.append(output.last_hidden_state))
+
+    def gradients():
+        model.zero_grad()
+        set_modes(model, ["audio_projector"])
+        model(**batch, use_adapter=False, use_cache=False).logits.sum().backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    expected = gradients()
+    model.activation_checkpointing_enable({"use_reentrant": reentrant})
+    torch.testing.assert_close(gradients(), expected)
+    assert len(outputs) == 4 and not any(output.requires_grad for output in outputs)
 
 
 def test_beams_and_several_sequences_carry_their_own_sound(model, processor):

@@ -196,6 +196,17 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def get_decoder(self, *args, **kwargs) -> nn.Module:
         return self.vlm.get_decoder(*args, **kwargs)
 
+    def enable_input_require_grads(self):
+        """Makes the LLM's input embeddings require gradients: what the library asks for with gradient checkpointing.
+
+        The library's own does so for every inner model. Frozen towers would then keep their activations and run a
+        backward pass, for a gradient that nobody reads.
+        """
+        hook = self.get_input_embeddings().register_forward_hook(
+            lambda module, args, output: output.requires_grad_(True)
+        )
+        self._require_grads_hooks, self._require_grads_hook = [hook], hook
+
     def get_audio_states(self, input_features: torch.Tensor) -> torch.Tensor:
         """States of the audio tower over time.
 
