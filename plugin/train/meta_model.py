@@ -1,0 +1,57 @@
+"""The model of a config at full size without its weights: on the meta device a tensor has a shape and no memory."""
+
+import contextlib
+
+import torch
+from transformers import AutoConfig
+from transformers.integrations import deepspeed as hf_deepspeed
+
+from ..errors import InputError
+from ..model.configuration_vaemotionllm import VAEmotionLLMConfig, check_config_fields
+from ..model.modeling_vaemotionllm import VAEmotionLLMForConditionalGeneration
+from .base_config import StageConfig
+
+
+def model_config(config: StageConfig) -> VAEmotionLLMConfig:
+    """Config of the model that a training config names; of a model on the Hub or in a folder only config.json is read.
+
+    Raises:
+        InputError: a model that cannot be found, or one that is of no use here.
+    """
+    try:
+        if config.model is not None:
+            found = AutoConfig.from_pretrained(config.model)
+            if not isinstance(found, VAEmotionLLMConfig):
+                raise ValueError(f"it is a {found.model_type!r}; give it as `vlm`, with `audio` beside it.")
+            return found
+        fields = config.model_fields or {}
+        check_config_fields(fields)
+        vlm, audio = AutoConfig.from_pretrained(config.vlm), AutoConfig.from_pretrained(config.audio)
+        return VAEmotionLLMConfig(vlm_config=vlm, audio_config=audio, dtype=vlm.dtype, **fields)
+    except (OSError, ValueError, KeyError) as error:
+        where = config.model or f"{config.vlm} and {config.audio}"
+        raise InputError(f"cannot read the config of {where}: {error}") from error
+
+
+def meta_model(config: VAEmotionLLMConfig) -> VAEmotionLLMForConditionalGeneration:
+    """The model with every parameter and buffer on the meta device; its names and shapes are those of the real one.
+
+    Raises:
+        InputError: halves that do not make a model, such as a backbone without a picture.
+    """
+    try:
+        with without_sharding(), torch.device("meta"):
+            return VAEmotionLLMForConditionalGeneration(config)
+    except (ValueError, AttributeError) as error:
+        kinds = f"{config.vlm_config.model_type!r} and {config.audio_config.model_type!r}"
+        raise InputError(f"the configs {kinds} do not make a model that hears: {error}") from error
+
+
+@contextlib.contextmanager
+def without_sharding():
+    """Where a ZeRO-3 run has begun, the library shards each model that it makes; not those of this block."""
+    reference, hf_deepspeed._hf_deepspeed_config_weak_ref = hf_deepspeed._hf_deepspeed_config_weak_ref, None
+    try:
+        yield
+    finally:
+        hf_deepspeed._hf_deepspeed_config_weak_ref = reference
