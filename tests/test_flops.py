@@ -135,6 +135,27 @@ def test_packed_rows_attend_within_themselves(setup):
     assert cost == sorted(cost) and len(set(cost)) == 3
 
 
+def test_ends_of_packed_rows_are_read(setup):
+    model, _ = setup
+    inputs = {"input_ids": torch.zeros(1, 140), "cu_seq_lens_q": torch.tensor([0, 100, 140], dtype=torch.int32)}
+    assert flops.input_sizes(model.config, inputs).row_tokens == (100, 40)
+
+
+def test_weights_are_counted_where_a_zero3_run_has_begun(setup):
+    """There the library would shard every model that it makes, and ask for ranks to do so."""
+    from transformers.integrations import HfDeepSpeedConfig
+    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
+    model, _ = setup
+    expected = flops.model_costs(model.config)
+    begun = HfDeepSpeedConfig({"zero_optimization": {"stage": 3}, "train_micro_batch_size_per_gpu": 1})
+    assert is_deepspeed_zero3_enabled()
+    assert flops.model_costs(model.config) == expected
+    assert is_deepspeed_zero3_enabled()
+    del begun
+    assert not is_deepspeed_zero3_enabled()
+
+
 def test_features_from_a_cache_cost_no_tower(setup):
     model, processor = setup
     batch = make_batch(processor, "audio", teacher=False)

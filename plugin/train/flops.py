@@ -33,7 +33,7 @@ PARTS = (
     "audio_tower", "audio_projector", "vision_tower", "llm", "vision_tower_teacher", "llm_teacher", "head_and_loss",
 )  # fmt: skip
 
-# Dense bf16 TFLOP/s of the makers' data sheets (without sparsity), the more specific name first.
+# Dense bf16 TFLOP/s of the makers' data sheets (no sparsity, sums in fp32), the more specific name first.
 PEAK_TFLOPS = {
     "B200": 2250.0,
     "H200 NVL": 835.0,
@@ -114,8 +114,11 @@ def batch_sizes(config: VAEmotionLLMConfig, batch: Mapping[str, Any]) -> BatchSi
 
 
 def input_sizes(config: VAEmotionLLMConfig, inputs: Mapping[str, Any]) -> InputSizes:
-    """Sizes of one forward pass from the model's inputs, padded rows."""
+    """Sizes of one forward pass from the model's inputs: padded rows, or packed ones with `cu_seq_lens_q`."""
     rows, width = inputs["input_ids"].shape
+    row_tokens = (width,) * rows
+    if (ends := inputs.get("cu_seq_lens_q")) is not None:
+        row_tokens = tuple(ends.diff().tolist())
     grids: list[tuple[int, int, int]] = []
     for kind in ("image", "video"):
         if f"{kind}_grid_thw" in inputs:
@@ -124,7 +127,7 @@ def input_sizes(config: VAEmotionLLMConfig, inputs: Mapping[str, Any]) -> InputS
         grids = _tiles(config.vlm_config, inputs)
     features, windows = inputs.get("input_features"), inputs.get("audio_num_tokens")
     return InputSizes(
-        row_tokens=(width,) * rows,
+        row_tokens=row_tokens,
         grids=tuple(grids),
         tower_windows=0 if features is None else features.shape[0],
         projector_windows=0 if windows is None else windows.shape[0],
@@ -243,30 +246,39 @@ def projector_rows(config: VAEmotionLLMConfig) -> int:
     return -(-audio_positions(config.audio_config) // config.projector_stride)
 
 
+def tower_length(audio_config) -> int:
+    """Length of the sequence that the audio tower's layers run on for a window.
+
+    Raises:
+        InputError: a tower that is not known here.
+    """
+    if audio_config.model_type == "whisper":
+        return audio_positions(audio_config)
+    if audio_config.model_type == "audio-spectrogram-transformer":
+        rows = (audio_config.num_mel_bins - audio_config.patch_size) // audio_config.frequency_stride + 1
+        return audio_positions(audio_config) * rows + 2  # two special tokens
+    raise InputError(
+        f"audio towers of type {audio_config.model_type!r} are not counted; known are 'whisper' and "
+        "'audio-spectrogram-transformer'."
+    )
+
+
 def _tower_costs(audio_config, tower: nn.Module) -> dict[str, int]:
     """Multiply-adds of one audio window: convolutions by their positions, layers by the length of the sequence."""
-    positions = audio_positions(audio_config)
-    length, convolutions = positions, [module for module in tower.modules() if isinstance(module, nn.Conv1d)]
+    length, positions = tower_length(audio_config), audio_positions(audio_config)
     if audio_config.model_type == "whisper":
         # The first convolution keeps the frame rate, the second halves it.
-        costs = [_weights(convolutions[0]) * 2 * positions, _weights(convolutions[1]) * positions]
-    elif audio_config.model_type == "audio-spectrogram-transformer":
-        rows = (audio_config.num_mel_bins - audio_config.patch_size) // audio_config.frequency_stride + 1
-        costs = [_weights(module) * positions * rows for module in tower.modules() if isinstance(module, nn.Conv2d)]
-        length = positions * rows + 2  # two special tokens
+        convolutions = [_weights(tower.conv1) * 2 * positions, _weights(tower.conv2) * positions]
     else:
-        raise InputError(
-            f"audio towers of type {audio_config.model_type!r} are not counted; known are 'whisper' and "
-            "'audio-spectrogram-transformer'."
-        )
-    stack = tower.layers
-    linear = sum(_weights(module) for module in stack.modules()) * length
-    attention = 2 * length**2 * audio_config.hidden_size * len(stack)
+        patches = next(module for module in tower.modules() if isinstance(module, nn.Conv2d))
+        convolutions = [_weights(patches) * (length - 2)]
+    linear = sum(_weights(module) for module in tower.layers.modules()) * length
+    attention = 2 * length**2 * audio_config.hidden_size * len(tower.layers)
     return {
-        "tower": sum(costs) + linear + attention,
-        "tower_first": costs[0],
+        "tower": sum(convolutions) + linear + attention,
+        "tower_first": convolutions[0],
         "tower_layers": linear + attention,
-        "tower_last": _last_weights(stack) * length,
+        "tower_last": _last_weights(tower.layers) * length,
     }
 
 

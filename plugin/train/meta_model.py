@@ -3,7 +3,7 @@
 import contextlib
 
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.integrations import deepspeed as hf_deepspeed
 
 from ..errors import InputError
@@ -18,6 +18,10 @@ def model_config(config: StageConfig) -> VAEmotionLLMConfig:
     Raises:
         InputError: a model that cannot be found, or one that is of no use here.
     """
+    from .run import check_folder  # here, because a run counts its FLOPs with the help of this file
+
+    for name in ("model", "vlm", "audio"):
+        check_folder(name, getattr(config, name))
     try:
         if config.model is not None:
             found = AutoConfig.from_pretrained(config.model)
@@ -27,10 +31,12 @@ def model_config(config: StageConfig) -> VAEmotionLLMConfig:
         fields = config.model_fields or {}
         check_config_fields(fields)
         vlm, audio = AutoConfig.from_pretrained(config.vlm), AutoConfig.from_pretrained(config.audio)
+        if type(vlm) not in AutoModelForImageTextToText._model_mapping:
+            raise ValueError(f"`vlm` is a {vlm.model_type!r}, which is no image-text-to-text model of transformers.")
         return VAEmotionLLMConfig(vlm_config=vlm, audio_config=audio, dtype=vlm.dtype, **fields)
     except (OSError, ValueError, KeyError) as error:
         where = config.model or f"{config.vlm} and {config.audio}"
-        raise InputError(f"cannot read the config of {where}: {error}") from error
+        raise InputError(f"cannot read the config of {where}: {' '.join(str(error).split())}") from error
 
 
 def meta_model(config: VAEmotionLLMConfig) -> VAEmotionLLMForConditionalGeneration:
