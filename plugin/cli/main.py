@@ -12,6 +12,7 @@ from ..errors import InputError
 COMMANDS = {
     "init": "bolt an audio encoder onto a vision-language model: the model that stage 1 teaches to hear",
     "cache-teacher": "ask the teacher of stage 1 once, so that training need not run it in each step",
+    "plan": "say what a stage-1 run will need: parameters, memory, FLOPs, clips a second, disk",
     "train": "train stage 1 (VG-Align) or stage 2 (EmoAdapter) from a YAML config",
     "nano": "build the embedded default: the procedural art world, its benchmark and its backbone",
     "benchmark": "choose the data set that the lmms-eval tasks `artemo` read",
