@@ -12,17 +12,17 @@ from vaemotionllm.data.collator import ConversationRenderer, path_inputs
 from vaemotionllm.data.dataset import Sample
 from vaemotionllm.train import flops
 from vaemotionllm.train.freezing import freeze_all_but, set_modes
-from vaemotionllm.train.losses import kl_divergence
+from vaemotionllm.train.losses import divergence
+from vaemotionllm.train.teacher import states_of
 
 TOLERANCE = 0.002  # the goal is 2%
 TOWERS = [("qwen2_5_vl", "whisper"), ("qwen3_vl", "whisper"), ("llava_onevision", "whisper"), ("qwen2_5_vl", "ast")]
 NAME = "VAEmotionLLMForConditionalGeneration"
-# Names by which torch's counter knows a part; the teacher runs through the same modules, and the head also runs alone.
+# Names by which torch's counter knows a part; the teacher runs through the same modules.
 MODULES = {
     "audio_tower": [f"{NAME}.audio_tower"],
     "audio_projector": [f"{NAME}.audio_projector"],
     "vision": [f"{NAME}.vlm.model.{name}" for name in ("visual", "vision_tower", "multi_modal_projector")],
-    "head_and_loss": [f"{NAME}.vlm.lm_head", "Linear"],
 }
 
 
@@ -59,15 +59,14 @@ def make_batch(processor, path, media="image", teacher=True):
 
 def run_step(model, batch, teacher_hidden=None):
     """Forward and backward pass as the trainer does them; a cached teacher still runs the head on its states."""
-    head = model.get_output_embeddings()
     if teacher_hidden is None:
         with torch.no_grad():
-            teacher_logits = model(**batch["teacher"], use_adapter=False).logits
-    else:
-        with torch.no_grad():
-            teacher_logits = head(teacher_hidden)
-    student_logits = model(**batch["student"], use_adapter=False).logits
-    kl_divergence(teacher_logits, student_logits)["kl_loss"].backward()
+            teacher_hidden = model(**batch["teacher"], use_adapter=False, response_fn=states_of).response
+    model(
+        **batch["student"],
+        use_adapter=False,
+        response_fn=lambda states, head: divergence(teacher_hidden, states, head)["divergence_loss"],
+    ).response.backward()
 
 
 def count_step(model, batch, trained, gradient_checkpointing):
@@ -85,13 +84,25 @@ def count_step(model, batch, trained, gradient_checkpointing):
         hidden = torch.randn(int(batch["student"]["response_mask"].sum()), model.config.get_text_config().hidden_size)
     with FlopCounterMode(depth=None, display=False) as counter:
         run_step(model, batch, hidden)
+    head_and_loss = count_loss(model, int(batch["student"]["response_mask"].sum()))
     if gradient_checkpointing:
         model.disable_input_require_grads()
     counts = {name: sum(by_operation.values()) for name, by_operation in counter.get_flop_counts().items()}
     parts = {part: sum(counts.get(name, 0) for name in names) for part, names in MODULES.items()}
-    # The counter books to the LLM, whose inputs are keywords, what runs backward after it as well: take the rest.
+    # The head is no module's call. What runs backward after the LLM, whose inputs are keywords, the counter books to
+    # it as well: it is the rest.
+    parts["head_and_loss"] = head_and_loss
     parts["llm"] = counter.get_total_flops() - sum(parts.values())
     return parts
+
+
+def count_loss(model, tokens):
+    """FLOPs of the loss alone, as torch counts them."""
+    width = model.config.get_text_config().hidden_size
+    teacher, student = torch.randn(tokens, width), torch.randn(tokens, width, requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        divergence(teacher, student, model.get_output_embeddings())["divergence_loss"].backward()
+    return counter.get_total_flops()
 
 
 @pytest.mark.parametrize("trained", [("audio_projector",), ("audio_projector", "audio_tower")], ids=len)
@@ -135,10 +146,13 @@ def test_packed_rows_attend_within_themselves(setup):
     assert cost == sorted(cost) and len(set(cost)) == 3
 
 
-def test_ends_of_packed_rows_are_read(setup):
-    model, _ = setup
-    inputs = {"input_ids": torch.zeros(1, 140), "cu_seq_lens_q": torch.tensor([0, 100, 140], dtype=torch.int32)}
-    assert flops.input_sizes(model.config, inputs).row_tokens == (100, 40)
+def test_packed_rows_count_at_their_own_length(setup):
+    model, processor = setup
+    batch = make_batch(processor, "audio", teacher=False)
+    lengths = tuple(batch["student"]["attention_mask"].sum(1).tolist())
+    assert flops.batch_sizes(model.config, batch).student.row_tokens == (max(lengths),) * 2
+    assert flops.batch_sizes(model.config, batch, packing=True).student.row_tokens == lengths
+    assert min(lengths) < max(lengths)
 
 
 def test_weights_are_counted_where_a_zero3_run_has_begun(setup):
@@ -160,6 +174,7 @@ def test_features_from_a_cache_cost_no_tower(setup):
     model, processor = setup
     batch = make_batch(processor, "audio", teacher=False)
     del batch["student"]["input_features"]
+    batch["student"]["audio_states"] = torch.zeros(1)
     step = flops.microbatch_flops(flops.model_costs(model.config), flops.batch_sizes(model.config, batch))
     assert list(step.parts) == ["audio_projector", "llm", "head_and_loss"]
 

@@ -340,7 +340,8 @@ def test_estimate_of_activations_against_what_autograd_keeps(vlm, audio, attenti
     if checkpointing:
         model.activation_checkpointing_enable()
     set_modes(model, trained)
-    rows, width, tokens = 2, 120, flops.projector_rows(config)
+    rows, width = 2, 120
+    tokens = -(-flops.audio_positions(config.audio_config) // config.projector_stride)
     ids = torch.randint(3, 200, (rows, width))
     ids[:, 10 : 12 + tokens] = 299
     mask, response_mask = torch.ones_like(ids), torch.zeros_like(ids, dtype=torch.bool)
@@ -353,7 +354,7 @@ def test_estimate_of_activations_against_what_autograd_keeps(vlm, audio, attenti
     if vlm != "llava_onevision":
         inputs["mm_token_type_ids"] = torch.zeros_like(ids)
     measured = saved_bytes(model, lambda: model(**inputs, use_adapter=False).logits)
-    sizes = flops.InputSizes((width,) * rows, (), rows, rows)
+    sizes = flops.InputSizes((width,) * rows, (), rows, rows * tokens)
     trains_tower = "audio_tower" in trained
     estimate = memory.activation_bytes(config, sizes, None, 40, trains_tower, checkpointing, attention).saved
     if checkpointing:

@@ -26,12 +26,14 @@ def test_divergence_by_place_and_kind_padding_and_waiting(setup, tmp_path):
 
     run = tmp_path / "run"
     options = dict(prompts=KINDS, responses_per_clip=3, max_steps=6, logging_steps=2, report_to="tensorboard")
+    options["peak_tflops"] = 0.5
     train(stage1_values(*setup, run, **options))
     rows = read_metrics(run / "metrics.jsonl")
     for row in rows:
         names = {"kl_place_1", "kl_place_2_4", "kl_place_5_16", "kl_kind_mood", "kl_kind_scene", "grad_norm"}
         assert names <= row.keys() and "kl_place_17_64" not in row  # responses have 6 tokens at most
         assert 0 <= row["loader_wait"] <= 1 and 0 <= row["padding"] < 1
+        assert row["tflops"] > 0 and row["mfu"] == pytest.approx(row["tflops"] / 0.5, rel=1e-6)
         losses = [value for name, value in row.items() if name.startswith("kl_") and name.endswith("_loss")]
         # Each mean lies within what it is made of.
         places = [row[name] for name in ("kl_place_1", "kl_place_2_4", "kl_place_5_16")]

@@ -79,13 +79,15 @@ def process_environment(**changes: str) -> dict[str, str]:
     return os.environ | {"TOKENIZERS_PARALLELISM": "false", "PATH": path} | changes
 
 
+MACHINE = ("wall_s", "loader_wait", "padding", "tflops", "mfu")
+
+
 def losses_of(output_dir: Path) -> list[dict]:
     """Rows of metrics.jsonl without what depends on the machine and on the size of micro-batches."""
     from vaemotionllm.train.metrics import read_metrics
 
     return [
-        {k: v for k, v in row.items() if k not in ("wall_s", "loader_wait", "padding")}
-        for row in read_metrics(Path(output_dir) / "metrics.jsonl")
+        {k: v for k, v in row.items() if k not in MACHINE} for row in read_metrics(Path(output_dir) / "metrics.jsonl")
     ]
 
 

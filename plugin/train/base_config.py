@@ -55,6 +55,10 @@ class StageConfig(TrainingArguments):
         default=None,
         metadata={"help": "Run the LLM on the tokens alone, without padding; None = where FlashAttention is used."},
     )
+    peak_tflops: float | None = field(
+        default=None,
+        metadata={"help": "Dense peak of a device in the run's dtype, for MFU; None = its data sheet's, if known."},
+    )
     train_audio_projector: bool = field(default=True, metadata={"help": "Train the audio projector."})
     train_audio_tower: bool = field(default=False, metadata={"help": "Train the audio tower."})
     audio_tower_lr: float | None = field(
@@ -87,8 +91,9 @@ class StageConfig(TrainingArguments):
             raise InputError("`model_fields` shape a new model and cannot change `model`. Remove one of the two.")
         for name in ("num_frames", "max_audio_s", "per_device_train_batch_size", "gradient_accumulation_steps"):
             self._check_positive(name)
-        if self.max_clips is not None:
-            self._check_positive("max_clips")
+        for name in ("max_clips", "peak_tflops"):
+            if getattr(self, name) is not None:
+                self._check_positive(name)
         if self.learning_rate <= 0:
             self._check_positive("learning_rate")
         join_cpu_ranks(self)

@@ -74,18 +74,18 @@ class InputSizes:
     """What one forward pass is given.
 
     Args:
-        row_tokens: length of each row that the LLM runs on. Padded rows count at the batch's width; packed rows are
-            given one by one, because attention stays within each.
+        row_tokens: length of each row that the LLM runs on. Padded rows count at the batch's width, packed rows at
+            their own, because attention stays within each.
         grids: (frames, rows, columns) of patches of each picture or film in the vision tower's units: attention joins
             the patches of one frame. A tile of LLaVA-OneVision is a frame.
         tower_windows: audio windows that the tower encodes; 0 where its features come from a cache.
-        projector_windows: audio windows that the projector maps.
+        projector_tokens: audio tokens that the projector makes.
     """
 
     row_tokens: tuple[int, ...]
     grids: tuple[tuple[int, int, int], ...] = ()
     tower_windows: int = 0
-    projector_windows: int = 0
+    projector_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -97,28 +97,27 @@ class BatchSizes:
     response_tokens: int
 
 
-def batch_sizes(config: VAEmotionLLMConfig, batch: Mapping[str, Any]) -> BatchSizes:
+def batch_sizes(config: VAEmotionLLMConfig, batch: Mapping[str, Any], packing: bool = False) -> BatchSizes:
     """Sizes of a micro-batch of the stage-1 collator.
 
     Args:
         config: the model's config.
         batch: {"student": inputs} and, where the teacher runs, {"teacher": inputs}. Best before it is on the GPU:
             sizes of pictures are read from their tensors.
+        packing: whether the LLM runs without padding.
     """
     student, teacher = batch["student"], batch.get("teacher")
     return BatchSizes(
-        input_sizes(config, student),
-        None if teacher is None or "input_ids" not in teacher else input_sizes(config, teacher),
+        input_sizes(config, student, packing),
+        None if teacher is None else input_sizes(config, teacher, packing),
         int(student["response_mask"].sum()),
     )
 
 
-def input_sizes(config: VAEmotionLLMConfig, inputs: Mapping[str, Any]) -> InputSizes:
-    """Sizes of one forward pass from the model's inputs: padded rows, or packed ones with `cu_seq_lens_q`."""
+def input_sizes(config: VAEmotionLLMConfig, inputs: Mapping[str, Any], packing: bool = False) -> InputSizes:
+    """Sizes of one forward pass from the model's inputs, see `batch_sizes`."""
     rows, width = inputs["input_ids"].shape
-    row_tokens = (width,) * rows
-    if (ends := inputs.get("cu_seq_lens_q")) is not None:
-        row_tokens = tuple(ends.diff().tolist())
+    row_tokens = tuple(inputs["attention_mask"].sum(1).tolist()) if packing else (width,) * rows
     grids: list[tuple[int, int, int]] = []
     for kind in ("image", "video"):
         if f"{kind}_grid_thw" in inputs:
@@ -130,7 +129,7 @@ def input_sizes(config: VAEmotionLLMConfig, inputs: Mapping[str, Any]) -> InputS
         row_tokens=row_tokens,
         grids=tuple(grids),
         tower_windows=0 if features is None else features.shape[0],
-        projector_windows=0 if windows is None else windows.shape[0],
+        projector_tokens=0 if windows is None else int(windows.sum()),
     )
 
 
@@ -173,7 +172,7 @@ class ModelCosts:
         window: side of a window, in patches.
         tower: multiply-adds of an audio window; tower_first: of them those of the first convolution; tower_last: those
             of each layer's last linear layer; tower_layers: those of the layers.
-        projector: multiply-adds of an audio window.
+        projector: multiply-adds of an audio token.
         uncounted: parameters of the LLM whose cost is not known here (mixtures of experts).
     """
 
@@ -228,7 +227,7 @@ def model_costs(config: VAEmotionLLMConfig, model: nn.Module | None = None) -> M
         window_layers=layers - full_layers,
         # The window's side is rounded down to whole merged patches.
         window=window // vision.spatial_merge_size // vision.patch_size * vision.spatial_merge_size if window else 0,
-        projector=sum(_weights(module) for module in model.audio_projector.modules()) * projector_rows(config),
+        projector=sum(_weights(module) for module in model.audio_projector.modules()),
         uncounted=tuple(name for name, parameter in decoder.layers.named_parameters() if parameter.dim() > 2),
         **_tower_costs(config.audio_config, model.audio_tower),
     )
@@ -239,11 +238,6 @@ def audio_positions(audio_config) -> int:
     if audio_config.model_type == "whisper":
         return audio_config.max_source_positions
     return (audio_config.max_length - audio_config.patch_size) // audio_config.time_stride + 1
-
-
-def projector_rows(config: VAEmotionLLMConfig) -> int:
-    """Audio tokens that the projector computes for a window; those beyond the sound's end are dropped after it."""
-    return -(-audio_positions(config.audio_config) // config.projector_stride)
 
 
 def tower_length(audio_config) -> int:
@@ -350,8 +344,8 @@ def microbatch_flops(
             if trains and gradient_checkpointing
             else 0,
         )
-    if student.projector_windows:
-        forward = 2 * costs.projector * student.projector_windows
+    if student.projector_tokens:
+        forward = 2 * costs.projector * student.projector_tokens
         # Its norm comes first and is trained, so all of its linear layers need their input's gradient as well.
         parts["audio_projector"] = PartFlops(forward, (2 if "audio_projector" in trained else 1) * forward)
     if student.grids:

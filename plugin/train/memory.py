@@ -20,7 +20,7 @@ are fragmentation, CUDA's context and communication buffers: the plan keeps a re
 from dataclasses import dataclass
 
 from ..model.configuration_vaemotionllm import VAEmotionLLMConfig
-from .flops import InputSizes, projector_rows, tower_length
+from .flops import InputSizes, tower_length
 
 GIB = 2**30
 BF16, FP32 = 2, 4  # bytes
@@ -107,7 +107,7 @@ def activation_bytes(
     layers = text.num_hidden_layers
     kept = layers * BF16 * text.hidden_size * tokens + layer if gradient_checkpointing else layers * layer
     saved = kept + FP32 * text.hidden_size * tokens  # the final norm
-    saved += projector_bytes(config) * student.projector_windows
+    saved += projector_bytes(config) * student.projector_tokens
     if trains_tower:
         saved += tower_bytes(config.audio_config, gradient_checkpointing) * student.tower_windows
     vision, audio = config.vlm_config.vision_config, config.audio_config
@@ -145,10 +145,10 @@ def llm_layer_bytes(text, length: int, attention: str = "sdpa") -> int:
 
 
 def projector_bytes(config: VAEmotionLLMConfig) -> int:
-    """Bytes that autograd keeps of the projector for one audio window: inputs of norm, linear layers, activation."""
+    """Bytes that autograd keeps of the projector for one audio token: inputs of norm, linear layers, activation."""
     stacked = config.audio_config.hidden_size * config.projector_stride
     hidden = config.projector_hidden_size or config.get_text_config().hidden_size
-    return BF16 * projector_rows(config) * (2 * stacked + 2 * hidden)
+    return BF16 * (2 * stacked + 2 * hidden)
 
 
 def tower_bytes(audio, gradient_checkpointing: bool) -> int:

@@ -70,8 +70,8 @@ def make_plan(
         "cache_bytes": {
             "teacher": assumed.clips * config.responses_per_clip * assumed.response_tokens
             * model_config.get_text_config().hidden_size * memory.BF16,
-            "audio_features": assumed.clips * clip.audio_positions * model_config.audio_config.hidden_size
-            * memory.BF16,
+            "audio_features": assumed.clips * clip.projector_tokens * model_config.projector_stride
+            * model_config.audio_config.hidden_size * memory.BF16,
         },
     }  # fmt: skip
     plan["memory"]["configured"] = zero_stage or "0"

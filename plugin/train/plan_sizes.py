@@ -104,7 +104,7 @@ class ClipSizes:
 
     audio_tokens: int
     audio_windows: int
-    audio_positions: int  # of the audio tower, those that the sound fills, in whole strides of the projector
+    projector_tokens: int  # of them those that the projector makes, without the tokens around a window
     visual_tokens: int
     grids: tuple[tuple[int, int, int], ...]
 
@@ -126,7 +126,7 @@ def clip_sizes(config: VAEmotionLLMConfig, assumed: Assumptions, num_frames: int
     return ClipSizes(
         audio_tokens=num_placeholders(samples, window, per_token),
         audio_windows=len(windows),
-        audio_positions=sum(tokens_in_window(part, per_token) for part in windows) * config.projector_stride,
+        projector_tokens=sum(tokens_in_window(part, per_token) for part in windows),
         visual_tokens=visual_tokens,
         grids=grids,
     )
@@ -172,7 +172,7 @@ def batch_of(path: str, clip: ClipSizes, assumed: Assumptions, batch: int, teach
         row_tokens=(text + clip.audio_tokens + (clip.visual_tokens if sees else 0),) * batch,
         grids=clip.grids * batch if sees else (),
         tower_windows=clip.audio_windows * batch,
-        projector_windows=clip.audio_windows * batch,
+        projector_tokens=clip.projector_tokens * batch,
     )
     seeing = flops.InputSizes((text + clip.visual_tokens,) * batch, clip.grids * batch)
     return flops.BatchSizes(student, seeing if teacher else None, assumed.response_tokens * batch)

@@ -42,6 +42,7 @@ _FREE_FIELDS = {
     "teacher_cache",
     "cache_audio_features",
     "packing",
+    "peak_tflops",
     "attn_implementation",
 }
 _FIXED_LIBRARY_FIELDS = (

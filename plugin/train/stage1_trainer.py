@@ -2,6 +2,7 @@
 
 import torch
 
+from .flops import batch_sizes, microbatch_flops, model_costs
 from .losses import divergence
 from .stage_trainer import StageTrainer
 from .teacher import states_of
@@ -21,6 +22,7 @@ class Stage1Trainer(StageTrainer):
         self.kinds = sorted(kinds) if len(set(kinds)) > 1 else []
         names = [_place_name(place) for place in _PLACES] + [f"kl_kind_{kind}" for kind in self.kinds]
         super().__init__(*args, meters=names, **kwargs)
+        self.costs = model_costs(self.model.config)
 
     def loss_terms(self, model, batch, num_items):
         path, config = batch["path"], self.args
@@ -58,6 +60,10 @@ class Stage1Trainer(StageTrainer):
 
     def model_inputs(self, batch):
         return [batch[name] for name in ("student", "teacher") if name in batch]
+
+    def model_flops(self, batch):
+        sizes = batch_sizes(self.model.config, batch, self.packing)
+        return microbatch_flops(self.costs, sizes, self.trained_parts).model
 
     def count_targets(self, batch):
         return batch["token_weights"].sum()

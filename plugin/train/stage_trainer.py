@@ -18,6 +18,7 @@ from ..data.samplers import ScheduledBatchSampler
 from ..errors import ClipError, InputError, RankError
 from . import checkpoint
 from .distributed import barrier, sum_over_ranks
+from .flops import peak_tflops_of
 from .freezing import parameter_groups, set_modes
 from .losses import total
 from .metrics import EpochOfSampler, MetricsFile
@@ -53,9 +54,11 @@ class StageTrainer(Trainer):
         meters: Sequence[str] = (),
     ):
         self.trained_parts, self.learning_rates = tuple(trained_parts), learning_rates
-        self._meters = {name: torch.zeros(2, dtype=torch.float64) for name in ("loader_wait", "padding", *meters)}
+        names = ("loader_wait", "padding", "tflops", *meters)
+        self._meters = {name: torch.zeros(2, dtype=torch.float64) for name in names}
         self._step_ids: list[str] = []
-        self._last_fetch_s = time.monotonic()
+        self._step_flops = 0
+        self._last_fetch_s: float | None = None
         self._logged: dict[str, list[float]] = {}  # term -> [sum over steps, number of steps]
         self._step_terms: dict[str, torch.Tensor] = {}
         super().__init__(
@@ -65,6 +68,8 @@ class StageTrainer(Trainer):
         self.loss_is_scaled_for_ga = True
         attention = model.get_decoder().config._attn_implementation
         self.packing = "flash" in attention if args.packing is None else args.packing
+        device = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else "cpu"
+        self.peak_tflops = args.peak_tflops or peak_tflops_of(device)
         self.batch_sampler = ScheduledBatchSampler(
             train_dataset.groups, args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size,
             args.process_index, args.seed, **(sampler_options or {}),
@@ -101,13 +106,16 @@ class StageTrainer(Trainer):
         begin_s = time.monotonic()
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         now_s = time.monotonic()
-        self.observe("loader_wait", now_s - begin_s, now_s - self._last_fetch_s)
-        self._last_fetch_s = now_s
-        self._step_ids = []
+        if self._last_fetch_s is not None:
+            self.observe("loader_wait", now_s - begin_s, now_s - self._last_fetch_s)
+            if self._step_flops:
+                self.observe("tflops", self._step_flops / 1e12, now_s - self._last_fetch_s)
+        self._last_fetch_s, self._step_flops, self._step_ids = now_s, 0, []
         for batch in batches:
             if "error" in batch:
                 raise ClipError(batch["error"])
             self._step_ids += batch["ids"]
+            self._step_flops += self.model_flops(batch)
             for inputs in self.model_inputs(batch):
                 self._check_context(batch["ids"], inputs["attention_mask"].sum(1).tolist())
         targets = sum(self.count_targets(batch) for batch in batches)
@@ -116,6 +124,10 @@ class StageTrainer(Trainer):
     def model_inputs(self, batch: dict[str, Any]) -> list[dict[str, torch.Tensor]]:
         """The inputs of the model's calls for a batch."""
         raise NotImplementedError
+
+    def model_flops(self, batch: dict[str, Any]) -> int:
+        """FLOPs of a micro-batch, without recomputation; 0 where they are not counted."""
+        return 0
 
     def _check_context(self, ids: Sequence[str], lengths: Sequence[int]) -> None:
         limit = self.model.config.get_text_config().max_position_embeddings
@@ -202,6 +214,9 @@ class StageTrainer(Trainer):
                 if count > 0:
                     logs[name] = total_ / count
                 self._meters[name] = torch.zeros(2, dtype=torch.float64)
+            # Of each device, over the time on the wall, saving and waiting included.
+            if self.peak_tflops and "tflops" in logs:
+                logs["mfu"] = logs["tflops"] / self.peak_tflops
             # A term that belongs to one path is averaged over the steps that took the path.
             logs |= {name: value / steps for name, (value, steps) in sorted(self._logged.items())}
             self._logged = {}
