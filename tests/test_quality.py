@@ -107,7 +107,7 @@ def test_level_of_a_sound():
     assert level_dbfs(np.zeros(100, np.float32)) == SILENCE_DBFS
 
 
-def test_prompts_by_kind_have_other_words():
+def test_prompts_by_kind_have_other_words(tmp_path):
     source = prompt_source({"mood": ["Which mood?", "What mood is it?"], "scene": ["What happens?"]})
     rng = np.random.default_rng(0)
     drawn = source.draw(rng, 3)
@@ -117,6 +117,13 @@ def test_prompts_by_kind_have_other_words():
     assert source.other_words(rng, Prompt("scene", "What happens?")) is None
     assert prompt_source(["One?", "Two?"]).other_words(rng, Prompt("prompt", "One?")) is None
     assert prompt_source("nano").other_words(rng, prompt_source("nano").draw(rng, 1)[0]) is None
+    art = prompt_source("art")
+    assert len(art.kinds) >= 5 and all(len(texts) > 1 for texts in art.kinds.values())
+    file = tmp_path / "p.yaml"
+    file.write_text('mood: ["Which mood?"]')
+    assert prompt_source(str(file)).draw(rng, 1) == [Prompt("mood", "Which mood?")]
+    with pytest.raises(InputError, match="`prompts` is 'artt', not `nano` and no file of prompts: .*shipped: art"):
+        prompt_source("artt")
     with pytest.raises(InputError, match="`prompts.mood` holds 3; put prompts in quotes"):
         prompt_source({"mood": [3]})
     with pytest.raises(InputError, match="`prompts.mood` is 'x'; a list of prompts is needed"):

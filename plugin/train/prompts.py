@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import yaml
 
 from ..data.manifest import LABEL_FIELDS, Clip
 from ..errors import InputError
+from .config_file import shipped_file
 
 Instruction = Callable[[np.random.Generator, Clip], tuple[str, str]]
 
@@ -48,8 +50,9 @@ def prompt_source(prompts: str | Sequence[str] | Mapping[str, Sequence[str]]) ->
     """What stage 1 asks the teacher.
 
     Args:
-        prompts: kinds of questions, each with prompts that ask it in different words, `{mood: [...], scene: [...]}`;
-            a list of prompts, each of which asks something of its own; a text file with one a line; or `nano`.
+        prompts: kinds of questions, each with prompts that ask it in different words, `{mood: [...], scene: [...]}`,
+            or a YAML file with them, or the name of one that the package has (`art`); a list of prompts, each of which
+            asks something of its own, or a text file with one a line; or `nano`.
     """
     if prompts == "nano":
         from ..nano import language
@@ -61,16 +64,12 @@ def prompt_source(prompts: str | Sequence[str] | Mapping[str, Sequence[str]]) ->
             return [Prompt(*language.stage1_prompt(rng)) for _ in range(n)]
 
         return PromptSource(nano, {}, f"nano {digest}")
+    if isinstance(prompts, str):
+        prompts = _read_file(prompts)
     if isinstance(prompts, Mapping):
         kinds = {str(kind): _clean(texts, f"prompts.{kind}") for kind, texts in prompts.items()}
         lines = [Prompt(kind, text) for kind, texts in kinds.items() for text in texts]
     else:
-        if isinstance(prompts, str):
-            if not Path(prompts).is_file():
-                raise InputError(
-                    f"config field `prompts` is {prompts!r}: no such file, and not `nano`. Give a list or a file."
-                )
-            prompts = Path(prompts).read_text(encoding="utf-8").splitlines()
         kinds, lines = {}, [Prompt("prompt", text) for text in _clean(prompts, "prompts")]
 
     def draw(rng: np.random.Generator, n: int) -> list[Prompt]:
@@ -79,6 +78,22 @@ def prompt_source(prompts: str | Sequence[str] | Mapping[str, Sequence[str]]) ->
         return [lines[i] for i in order[:n]]
 
     return PromptSource(draw, kinds, json.dumps(lines, ensure_ascii=False))
+
+
+def _read_file(name: str) -> Any:
+    try:
+        file = shipped_file("prompts", name, (".yaml", ".yml"))
+    except InputError as error:
+        raise InputError(
+            f"config field `prompts` is {name!r}, not `nano` and not a file of prompts: {error}"
+        ) from None
+    text = file.read_text(encoding="utf-8")
+    if file.suffix not in (".yaml", ".yml"):
+        return text.splitlines()
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{file} is not valid YAML: {error}") from None
 
 
 def _clean(prompts: Any, field: str) -> list[str]:
