@@ -84,9 +84,7 @@ def _read_file(name: str) -> Any:
     try:
         file = shipped_file("prompts", name, (".yaml", ".yml"))
     except InputError as error:
-        raise InputError(
-            f"config field `prompts` is {name!r}, not `nano` and not a file of prompts: {error}"
-        ) from None
+        raise InputError(f"config field `prompts` is {name!r}, not `nano` and no file of prompts: {error}") from None
     text = file.read_text(encoding="utf-8")
     if file.suffix not in (".yaml", ".yml"):
         return text.splitlines()
