@@ -49,7 +49,14 @@ class StageConfig(TrainingArguments):
     cache_media: bool = field(
         default=False, metadata={"help": "Keep decoded features in memory (small data, many epochs)."}
     )
-    attn_implementation: str | None = field(default=None, metadata={"help": "Attention of the model; None = its own."})
+    attn_implementation: str | None = field(
+        default="auto",
+        metadata={"help": "Attention of the model; auto = flash_attention_4, 3 or 2 where usable, else sdpa."},
+    )
+    zero3_replicate_frozen: bool | None = field(
+        default=None,
+        metadata={"help": "ZeRO-3 keeps frozen weights whole on each GPU; None = where they take at most half of it."},
+    )
     train_audio_projector: bool = field(default=True, metadata={"help": "Train the audio projector."})
     train_audio_tower: bool = field(default=False, metadata={"help": "Train the audio tower."})
     audio_tower_lr: float | None = field(

@@ -19,3 +19,8 @@ def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
         tensor = tensor.clone()
         torch.distributed.all_reduce(tensor)
     return tensor
+
+
+def is_on_all_ranks(value: bool, device: torch.device) -> bool:
+    """Whether a statement holds on every rank; every rank must call it."""
+    return int(sum_over_ranks(torch.tensor(int(not value), device=device))) == 0

@@ -15,6 +15,7 @@ from ..data.samplers import ScheduledBatchSampler
 from ..errors import ClipError
 from . import checkpoint
 from .distributed import barrier, sum_over_ranks
+from .engine import keep_frozen_whole
 from .freezing import parameter_groups, set_modes
 from .losses import total
 from .metrics import EpochOfSampler, MetricsFile
@@ -145,6 +146,8 @@ class StageTrainer(Trainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.is_deepspeed_enabled:
             self.model_wrapped.save_checkpoint(output_dir, exclude_frozen_parameters=True)
+            if self.args.should_save:
+                checkpoint.record_trainable_shapes(self.model, Path(output_dir))
             if self.args.should_save and not isinstance(self.lr_scheduler, DeepSpeedSchedulerWrapper):
                 torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, SCHEDULER_NAME))
         else:
@@ -168,10 +171,14 @@ class StageTrainer(Trainer):
         checkpoint.load_trainable(self.model if model is None else model, Path(resume_from_checkpoint))
 
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
-        if resume_from_checkpoint is None or not self.is_deepspeed_enabled:
+        if not self.is_deepspeed_enabled:
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-        # The library loads strictly unless the model is a PeftModel; our checkpoints hold no frozen weights.
+        if resume_from_checkpoint is not None:
+            checkpoint.check_trainable_shapes(self.model, Path(resume_from_checkpoint))
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
-        deepspeed_load_checkpoint(self.model_wrapped, resume_from_checkpoint, load_module_strict=False)
-        self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        if resume_from_checkpoint is not None:
+            # The library loads strictly unless the model is a PeftModel; our checkpoints hold no frozen weights.
+            deepspeed_load_checkpoint(self.model_wrapped, resume_from_checkpoint, load_module_strict=False)
+            self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        keep_frozen_whole(self.model_wrapped)
         return prepared
