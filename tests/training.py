@@ -11,11 +11,11 @@ from media_files import write_world
 from tiny import make_vaemotionllm
 
 
-def make_model(folder: Path) -> Path:
+def make_model(folder: Path, **config_fields) -> Path:
     """A tiny VAEmotionLLM that answers by what it sees: with small random weights every KL is almost 0."""
     from vaemotionllm import VAEmotionLLMForConditionalGeneration
 
-    path = make_vaemotionllm(folder)
+    path = make_vaemotionllm(folder, **config_fields)
     model = VAEmotionLLMForConditionalGeneration.from_pretrained(path)
     decoder = model.get_decoder()
     with torch.no_grad():
