@@ -12,6 +12,7 @@ from ..errors import InputError
 COMMANDS = {
     "init": "bolt an audio encoder onto a vision-language model: the model that stage 1 teaches to hear",
     "train": "train stage 1 (VG-Align) or stage 2 (EmoAdapter) from a YAML config",
+    "export": "make a model folder from a checkpoint of a training run",
     "nano": "build the embedded default: the procedural art world, its benchmark and its backbone",
     "benchmark": "choose the data set that the lmms-eval tasks `artemo` read",
     "evaluate-va": "measure valence and arousal on each path of a benchmark's clips",

@@ -265,15 +265,19 @@ def trained_parts(config: StageConfig) -> list[str]:
     return [part for part, is_trained in wanted.items() if is_trained]
 
 
+def keep_trained_in_float32(model: torch.nn.Module) -> None:
+    """Hold what is trained in float32: in half precision an optimizer's small steps are lost."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
 def make_trainer(config: StageConfig, model, processor, dataset: ClipDataset, collator) -> StageTrainer:
     """The trainer of the config's stage, with everything frozen that it does not train."""
     parts = trained_parts(config)
     freeze_all_but(model, parts)
-    if model.dtype != torch.float32 and not config.deepspeed:
-        # Optimizer steps are lost in half precision; engines keep a float32 copy of their own.
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
+    if not config.deepspeed:  # engines keep a float32 copy of their own
+        keep_trained_in_float32(model)
     trained, everything = count(p for p in model.parameters() if p.requires_grad), count(model.parameters())
     logger.info("Training %s of %s parameters (%s).", f"{trained:,}", f"{everything:,}", ", ".join(parts))
     learning_rates = {
