@@ -202,7 +202,7 @@ def test_from_backbone_keeps_the_weights_of_both_halves(folder, family, model):
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_from_backbone_keeps_the_attention_in_every_part(tmp_path, attention):
-    vlm, audio = make_vlm("qwen2_5_vl", tmp_path), make_audio("whisper", tmp_path)
+    vlm, audio = tiny.make_vlm("qwen2_5_vl", tmp_path), tiny.make_audio("whisper", tmp_path)
     model = VAEmotionLLMForConditionalGeneration.from_backbone(vlm, audio, attn_implementation=attention)
     layers = (model.get_decoder().layers[0].self_attn, model.vlm.model.visual.blocks[0].attn,
               model.audio_tower.layers[0].self_attn)  # fmt: skip

@@ -88,6 +88,6 @@ def losses_of(output_dir: Path) -> list[dict]:
     ]
 
 
-def make_setup(folder: Path, clips: int = 12) -> tuple[Path, Path]:
+def make_setup(folder: Path, clips: int = 12, **config_fields) -> tuple[Path, Path]:
     """(model folder, manifest)"""
-    return make_model(folder / "models"), write_world(folder / "world", clips=clips)
+    return make_model(folder / "models", **config_fields), write_world(folder / "world", clips=clips)

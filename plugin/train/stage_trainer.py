@@ -15,7 +15,7 @@ from ..data.samplers import ScheduledBatchSampler
 from ..errors import ClipError
 from . import checkpoint
 from .distributed import barrier, sum_over_ranks
-from .engine import keep_frozen_whole
+from .engine import prepare_engine
 from .freezing import parameter_groups, set_modes
 from .losses import total
 from .metrics import EpochOfSampler, MetricsFile
@@ -180,5 +180,5 @@ class StageTrainer(Trainer):
             # The library loads strictly unless the model is a PeftModel; our checkpoints hold no frozen weights.
             deepspeed_load_checkpoint(self.model_wrapped, resume_from_checkpoint, load_module_strict=False)
             self._load_optimizer_and_scheduler(resume_from_checkpoint)
-        keep_frozen_whole(self.model_wrapped)
+        prepare_engine(self.model_wrapped)
         return prepared
