@@ -72,3 +72,18 @@ def test_the_dtype_of_the_weights_is_read_from_the_config(tmp_path):
     config.dtype = None
     config.get_text_config().dtype = torch.bfloat16
     assert attention.weights_dtype(config) == torch.bfloat16
+
+
+def test_the_command_shows_the_attention_once(tmp_path, capsys):
+    from training import make_setup, stage1_values, write_config
+
+    from vaemotionllm.cli.main import main
+
+    values = stage1_values(*make_setup(tmp_path), tmp_path / "run", max_steps=1)
+    file = str(write_config(tmp_path / "c.yaml", values))
+    assert main(["train", "--config", file]) == 0
+    error = capsys.readouterr().err
+    assert error.count("Attention: sdpa (vlm), sdpa (audio tower).\n") == error.count("Attention: ") == 1
+    if not torch.cuda.is_available():
+        assert main(["train", "--config", file, "attn_implementation=flash_attention_3", "overwrite=true"]) == 2
+        assert "package flash-attn-3" in capsys.readouterr().err
