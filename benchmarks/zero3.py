@@ -196,25 +196,28 @@ def benchmark(folder: Path, seed: int) -> dict:
 
     rng = random.Random(seed)
     step, rank = rng.randrange(SAVE_STEPS + 1, STEPS - 1), rng.randrange(2)
-    short = {"max_steps": COUNTED_STEPS, "save_steps": STEPS}
-    whole = {"deepspeed": replicated, "zero3_replicate_frozen": True}
     runs = {
         "teacher online": values("online"),
-        "teacher online, frozen weights replicated": values("replicated", **short, **whole),
+        # The one in which a rank is killed: its gathers are those after it went on.
+        "teacher online, frozen weights replicated": values(
+            "killed", deepspeed=replicated, zero3_replicate_frozen=True
+        ),
     }
     if "teacher_cache" in {field.name for field in dataclasses.fields(Stage1Config)}:
+        short = {"max_steps": COUNTED_STEPS, "save_steps": STEPS}
         runs["teacher cached"] = values("cached", **short, teacher_cache=str(folder / "cache"))
-    for name, run in runs.items():
-        train(folder, name, run)
-    killed = values("killed")
+    whole, killed = runs["teacher online"], runs["teacher online, frozen weights replicated"]
     kill_a_rank(folder, "killed", killed, step, rank)
-    train(folder, "killed", killed)
-    expected, found = metrics(runs["teacher online"]), metrics(killed)
+    for run in runs.values():
+        train(folder, Path(run["output_dir"]).name, run)
+    expected, found = metrics(whole), metrics(killed)
     if [row["step"] for row in expected] != [row["step"] for row in found]:
         raise SystemExit("the resumed run did not log the same steps.")
     return {
-        "gathers_per_layer": {name: gathers_per_layer(counts_file(folder, name)) for name in runs},
-        "checkpoint_ratio": round(checkpoint_ratio(folder / "online"), 4),
+        "gathers_per_layer": {
+            name: gathers_per_layer(counts_file(folder, Path(run["output_dir"]).name)) for name, run in runs.items()
+        },
+        "checkpoint_ratio": round(checkpoint_ratio(Path(whole["output_dir"])), 4),
         "killed_rank": rank,
         "killed_after_step": step,
         "resume_max_abs_difference": max(abs(a["loss"] - b["loss"]) for a, b in zip(expected, found)),

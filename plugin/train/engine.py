@@ -164,3 +164,22 @@ def keep_frozen_whole(engine) -> int:
 
     offload.partition_all_parameters = partition_all_others
     return len(frozen)
+
+
+def save_engine(engine, folder: str) -> None:
+    """Write an engine's checkpoint: what is trained, its optimizer, and no frozen parameter.
+
+    DeepSpeed leaves out a frozen parameter under its first name only; where weights are tied, as those of many heads
+    are to the embedding, the others would be written in full.
+    """
+    frozen = [name for name, p in engine.module.named_parameters(remove_duplicate=False) if not p.requires_grad]
+
+    def drop_frozen(module, state_dict, prefix, metadata):
+        for name in frozen:
+            state_dict.pop(name, None)
+
+    hook = engine.module.register_state_dict_post_hook(drop_frozen)
+    try:
+        engine.save_checkpoint(folder, exclude_frozen_parameters=True)
+    finally:
+        hook.remove()

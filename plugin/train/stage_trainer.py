@@ -15,7 +15,7 @@ from ..data.samplers import ScheduledBatchSampler
 from ..errors import ClipError
 from . import checkpoint
 from .distributed import barrier, sum_over_ranks
-from .engine import prepare_engine
+from .engine import prepare_engine, save_engine
 from .freezing import parameter_groups, set_modes
 from .losses import total
 from .metrics import EpochOfSampler, MetricsFile
@@ -145,7 +145,7 @@ class StageTrainer(Trainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.is_deepspeed_enabled:
-            self.model_wrapped.save_checkpoint(output_dir, exclude_frozen_parameters=True)
+            save_engine(self.model_wrapped, output_dir)
             if self.args.should_save:
                 checkpoint.record_trainable_shapes(self.model, Path(output_dir))
             if self.args.should_save and not isinstance(self.lr_scheduler, DeepSpeedSchedulerWrapper):

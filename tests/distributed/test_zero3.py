@@ -109,14 +109,27 @@ def test_export_of_a_sharded_checkpoint_is_the_finished_model(runs, values_of, t
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def assert_holds_no_frozen_weight(run):
+    """By name: a tied head must not hide under its second one."""
+    trained = {name for file in run.glob("checkpoint-*/trainable.json") for name, _ in json.loads(file.read_text())}
+    files = list(run.glob("checkpoint-*/global_step*/*model_states.pt"))
+    assert files and trained
+    for file in files:
+        state = torch.load(file, weights_only=False)
+        assert not state["frozen_param_fragments"]
+        assert {name for name in state["module"] if name not in state["buffer_names"]} == trained
+
+
 def test_a_checkpoint_holds_trained_weights_and_optimizer_only(runs):
     for values_of in (stage1_values, stage2_values):
         assert benchmark.checkpoint_ratio(runs(values_of)[1]) < 1.1
+        assert_holds_no_frozen_weight(runs(values_of)[1])
 
 
 def test_a_rank_that_is_killed_ends_the_launch_and_the_run_goes_on_as_if_it_had_not_been(setup, runs, tmp_path):
     expected = losses_of(runs(stage1_values)[1])
-    values = stage1_values(*setup, tmp_path / "run", **OPTIONS)
+    # With frozen weights replicated: that changes neither a loss nor what a checkpoint holds.
+    values = stage1_values(*setup, tmp_path / "run", **OPTIONS, deepspeed="zero3", zero3_replicate_frozen=True)
     step, rank = random.randrange(5, 9), random.randrange(2)
     launcher, words = launch_words(tmp_path, values)
     process = subprocess.Popen(
@@ -137,6 +150,7 @@ def test_a_rank_that_is_killed_ends_the_launch_and_the_run_goes_on_as_if_it_had_
     result = launch(tmp_path, values)
     assert result.returncode == 0, (step, rank, result.stderr[-4000:])
     assert_same_losses(expected, losses_of(tmp_path / "run"))
+    assert_holds_no_frozen_weight(tmp_path / "run")
 
 
 def test_a_checkpoint_of_other_parameters_is_refused_by_all_ranks(setup, runs, tmp_path):
@@ -159,7 +173,7 @@ def gathers(setup, tmp_path_factory):
     }
     for name, zero in variants.items():
         values = stage2_values(
-            *setup, folder / name, max_steps=6, save_steps=3, lora=None, per_device_train_batch_size=2,
+            *setup, folder / name, max_steps=6, save_steps=6, lora=None, per_device_train_batch_size=2,
             deepspeed=benchmark.deepspeed_config(folder, name, **zero),
             zero3_replicate_frozen=True if name == "replicated" else None,
         )  # fmt: skip
@@ -197,6 +211,7 @@ def test_bf16_accumulation_and_gradient_checkpointing_follow_one_process(setup, 
     for left, right in zip(one, two):
         # bf16 weights there, float32 weights under autocast here.
         assert left["loss"] == pytest.approx(right["loss"], rel=0.1), (left["step"], engine)
+    assert_holds_no_frozen_weight(tmp_path / "two")
 
 
 def test_bad_input_ends_all_ranks_with_code_2_and_one_line(setup, tmp_path):
