@@ -74,50 +74,20 @@ def fits(frozen_bytes: int, device_bytes: int) -> bool:
     return frozen_bytes <= _REPLICATED_SHARE * device_bytes
 
 
-def prepare_engine(engine) -> None:
-    """Make an engine whose checkpoint is loaded ready for training: see `keep_frozen_whole` and `TraceByMedia`.
-
-    Both are for ZeRO-3 and know the inside of DeepSpeed 0.19. Where an engine looks different nothing is changed,
-    which costs time and no correctness.
-    """
+def is_zero3(engine) -> bool:
+    """Whether an engine shards its parameters, in the way of DeepSpeed 0.19, whose inside this package knows."""
     offload = getattr(engine.optimizer, "parameter_offload", None)
     if offload is None:
-        return  # not ZeRO-3
+        return False
     known = (
         hasattr(engine.optimizer, "persistent_parameters")
         and hasattr(offload, "partition_all_parameters")
         and hasattr(offload.get_param_coordinator(), "_invalidate_trace")
     )
     if not known:
+        # It costs time, and no correctness as long as all ranks' batches hold the same media.
         logger.warning("This version of DeepSpeed is not known: ZeRO-3 may gather weights more often than it must.")
-        return
-    keep_frozen_whole(engine)
-    hook = TraceByMedia(offload.get_param_coordinator())
-    # Before DeepSpeed's own hook, which opens the next trace.
-    engine.module.register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
-
-
-class TraceByMedia:
-    """Forward pre-hook: a batch with other media than the one before begins a new trace of the modules.
-
-    ZeRO-3 prefetches weights by the order in which modules ran last time. Where a step takes another path through the
-    model it would notice in the middle of it, with weights of the wrong path already gathered, and gather them again.
-
-    Args:
-        coordinator: ZeRO-3's `PartitionedParameterCoordinator`.
-    """
-
-    def __init__(self, coordinator):
-        self.coordinator, self.last = coordinator, None
-
-    def __call__(self, module, args, kwargs):
-        given = [name for name, value in kwargs.items() if value is not None]
-        # Pictures and films take the same way through the vision tower.
-        media = "input_features" in given, sum(name.startswith("pixel_values") for name in given)
-        path = (*media, torch.is_grad_enabled())
-        if path != self.last and not self.coordinator.is_invalid_trace():
-            self.coordinator._invalidate_trace()
-        self.last = path
+    return known
 
 
 def keep_frozen_whole(engine) -> int:
@@ -128,7 +98,7 @@ def keep_frozen_whole(engine) -> int:
     they are taken out of both.
 
     Args:
-        engine: a DeepSpeed engine at ZeRO-3, whose checkpoint is already loaded.
+        engine: a DeepSpeed engine for which `is_zero3` holds, whose checkpoint is already loaded.
 
     Returns:
         Number of parameters that are kept whole.

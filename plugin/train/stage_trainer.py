@@ -15,10 +15,11 @@ from ..data.samplers import ScheduledBatchSampler
 from ..errors import ClipError
 from . import checkpoint
 from .distributed import barrier, sum_over_ranks
-from .engine import prepare_engine, save_engine
+from .engine import is_zero3, keep_frozen_whole, save_engine
 from .freezing import parameter_groups, set_modes
 from .losses import total
 from .metrics import EpochOfSampler, MetricsFile
+from .same_modules import SameModules
 
 
 class StageTrainer(Trainer):
@@ -48,6 +49,8 @@ class StageTrainer(Trainer):
             train_dataset.groups, args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size,
             args.process_index, args.seed,
         )  # fmt: skip
+        hears = bool({"audio_projector", "audio_tower"} & set(trained_parts))
+        self.same_modules = SameModules(model, processing_class, hears)
         self.add_callback(EpochOfSampler(self.batch_sampler))
         self.add_callback(MetricsFile(Path(args.output_dir) / "metrics.jsonl"))
 
@@ -172,6 +175,7 @@ class StageTrainer(Trainer):
 
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
         if not self.is_deepspeed_enabled:
+            self.same_modules.attach()
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         if resume_from_checkpoint is not None:
             checkpoint.check_trainable_shapes(self.model, Path(resume_from_checkpoint))
@@ -180,5 +184,9 @@ class StageTrainer(Trainer):
             # The library loads strictly unless the model is a PeftModel; our checkpoints hold no frozen weights.
             deepspeed_load_checkpoint(self.model_wrapped, resume_from_checkpoint, load_module_strict=False)
             self._load_optimizer_and_scheduler(resume_from_checkpoint)
-        prepare_engine(self.model_wrapped)
+        if is_zero3(self.model_wrapped):
+            keep_frozen_whole(self.model_wrapped)
+            self.same_modules.attach(self.model_wrapped)
+        else:
+            self.same_modules.attach()
         return prepared

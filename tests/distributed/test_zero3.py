@@ -15,6 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from vaemotionllm.cli.main import main
+
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
 import zero3 as benchmark  # noqa: E402
@@ -100,8 +102,6 @@ def test_two_ranks_follow_one_process(runs, values_of):
 
 @pytest.mark.parametrize("values_of", [stage1_values, stage2_values])
 def test_export_of_a_sharded_checkpoint_is_the_finished_model(runs, values_of, tmp_path):
-    from vaemotionllm.cli.main import main
-
     _, two = runs(values_of)
     assert main(["export", str(two), "--out", str(tmp_path / "out")]) == 0
     first, second = load_file(tmp_path / "out" / "model.safetensors"), load_file(two / "model.safetensors")
@@ -212,6 +212,12 @@ def test_bf16_accumulation_and_gradient_checkpointing_follow_one_process(setup, 
         # bf16 weights there, float32 weights under autocast here.
         assert left["loss"] == pytest.approx(right["loss"], rel=0.1), (left["step"], engine)
     assert_holds_no_frozen_weight(tmp_path / "two")
+    # The checkpoint has kept in float32 what the model was saved in bf16 of.
+    assert main(["export", str(tmp_path / "two"), "--out", str(tmp_path / "out")]) == 0
+    exported = load_file(tmp_path / "out" / "model.safetensors")
+    saved = load_file(tmp_path / "two" / "model.safetensors")
+    assert exported.keys() == saved.keys()
+    assert all(torch.equal(exported[name].to(saved[name].dtype), saved[name]) for name in saved)
 
 
 def test_bad_input_ends_all_ranks_with_code_2_and_one_line(setup, tmp_path):
