@@ -224,6 +224,15 @@ def test_from_backbone_keeps_the_weights_of_both_halves(folder, family, model):
         assert all(torch.equal(value, theirs[key]) for key, value in ours.state_dict().items())
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_from_backbone_keeps_the_attention_in_every_part(tmp_path, attention):
+    vlm, audio = tiny.make_vlm("qwen2_5_vl", tmp_path), tiny.make_audio("whisper", tmp_path)
+    model = VAEmotionLLMForConditionalGeneration.from_backbone(vlm, audio, attn_implementation=attention)
+    layers = (model.get_decoder().layers[0].self_attn, model.vlm.model.visual.blocks[0].attn,
+              model.audio_tower.layers[0].self_attn)  # fmt: skip
+    assert [layer.config._attn_implementation for layer in layers] == [attention] * 3
+
+
 def test_audio_spectrogram_transformer_is_an_audio_tower_too(tmp_path):
     folder = tiny.make_vaemotionllm(tmp_path, audio="ast")
     model = AutoModel.from_pretrained(folder).eval()

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = {"plugin": "vaemotionllm", "patches": "vaemotionllm/patches", "eval_tasks": "vaemotionllm/eval_tasks",
            "configs": "vaemotionllm/configs"}  # fmt: skip
-DATA = ("*.yaml", "*.json", "*.jinja", "_default_template_yaml")
+DATA = ("*.yaml", "*.json", "*.jinja", "*.sh", "hostfile", "_default_template_yaml")
 STARTUP = "vaemotionllm_startup.pth"
 
 
@@ -67,7 +67,8 @@ def test_the_wheel_holds_every_module_and_data_file(wheel):
         for path in (ROOT / folder).rglob(pattern)
         if "__pycache__" not in path.parts
     }
-    assert any(name.endswith(".jinja") for name in expected) and any(name.endswith(".yaml") for name in expected)
+    for suffix in (".jinja", ".yaml", "launch/slurm.sh", "launch/hostfile"):
+        assert any(name.endswith(suffix) for name in expected)
     assert expected <= names, sorted(expected - names)
     top = {name.partition("/")[0] for name in names}
     assert {name for name in top if not name.endswith(".dist-info")} == {"vaemotionllm", STARTUP}

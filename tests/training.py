@@ -11,11 +11,11 @@ from media_files import write_world
 from tiny import make_vaemotionllm
 
 
-def make_model(folder: Path) -> Path:
+def make_model(folder: Path, **config_fields) -> Path:
     """A tiny VAEmotionLLM that answers by what it sees: with small random weights every KL is almost 0."""
     from vaemotionllm import VAEmotionLLMForConditionalGeneration
 
-    path = make_vaemotionllm(folder)
+    path = make_vaemotionllm(folder, **config_fields)
     model = VAEmotionLLMForConditionalGeneration.from_pretrained(path)
     decoder = model.get_decoder()
     with torch.no_grad():
@@ -91,6 +91,6 @@ def losses_of(output_dir: Path) -> list[dict]:
     ]
 
 
-def make_setup(folder: Path, clips: int = 12) -> tuple[Path, Path]:
+def make_setup(folder: Path, clips: int = 12, **config_fields) -> tuple[Path, Path]:
     """(model folder, manifest)"""
-    return make_model(folder / "models"), write_world(folder / "world", clips=clips)
+    return make_model(folder / "models", **config_fields), write_world(folder / "world", clips=clips)

@@ -1,12 +1,10 @@
 """`vaemotionllm init`: bolts an audio encoder onto a vision-language model and saves the untrained whole."""
 
 import argparse
-import os
-import shutil
-import tempfile
 from pathlib import Path
 
 from ..errors import InputError
+from ..paths import check_new, new_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,8 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     out = Path(args.out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"--out {out} exists and is not an empty folder; name a new one or remove it")
+    check_new(out, "--out")  # before the model is made
     from ..train.config_file import parse_overrides, read_config
 
     like = read_config(args.like) if args.like else {}
@@ -48,27 +45,12 @@ def run(args: argparse.Namespace) -> int:
         model = VAEmotionLLMForConditionalGeneration.from_backbone(args.vlm, args.audio, **fields)
     except (OSError, ValueError) as error:
         raise InputError(f"--vlm {args.vlm} and --audio {args.audio} do not make a model: {error}") from error
-    out.parent.mkdir(parents=True, exist_ok=True)
-    # Written beside the target and renamed, so that a folder under the final name is always whole.
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
+    with new_folder(out, "--out") as partial:
         model.save_pretrained(partial)
         processor.save_pretrained(partial)
-        os.chmod(partial, 0o777 & ~_umask())
-        if out.exists():
-            out.rmdir()
-        os.replace(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(
         f"{out}: {parameters / 1e6:.2f} M parameters, of which audio tower "
         f"{sum(p.numel() for p in model.audio_tower.parameters()) / 1e6:.2f} M, not yet trained to hear"
     )
     return 0
-
-
-def _umask() -> int:
-    value = os.umask(0)
-    os.umask(value)
-    return value

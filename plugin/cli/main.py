@@ -14,6 +14,7 @@ COMMANDS = {
     "cache-teacher": "ask the teacher of stage 1 once, so that training need not run it in each step",
     "plan": "say what a stage-1 run will need: parameters, memory, FLOPs, clips a second, disk",
     "train": "train stage 1 (VG-Align) or stage 2 (EmoAdapter) from a YAML config",
+    "export": "make a model folder from a checkpoint of a training run",
     "inspect": "show what teacher and student expect at each token of a clip's response",
     "nano": "build the embedded default: the procedural art world, its benchmark and its backbone",
     "benchmark": "choose the data set that the lmms-eval tasks `artemo` read",

@@ -1,6 +1,8 @@
 """`vaemotionllm train`: run a training stage from a YAML config, in one process or under a launcher."""
 
 import argparse
+import contextlib
+import logging
 import sys
 
 from ..errors import InputError
@@ -40,13 +42,30 @@ def run(args: argparse.Namespace) -> int:
     from ..train import run as training
 
     config = build_config(training.CONFIGS[stage], values)
-    outcome = training.run(config)
+    with shown_log(config.process_index == 0):
+        outcome = training.run(config)
     if config.process_index == 0:
         if outcome == "finished":
             print(f"{config.output_dir} already holds the finished run; overwrite=true trains again.")
         else:
             print(f"Stage {stage} is finished: {config.output_dir}")
     return 0
+
+
+@contextlib.contextmanager
+def shown_log(main_process: bool):
+    """Shows what the library logs as plain lines on stderr; ranks other than the first show warnings only."""
+    library = logging.getLogger("vaemotionllm")
+    handler, before = logging.StreamHandler(), library.level
+    handler.setLevel(logging.INFO if main_process else logging.WARNING)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    library.addHandler(handler)
+    library.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        library.removeHandler(handler)
+        library.setLevel(before)
 
 
 def print_fields() -> None:

@@ -161,6 +161,8 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             audio_config=AutoConfig.from_pretrained(audio),
             audio_token_id=add_audio_token(tokenizer),
             dtype=backbone.dtype,
+            # A new config sets its own attention on the backbone's, which is a part of it: None would mean eager.
+            attn_implementation=backbone.config._attn_implementation,
             **config_fields,
         )
         model = cls(config, vlm=backbone, audio_tower=tower).to(backbone.dtype)

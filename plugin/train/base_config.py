@@ -50,7 +50,10 @@ class StageConfig(TrainingArguments):
     cache_media: bool = field(
         default=False, metadata={"help": "Keep decoded features in memory (small data, many epochs)."}
     )
-    attn_implementation: str | None = field(default=None, metadata={"help": "Attention of the model; None = its own."})
+    attn_implementation: str | None = field(
+        default="auto",
+        metadata={"help": "Attention of the model; auto = flash_attention_4, 3 or 2 where usable, else sdpa."},
+    )
     packing: bool | None = field(
         default=None,
         metadata={"help": "Run the LLM on the tokens alone, without padding; None = where FlashAttention is used."},
@@ -58,6 +61,10 @@ class StageConfig(TrainingArguments):
     peak_tflops: float | None = field(
         default=None,
         metadata={"help": "Dense peak of a device in the run's dtype, for MFU; None = its data sheet's, if known."},
+    )
+    zero3_replicate_frozen: bool | None = field(
+        default=None,
+        metadata={"help": "ZeRO-3 keeps frozen weights whole on each GPU; None = where they take at most half of it."},
     )
     train_audio_projector: bool = field(default=True, metadata={"help": "Train the audio projector."})
     train_audio_tower: bool = field(default=False, metadata={"help": "Train the audio tower."})

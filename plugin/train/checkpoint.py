@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 COMPLETE = "complete.json"
 FINISHED = "finished.json"
 TRAINABLE = "trainable.safetensors"
+TRAINABLE_SHAPES = "trainable.json"
 RUN_CONFIG = "run.json"
 
 
@@ -79,22 +80,69 @@ def save_trainable(model: torch.nn.Module, folder: Path) -> None:
 
 
 def load_trainable(model: torch.nn.Module, folder: Path) -> None:
-    """Load what `save_trainable` wrote: every trainable parameter must be there, and nothing else.
+    """Load what `save_trainable` wrote: every trainable parameter must be there in its shape, and nothing else.
 
     Raises:
-        InputError: naming keys that are missing or unknown.
+        InputError: naming keys that are missing, unknown or of another shape.
     """
     tensors = load_file(folder / TRAINABLE)
-    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    missing, unknown = sorted(parameters.keys() - tensors.keys()), sorted(tensors.keys() - parameters.keys())
+    compare_shapes(folder, {name: list(tensor.shape) for name, tensor in tensors.items()}, trainable_shapes(model))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(tensors[name])
+
+
+def trainable_shapes(model: torch.nn.Module) -> dict[str, list[int]]:
+    """Name -> whole shape of each trained parameter, also of those that ZeRO-3 has sharded."""
+    return {
+        name: list(getattr(parameter, "ds_shape", parameter.shape))
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def record_trainable_shapes(model: torch.nn.Module, folder: Path) -> None:
+    """Write beside an engine's own files what they hold: the engine stores flat shards, which have no names.
+
+    A list keeps the order of the parameters, which decides their places in the shards.
+    """
+    write_json(folder / TRAINABLE_SHAPES, list(trainable_shapes(model).items()))
+
+
+def check_trainable_shapes(model: torch.nn.Module, folder: Path) -> None:
+    """Compare what `record_trainable_shapes` wrote with the model: the same parameters, shapes and order.
+
+    Raises:
+        InputError: naming what differs, or the file where it is missing.
+    """
+    file = folder / TRAINABLE_SHAPES
+    if not file.is_file():
+        raise InputError(f"{folder} has no {TRAINABLE_SHAPES}, so it is no engine's checkpoint of this package.")
+    found = dict(json.loads(file.read_text()))
+    wanted = trainable_shapes(model)
+    compare_shapes(folder, found, wanted)
+    if list(found) != list(wanted):
+        raise InputError(
+            f"{folder} holds the parameters of this run in another order, and an engine's checkpoint is read by "
+            "order. Go on with the version that wrote it, or start again with overwrite=true."
+        )
+
+
+def compare_shapes(folder: Path, found: dict[str, list[int]], wanted: dict[str, list[int]]) -> None:
+    """Raise an InputError unless a checkpoint holds exactly the wanted parameters in their shapes."""
+    missing, unknown = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
     if missing or unknown:
         raise InputError(
             f"{folder} does not fit this run: missing {missing[:3] or 'nothing'}, unknown {unknown[:3] or 'nothing'}. "
             "What is trained has changed; take another output_dir or overwrite=true."
         )
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(tensors[name])
+    for name, shape in wanted.items():
+        if found[name] != shape:
+            raise InputError(
+                f"{folder} does not fit this run: {name} is {found[name]} there and {shape} here. The model has "
+                "changed; take another output_dir or overwrite=true."
+            )
 
 
 def inspect_output(output_dir: Path, settings: dict[str, Any], overwrite: bool) -> str:

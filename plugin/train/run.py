@@ -14,9 +14,11 @@ from ..data.manifest import Clip, read_manifest
 from ..data.samplers import path_of_step
 from ..errors import InputError
 from . import checkpoint, stage1_data
+from .attention import attention_candidates, weights_dtype
 from .base_config import StageConfig
 from .config_file import own_fields
 from .distributed import barrier
+from .engine import fill_sizes
 from .freezing import add_lora, count, freeze_all_but, merge_lora
 from .prompts import instruction_source, prompt_source
 from .stage1_config import Stage1Config
@@ -44,6 +46,7 @@ _FREE_FIELDS = {
     "packing",
     "peak_tflops",
     "attn_implementation",
+    "zero3_replicate_frozen",
 }
 _FIXED_LIBRARY_FIELDS = (
     "seed",
@@ -149,35 +152,11 @@ def load_model(config: StageConfig):
     Raises:
         InputError: a folder that is not there or lacks its config.
     """
-    from transformers import set_seed
-    from transformers.integrations import deepspeed as hf_deepspeed
-
-    from ..model.modeling_vaemotionllm import VAEmotionLLMForConditionalGeneration as Model
-    from ..model.processing_vaemotionllm import VAEmotionLLMProcessor as Processor
-
-    for name in ("model", "vlm", "audio"):
-        check_folder(name, getattr(config, name))
-    set_seed(config.seed)  # the projector's first weights
-    options = {"attn_implementation": config.attn_implementation} if config.attn_implementation else {}
-    reference, hf_deepspeed._hf_deepspeed_config_weak_ref = hf_deepspeed._hf_deepspeed_config_weak_ref, None
-    try:
-        if config.model is not None:
-            model = Model.from_pretrained(config.model, dtype="auto", **options)
-            processor = Processor.from_pretrained(config.model)
-            # What the model is trained with is what its processor gives to those who load it.
-            processor.num_frames, processor.max_audio_s = config.num_frames, config.max_audio_s
-        else:
-            fields = config.model_fields or {}
-            model = Model.from_backbone(config.vlm, config.audio, **options, **fields)
-            stride = {"projector_stride": fields["projector_stride"]} if "projector_stride" in fields else {}
-            processor = Processor.from_backbone(
-                config.vlm, config.audio, max_audio_s=config.max_audio_s, num_frames=config.num_frames, **stride
-            )
-    except (OSError, ValueError, TypeError) as error:
-        where = config.model or f"{config.vlm} and {config.audio}"
-        raise InputError(f"cannot load a model from {where}: {error}") from error
-    finally:
-        hf_deepspeed._hf_deepspeed_config_weak_ref = reference
+    model, processor = load_untrained(config)
+    if is_main(config):
+        towers = {"vlm": model.vlm, "audio tower": model.audio_tower}
+        used = ", ".join(f"{tower.config._attn_implementation} ({name})" for name, tower in towers.items())
+        logger.info("Attention: %s.", used)
     if model.dtype != torch.float32 and not (config.bf16 or config.fp16 or config.deepspeed):
         raise InputError(
             f"the weights are {str(model.dtype).removeprefix('torch.')}, and what is trained is kept in float32: set "
@@ -186,6 +165,62 @@ def load_model(config: StageConfig):
     if config.deepspeed and (config.stage == 2 or config.teacher_cache is not None):
         return model, processor  # the engine shards it from the CPU; a teacher online must generate first
     return model.to(config.device), processor
+
+
+def load_untrained(config: StageConfig):
+    """The model that a run starts from and its processor, on the CPU: a function of the config alone.
+
+    Raises:
+        InputError: a folder that is not there or lacks its config, or an attention that cannot be used.
+    """
+    from transformers import AutoConfig
+    from transformers.integrations import deepspeed as hf_deepspeed
+
+    from ..model.modeling_vaemotionllm import VAEmotionLLMForConditionalGeneration as Model
+
+    for name in ("model", "vlm", "audio"):
+        check_folder(name, getattr(config, name))
+    reference, hf_deepspeed._hf_deepspeed_config_weak_ref = hf_deepspeed._hf_deepspeed_config_weak_ref, None
+    try:
+        source = Model.config_class if config.model is not None else AutoConfig
+        dtype = weights_dtype(source.from_pretrained(config.model or config.vlm))
+        *better, last = attention_candidates(config.attn_implementation, dtype)
+        for attention in better:
+            try:
+                return _load_parts(config, attention)
+            except (ImportError, ValueError) as error:  # some audio towers know no FlashAttention
+                logger.info("%s cannot be used: %s", attention, error)
+        return _load_parts(config, last)
+    except InputError:
+        raise
+    except (ImportError, OSError, ValueError, TypeError) as error:
+        where = config.model or f"{config.vlm} and {config.audio}"
+        raise InputError(f"cannot load a model from {where}: {error}") from error
+    finally:
+        hf_deepspeed._hf_deepspeed_config_weak_ref = reference
+
+
+def _load_parts(config: StageConfig, attention: str | None):
+    from transformers import set_seed
+
+    from ..model.modeling_vaemotionllm import VAEmotionLLMForConditionalGeneration as Model
+    from ..model.processing_vaemotionllm import VAEmotionLLMProcessor as Processor
+
+    set_seed(config.seed)  # the projector's first weights
+    options = {"attn_implementation": attention} if attention else {}
+    if config.model is not None:
+        model = Model.from_pretrained(config.model, dtype="auto", **options)
+        processor = Processor.from_pretrained(config.model)
+        # What the model is trained with is what its processor gives to those who load it.
+        processor.num_frames, processor.max_audio_s = config.num_frames, config.max_audio_s
+    else:
+        fields = config.model_fields or {}
+        model = Model.from_backbone(config.vlm, config.audio, **options, **fields)
+        stride = {"projector_stride": fields["projector_stride"]} if "projector_stride" in fields else {}
+        processor = Processor.from_backbone(
+            config.vlm, config.audio, max_audio_s=config.max_audio_s, num_frames=config.num_frames, **stride
+        )
+    return model, processor
 
 
 def check_folder(name: str, path: str | None) -> None:
@@ -210,25 +245,31 @@ def make_dataset(config: Stage2Config, processor, clips: list[Clip]) -> ClipData
     return ClipDataset(clips, encoder, modalities, config.cache_media)
 
 
+def trained_parts(config: StageConfig) -> list[str]:
+    """Names of the submodules that the config trains."""
+    wanted = {
+        "audio_projector": config.train_audio_projector,
+        "audio_tower": config.train_audio_tower,
+        "emotion_adapter": getattr(config, "train_emotion_adapter", False),
+    }
+    return [part for part, is_trained in wanted.items() if is_trained]
+
+
+def keep_trained_in_float32(model: torch.nn.Module) -> None:
+    """Hold what is trained in float32: in half precision an optimizer's small steps are lost."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
 def make_trainer(
     config: StageConfig, model, processor, dataset: ClipDataset, collator, options: dict[str, Any]
 ) -> StageTrainer:
     """The trainer of the config's stage, with everything frozen that it does not train."""
-    parts = [
-        part
-        for part, wanted in (
-            ("audio_projector", config.train_audio_projector),
-            ("audio_tower", config.train_audio_tower),
-            ("emotion_adapter", getattr(config, "train_emotion_adapter", False)),
-        )
-        if wanted
-    ]
+    parts = trained_parts(config)
     freeze_all_but(model, parts)
-    if model.dtype != torch.float32 and not config.deepspeed:
-        # Optimizer steps are lost in half precision; engines keep a float32 copy of their own.
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
+    if not config.deepspeed:  # engines keep a float32 copy of their own
+        keep_trained_in_float32(model)
     trained, everything = count(p for p in model.parameters() if p.requires_grad), count(model.parameters())
     logger.info("Training %s of %s parameters (%s).", f"{trained:,}", f"{everything:,}", ", ".join(parts))
     learning_rates = {
@@ -237,16 +278,9 @@ def make_trainer(
         "lora_": getattr(config, "lora_lr", None),
     }
     if config.deepspeed:
-        fill_bucket_sizes(config.hf_deepspeed_config, model.config.get_text_config().hidden_size)
+        fill_sizes(config, model)
     trainer_class = Stage1Trainer if isinstance(config, Stage1Config) else Stage2Trainer
     return trainer_class(model, config, dataset, collator, processor, parts, learning_rates, **options)
-
-
-def fill_bucket_sizes(deepspeed_config, hidden_size: int) -> None:
-    """Fill "auto" sizes, as the library does for models whose config has a `hidden_size` at its top level."""
-    deepspeed_config.fill_only("zero_optimization.reduce_bucket_size", hidden_size * hidden_size)
-    deepspeed_config.fill_only("zero_optimization.stage3_prefetch_bucket_size", int(0.9 * hidden_size * hidden_size))
-    deepspeed_config.fill_only("zero_optimization.stage3_param_persistence_threshold", 10 * hidden_size)
 
 
 def save(trainer: StageTrainer, output_dir: Path, lora: bool) -> None:

@@ -10,18 +10,12 @@ from .stage_trainer import StageTrainer
 class Stage2Trainer(StageTrainer):
     """EmoAdapter: cross entropy on the answers + valence-arousal supervision of each path that a step carries."""
 
-    def __init__(self, model, args, train_dataset, data_collator, processing_class, trained_parts, learning_rates):
-        super().__init__(model, args, train_dataset, data_collator, processing_class, trained_parts, learning_rates)
-        if {"audio_projector", "audio_tower"} & set(trained_parts):
-            silence = processing_class.encode_audio([0.0] * processing_class.sampling_rate).inputs
-            model.register_forward_hook(HearSilence(silence), with_kwargs=True)
-
     def loss_terms(self, model, batch, num_items):
         inputs, path = batch["inputs"], batch["path"]
         output = model(**inputs, use_adapter=True, packing=self.packing)
         targets = inputs["input_ids"][inputs["response_mask"]]  # (N,)
         terms = {f"ce_{path}_loss": cross_entropy(output.logits, targets, num_items)["ce_loss"]}
-        # Where no clip has a label the heads would be left without a gradient, see `HearSilence`.
+        # Where no clip has a label the heads would be left without a gradient, see `SameModules`.
         touched = torch.nan_to_num(output.valence).sum() + torch.nan_to_num(output.arousal).sum()
         terms[f"ce_{path}_loss"] = terms[f"ce_{path}_loss"] + 0.0 * touched
         world, rank = self.args.world_size, self.args.process_index
@@ -46,23 +40,3 @@ class Stage2Trainer(StageTrainer):
 
     def count_targets(self, batch):
         return batch["inputs"]["response_mask"].sum()
-
-
-class HearSilence:
-    """Forward hook: where a batch has no sound, silence goes through the audio tower and projector with weight 0.
-
-    So every trained parameter has a gradient in every step. Without it a step of the visual path leaves the audio
-    parameters' gradients unset: one process would skip them, and ZeRO-3 would apply those of an earlier step again.
-
-    Args:
-        silence: audio inputs of one clip, as the processor gives them.
-    """
-
-    def __init__(self, silence: dict[str, torch.Tensor]):
-        self.silence = silence
-
-    def __call__(self, model, args, kwargs, output):
-        if kwargs.get("input_features") is None and torch.is_grad_enabled():
-            inputs = {name: tensor.to(output.logits.device) for name, tensor in self.silence.items()}
-            output.logits = output.logits + 0.0 * model.get_audio_features(**inputs).sum()
-        return output

@@ -18,10 +18,12 @@ from ..data.samplers import ScheduledBatchSampler
 from ..errors import ClipError, InputError, RankError
 from . import checkpoint
 from .distributed import barrier, sum_over_ranks
+from .engine import is_zero3, keep_frozen_whole, save_engine
 from .flops import peak_tflops_of
 from .freezing import parameter_groups, set_modes
 from .losses import total
 from .metrics import EpochOfSampler, MetricsFile
+from .same_modules import SameModules
 
 
 class StageTrainer(Trainer):
@@ -74,6 +76,8 @@ class StageTrainer(Trainer):
             train_dataset.groups, args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size,
             args.process_index, args.seed, **(sampler_options or {}),
         )  # fmt: skip
+        hears = bool({"audio_projector", "audio_tower"} & set(trained_parts))
+        self.same_modules = SameModules(model, processing_class, hears)
         self.add_callback(EpochOfSampler(self.batch_sampler))
         self.add_callback(MetricsFile(Path(args.output_dir) / "metrics.jsonl"))
 
@@ -245,7 +249,9 @@ class StageTrainer(Trainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.is_deepspeed_enabled:
-            self.model_wrapped.save_checkpoint(output_dir, exclude_frozen_parameters=True)
+            save_engine(self.model_wrapped, output_dir)
+            if self.args.should_save:
+                checkpoint.record_trainable_shapes(self.model, Path(output_dir))
             if self.args.should_save and not isinstance(self.lr_scheduler, DeepSpeedSchedulerWrapper):
                 torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, SCHEDULER_NAME))
         else:
@@ -269,10 +275,19 @@ class StageTrainer(Trainer):
         checkpoint.load_trainable(self.model if model is None else model, Path(resume_from_checkpoint))
 
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
-        if resume_from_checkpoint is None or not self.is_deepspeed_enabled:
+        if not self.is_deepspeed_enabled:
+            self.same_modules.attach()
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-        # The library loads strictly unless the model is a PeftModel; our checkpoints hold no frozen weights.
+        if resume_from_checkpoint is not None:
+            checkpoint.check_trainable_shapes(self.model, Path(resume_from_checkpoint))
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
-        deepspeed_load_checkpoint(self.model_wrapped, resume_from_checkpoint, load_module_strict=False)
-        self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        if resume_from_checkpoint is not None:
+            # The library loads strictly unless the model is a PeftModel; our checkpoints hold no frozen weights.
+            deepspeed_load_checkpoint(self.model_wrapped, resume_from_checkpoint, load_module_strict=False)
+            self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        if is_zero3(self.model_wrapped):
+            keep_frozen_whole(self.model_wrapped)
+            self.same_modules.attach(self.model_wrapped)
+        else:
+            self.same_modules.attach()
         return prepared
