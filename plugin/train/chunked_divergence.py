@@ -13,14 +13,14 @@ order, and its error there is what otherwise limits float32.
 import torch
 from torch.autograd.function import once_differentiable
 
-# Elements of a chunk of logits (C, V), of which two are held. A chunk is wide, because each reads the whole head
-# twice. On a GPU with a head of 2 bytes a weight a product does C operations per byte of the head, or 2 C where
-# teacher and student go together; matrix units and memory are in balance near 300, and 2**26 is C = 441 at V = 152k.
-# A CPU is in balance far below; 2**24, C = 110, is where benchmarks/kl_loss.py --chunks shows little more to gain.
+# Elements of a chunk of logits (C, V), of which two are held. A chunk is wide because the whole head is read twice for
+# each. On a GPU, with 2 bytes a weight, the product for teacher and student does 2 C operations per byte of the head
+# and the product for the gradient C; matrix units and memory of large GPUs are in balance near 300, and 2**26 is
+# C = 441 at V = 152k. That figure is reasoned, that for a CPU is measured (benchmarks/kl_loss.py --chunks).
 _CHUNK_ELEMENTS = {"cpu": 2**24, "cuda": 2**26}
-# Elements that pass through the element-wise part at a time: on a CPU few enough for the caches, on a GPU enough that
-# starting a kernel (some microseconds) costs little beside reading them.
-_BLOCK_ELEMENTS = {"cpu": 2**20, "cuda": 2**24}
+# Elements that pass through the element-wise part at a time: on a CPU few enough for the caches and enough that its
+# threads seldom wait for each other, on a GPU enough that starting a kernel costs little beside what it does.
+_BLOCK_ELEMENTS = {"cpu": 2**21, "cuda": 2**24}
 # Rows of the head that are turned into float32 at a time where a device cannot accumulate half precision in float32:
 # so few that they are still in the cache when they are multiplied.
 _HEAD_ROWS = 2_048
@@ -40,7 +40,8 @@ class ChunkedDivergence(torch.autograd.Function):
         grad = torch.empty(student.shape, dtype=accumulate, device=device) if wants_grad else None  # (N, D)
         # d/d logits is the divergence's gradient / T, and the loss is scaled by T^2.
         scale = (token_weights * temperature).unsqueeze(1).to(accumulate)  # (N, 1)
-        width = min(chunk_tokens, max(positions, 1))
+        # As many chunks as needed, of about the same width.
+        width = -(-positions // max(-(-positions // chunk_tokens), 1)) or 1
         height = max(_for_device(_BLOCK_ELEMENTS, device.type) // vocabulary, 1)
         buffer = torch.empty(2 * width, vocabulary, dtype=accumulate, device=device)  # (2 C, V)
         # The caller's autocast would round the logits that must not be rounded.
@@ -79,7 +80,7 @@ def _for_device(sizes: dict[str, int], device_type: str) -> int:
 
 
 def _distributions(logits, change, bias, temperature):
-    """Softmax p of the teacher's logits (R, V), q of the student's, log q/p, and whether both are largest at one token.
+    """Softmax p of the teacher's logits (R, V), q of the student's, log q/p, and whether both expect one token most.
 
     `change` is what the student's logits are above the teacher's. Both arguments are overwritten, `change` by log q/p.
     """
