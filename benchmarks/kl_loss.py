@@ -3,10 +3,10 @@
     python benchmarks/kl_loss.py            # under 2 minutes on 2 cores; on a GPU with bfloat16 and the head of a 7B
     python benchmarks/kl_loss.py --chunks   # also times of other chunk sizes
 
-A batch is 4 clips of 256 positions, of which a quarter, 64 each, are response: a short response after some 190 tokens
-of sound and prompt. Longer media make the share smaller and the naive way over all positions worse. The head is that
-of Qwen2.5-0.5B, 151,936 x 896, on a CPU; on a GPU it has the width of Qwen2.5-7B, 3,584. Everything is forward and
-backward, from hidden states to their gradient. Compared are
+A batch is 4 clips (on a GPU 32) of 256 positions, of which a quarter, 64 each, are response: a short response after
+some 190 tokens of sound and prompt. Longer media make the share smaller and the naive way over all positions worse.
+The head is that of Qwen2.5-0.5B, 151,936 x 896, on a CPU; on a GPU it has the width of Qwen2.5-7B, 3,584. Everything
+is forward and backward, from hidden states to their gradient. Compared are
 
 - all: logits of every position of teacher and student, log_softmax, kl_div, masked to the response;
 - response: the same over the response positions only;
@@ -167,24 +167,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--vocabulary", type=int, default=151_936)
     parser.add_argument("--hidden", type=int, default=3584 if gpu else 896)
-    parser.add_argument("--clips", type=int, default=4)
+    parser.add_argument("--clips", type=int, default=32 if gpu else 4)
     parser.add_argument("--positions", type=int, default=256, help="of a clip; a quarter is response")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--chunks", action="store_true", help="also compare chunk sizes")
-    parser.add_argument("--peak", choices=VARIANTS, help="only print the peak of one variant, in this process")
+    parser.add_argument("--peaks", action="store_true", help="only print the peaks, in this process")
     args = parser.parse_args()
     dtype = torch.bfloat16 if gpu else torch.float32
     batch = make_batch(args.clips, args.positions, args.hidden, args.vocabulary, dtype)
-    if args.peak:
-        run = VARIANTS[args.peak]
-        last_line({"peak": peak_bytes(partial(run, batch), partial(run, batch.small()))})
+    if args.peaks:
+        small = batch.small()
+        last_line({name: peak_bytes(partial(run, batch), partial(run, small)) for name, run in VARIANTS.items()})
         return
     print(machine())
     positions, response = batch.mask.numel(), int(batch.mask.sum())
     print(f"{dtype} head {args.vocabulary:,} x {args.hidden:,}; {positions:,} positions, {response:,} of response\n")
     sizes = ["vocabulary", "hidden", "clips", "positions"]
     shape = [word for name in sizes for word in (f"--{name}", str(getattr(args, name)))]
-    peaks = {name: in_child(__file__, [*shape, "--peak", name])["peak"] for name in VARIANTS}
+    peaks = in_child(__file__, [*shape, "--peaks"])
     for run in VARIANTS.values():
         run(batch.small())
     times = paired_times({name: partial(run, batch) for name, run in VARIANTS.items()}, args.rounds)

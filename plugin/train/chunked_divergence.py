@@ -18,9 +18,10 @@ from torch.autograd.function import once_differentiable
 # and the product for the gradient C; matrix units and memory of large GPUs are in balance near 300, and 2**26 is
 # C = 441 at V = 152k. That figure is reasoned, that for a CPU is measured (benchmarks/kl_loss.py --chunks).
 _CHUNK_ELEMENTS = {"cpu": 2**24, "cuda": 2**26}
-# Elements that pass through the element-wise part at a time: on a CPU few enough for the caches and enough that its
-# threads seldom wait for each other, on a GPU enough that starting a kernel costs little beside what it does.
-_BLOCK_ELEMENTS = {"cpu": 2**21, "cuda": 2**24}
+# Elements that pass through the element-wise part at a time, which holds one more buffer of this size (jsd two): few,
+# for memory and caches, yet enough that on a CPU threads seldom wait for each other, and that on a GPU starting a
+# kernel costs little beside what it does.
+_BLOCK_ELEMENTS = {"cpu": 2**22, "cuda": 2**24}
 # Rows of the head that are turned into float32 at a time where a device cannot accumulate half precision in float32:
 # so few that they are still in the cache when they are multiplied.
 _HEAD_ROWS = 2_048
@@ -53,10 +54,8 @@ class ChunkedDivergence(torch.autograd.Function):
                     rows, part = slice(top, top + height), slice(begin + top, min(begin + top + height, end))
                     p, q, log_ratio, agrees[part] = _distributions(logits[rows], change[rows], bias, temperature)
                     per_token[part] = compute(p, q, log_ratio, beta)
-                    if wants_grad:
-                        log_ratio.mul_(scale[part])
                 if wants_grad:
-                    grad[begin:end] = _times_head(change, weight)
+                    grad[begin:end] = _times_head(change, weight).mul_(scale[begin:end])
         ctx.save_for_backward(grad)
         ctx.dtype = student.dtype
         loss = (per_token * token_weights).sum() * temperature**2
@@ -97,23 +96,24 @@ def _distributions(logits, change, bias, temperature):
     return p.div_(sum_p), q.div_(sum_q), log_ratio, (best_p == best_q).squeeze(-1)
 
 
-# ---- what each divergence is: its value (R,), from p, q and log q/p (R, V). The last is overwritten by the gradient
-# with respect to the student's logits at T = 1.
+# ---- what each divergence is: its value (R,), from p, q and log q/p (R, V). All are overwritten, the last by the
+# gradient with respect to the student's logits at T = 1.
 
 
 def _forward_kl(p, q, log_ratio, beta):
     """sum p log p/q; gradient q - p = (p + q) tanh(log(q/p) / 2), which has no cancellation."""
-    value = -(p * log_ratio).sum(-1)
-    difference = log_ratio.div_(2).tanh_().mul_(q.add_(p))
+    both = q.add_(p)
+    value = -p.mul_(log_ratio).sum(-1)
+    difference = log_ratio.div_(2).tanh_().mul_(both)
     # It sums to 0; what is left is the error of the normalization in log q/p.
     excess = difference.sum(-1, keepdim=True)  # (R, 1)
-    difference.sub_(p.mul_(excess))
+    difference.addcmul_(both, excess, value=-0.5)
     return value + excess.squeeze(-1)
 
 
 def _reverse_kl(p, q, log_ratio, beta):
     """sum q log q/p; gradient q (log q/p - value)."""
-    value = (q * log_ratio).sum(-1, keepdim=True)
+    value = torch.mul(q, log_ratio, out=p).sum(-1, keepdim=True)  # (R, 1)
     log_ratio.sub_(value).mul_(q)
     return value.squeeze(-1)
 
@@ -126,9 +126,9 @@ def _jsd(p, q, log_ratio, beta):
     """
     # log m/q = log(1 + beta (p/q - 1)). Beyond the bound p/q would overflow; q is then nothing beside p.
     log_ratio.clamp_min_(-80)
-    log_m = torch.expm1(-log_ratio).mul_(beta).log1p_()  # log m/q
-    from_p = -(log_ratio.add_(log_m).mul_(p)).sum(-1)  # KL(p || m)
-    from_q = -(log_m * q).sum(-1, keepdim=True)  # KL(q || m)
+    log_m = log_ratio.neg().expm1_().mul_(beta).log1p_()  # log m/q
+    from_p = -p.mul_(log_ratio.add_(log_m)).sum(-1)  # KL(p || m)
+    from_q = -torch.mul(q, log_m, out=p).sum(-1, keepdim=True)  # KL(q || m), (R, 1)
     torch.add(log_m, from_q, out=log_ratio).mul_(q).mul_(beta - 1)
     return beta * from_p + (1 - beta) * from_q.squeeze(-1)
 
