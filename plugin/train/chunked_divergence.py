@@ -10,6 +10,8 @@ are subtracted. Sums over the vocabulary are those of `torch.sum`, which adds in
 order, and its error there is what otherwise limits float32.
 """
 
+from math import ceil
+
 import torch
 from torch.autograd.function import once_differentiable
 
@@ -42,7 +44,8 @@ class ChunkedDivergence(torch.autograd.Function):
         # d/d logits is the divergence's gradient / T, and the loss is scaled by T^2.
         scale = (token_weights * temperature).unsqueeze(1).to(accumulate)  # (N, 1)
         # As many chunks as needed, of about the same width.
-        width = -(-positions // max(-(-positions // chunk_tokens), 1)) or 1
+        chunks = max(ceil(positions / chunk_tokens), 1)
+        width = max(ceil(positions / chunks), 1)
         height = max(_for_device(_BLOCK_ELEMENTS, device.type) // vocabulary, 1)
         buffer = torch.empty(2 * width, vocabulary, dtype=accumulate, device=device)  # (2 C, V)
         # The caller's autocast would round the logits that must not be rounded.
