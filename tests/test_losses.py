@@ -83,6 +83,12 @@ def test_the_gradient_is_as_exact_as_the_dtype_allows(kind, dtype, distance, lim
         assert 0.003 < value < 0.01
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_temperature_and_bias_are_not_rounded(kind):
+    error, _ = gradient_error(*make_states(9, 16, 300, torch.float64, bias=True), kind=kind, temperature=0.3)
+    assert error < 1e-12
+
+
 def test_the_head_is_never_differentiated_and_the_teacher_is_constant():
     teacher, student, head = make_states(5, 4, 9)
     teacher.requires_grad_()

@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 # Elements of a chunk of logits (C, V), of which two are held. A chunk is wide because the whole head is read twice for
 # each. On a GPU, with 2 bytes a weight, the product for teacher and student does 2 C operations per byte of the head
 # and the product for the gradient C; matrix units and memory of large GPUs are in balance near 300, and 2**26 is
-# C = 441 at V = 152k. That figure is reasoned, that for a CPU is measured (benchmarks/kl_loss.py --chunks).
+# C = 441 at V = 152k. That figure is reasoned; benchmarks/kl_loss.py --chunks measures others, on a CPU too.
 _CHUNK_ELEMENTS = {"cpu": 2**24, "cuda": 2**26}
 # Elements that pass through the element-wise part at a time, which holds one more buffer of this size (jsd two): few,
 # for memory and caches, yet enough that on a CPU threads seldom wait for each other, and that on a GPU starting a
@@ -42,7 +42,7 @@ class ChunkedDivergence(torch.autograd.Function):
         # Rounded to the states' dtype once, in the end.
         grad = torch.empty(student.shape, dtype=accumulate, device=device) if wants_grad else None  # (N, D)
         # d/d logits is the divergence's gradient / T, and the loss is scaled by T^2.
-        scale = (token_weights * temperature).unsqueeze(1).to(accumulate)  # (N, 1)
+        scale = token_weights.to(accumulate).unsqueeze(1) * temperature  # (N, 1)
         # As many chunks as needed, of about the same width.
         chunks = max(ceil(positions / chunk_tokens), 1)
         width = max(ceil(positions / chunks), 1)
