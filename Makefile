@@ -1,4 +1,5 @@
 # setup: a virtual environment with the pinned stack.  demo: everything on the nano world.  test, quality: the checks.
+# bench: the performance goals, as ratios measured in one run.
 SEED ?= 0
 OUT ?= runs/demo
 VENV ?= .venv
@@ -7,7 +8,7 @@ BASE_PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-done
 
-.PHONY: setup demo test quality clean
+.PHONY: setup demo test bench quality clean
 
 setup: $(STAMP)
 
@@ -25,6 +26,11 @@ demo: setup
 # No test may reach for a hub: what it needs it makes itself.
 test: setup
 	HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# Each prints tables, and as its last line one JSON object. RESULTS.md says what they measured.
+BENCHMARKS := kl_loss.py kl_peers.py
+bench: setup
+	@set -e; for script in $(BENCHMARKS); do echo "== benchmarks/$$script"; $(BIN)/python benchmarks/$$script; done
 
 quality: setup
 	$(BIN)/ruff check .

@@ -1,7 +1,7 @@
 """What the benchmarks share: paired times, true peaks of memory, tables, and the last line of JSON.
 
 Machines are shared and noisy, so times are never compared across runs: in each round every variant runs once, and a
-ratio is the median of the rounds' ratios. Peaks are measured in a fresh process for each variant.
+ratio is the median of the rounds' ratios. Peaks are measured in a process of their own.
 """
 
 import ctypes
@@ -59,7 +59,7 @@ def peak_bytes(run: Callable[[], object], warm_up: Callable[[], object]) -> int:
     """Most memory that `run` holds above what is held before it: allocated on a GPU, resident in RAM on a CPU (Linux).
 
     Resident memory holds also what libraries allocate for themselves. `warm_up` is the same at a small size, for what
-    is set up once. Call this in a process of its own, by `in_child`.
+    is set up once. Call this in a process that `in_child` has started with --peaks.
     """
     warm_up()
     gc.collect()
@@ -85,8 +85,9 @@ def _resident(field: str) -> int:
 
 def in_child(script: str, arguments: list[str], path: str | None = None) -> dict:
     """Run a script in a fresh process and return the JSON object of its last line. `path` goes before its sys.path."""
-    # A block that is freed goes back to the system, whatever was allocated before.
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"} if "--peak" in arguments else dict(os.environ)
+    environment = dict(os.environ)
+    if "--peaks" in arguments:  # each block that is freed goes back to the system at once
+        environment["MALLOC_MMAP_THRESHOLD_"] = "65536"
     if path:
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [path, environment.get("PYTHONPATH")]))
     done = subprocess.run([sys.executable, script, *arguments], env=environment, stdout=subprocess.PIPE, text=True)

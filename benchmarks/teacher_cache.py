@@ -5,8 +5,8 @@
 The real trainer runs on real media files with a Qwen2.5-VL and a Whisper encoder of random weights, small in width and
 true in their sequence lengths: clips of 10 s (125 audio tokens), films of 4 frames of 336 x 336 pixels (288 visual
 tokens), half of the steps with sound alone and half with both. Clips are decoded before, so that no decoding is timed.
-Goals: gradients equal within 1e-6 in fp32; a cached step takes at most 0.60 of an online one's time, 0.68 with gradient
-checkpointing.
+Goals: gradients equal within 1e-6 in fp32; a cached step takes at most 0.60 of the time of an online one, 0.68 with
+gradient checkpointing.
 """
 
 import argparse

@@ -88,9 +88,8 @@ class SameModules:
 def carried_ways(kwargs: Mapping[str, Any]) -> tuple[int, int]:
     """How often a batch runs through the audio and the vision tower: once for sound; for pictures, for films."""
     given = [name for name, value in kwargs.items() if value is not None]
-    return int("input_features" in given or "audio_states" in given), sum(
-        name.startswith("pixel_values") for name in given
-    )
+    sound = "input_features" in given or "audio_states" in given
+    return int(sound), sum(name.startswith("pixel_values") for name in given)
 
 
 def _to(inputs: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:

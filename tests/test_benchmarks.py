@@ -1,0 +1,27 @@
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_the_benchmark_of_the_loss_measures_at_tiny_size():
+    sizes = ["--vocabulary", "3000", "--hidden", "32", "--clips", "2", "--positions", "64", "--rounds", "1"]
+    command = [sys.executable, str(ROOT / "benchmarks" / "kl_loss.py"), *sizes]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    ratios = {f"{what}_vs_{other}" for what in ("time", "memory") for other in ("all", "response")}
+    assert set(result) == ratios | {f"gradient_error_{dtype}" for dtype in ("fp64", "fp32", "bf16")}
+    # How large, at this size, says nothing about goals; exactness does.
+    assert all(result[name] > 0 for name in ratios)
+    assert 0 < result["gradient_error_fp64"] < 1e-12
+    assert 0 < result["gradient_error_fp32"] < 1e-5
+    assert 0 < result["gradient_error_bf16"] < 1e-2
+
+
+def test_make_bench_names_scripts_that_exist():
+    listed = re.search(r"^BENCHMARKS := (.*)$", (ROOT / "Makefile").read_text(), re.M).group(1).split()
+    assert listed and all((ROOT / "benchmarks" / name).is_file() for name in listed)
