@@ -20,6 +20,7 @@ are fragmentation, CUDA's context and communication buffers: the plan keeps a re
 from dataclasses import dataclass
 
 from ..model.configuration_vaemotionllm import VAEmotionLLMConfig
+from .chunked_divergence import held_bytes
 from .flops import InputSizes, tower_length
 
 GIB = 2**30
@@ -29,8 +30,6 @@ ADAM = 3 * FP32  # bytes a trained weight: fp32 copy and two moments
 # Gathered weights that ZeRO-3 may keep at once: stage3_max_live_parameters in configs/deepspeed/zero3.json.
 MAX_LIVE_PARAMETERS = 1_000_000_000
 
-# The chunked loss keeps about 4 fp32 buffers of (chunk, V) with chunk * V near this many elements.
-LOSS_BUFFERS, LOSS_CHUNK_ELEMENTS = 4, 2**25
 
 STAGES = ("0", "1", "2", "3", "3, frozen weights whole")
 
@@ -119,8 +118,8 @@ def activation_bytes(
         _layer_working(vision.hidden_size, vision.intermediate_size) * visual,
         _layer_working(audio.hidden_size, _ffn(audio)) * tower_length(audio) * student.tower_windows,
     )
-    chunk = min(response_tokens, max(1, LOSS_CHUNK_ELEMENTS // text.vocab_size))
-    loss = LOSS_BUFFERS * FP32 * chunk * text.vocab_size + (2 * BF16 + FP32) * width * response_tokens
+    loss = held_bytes(response_tokens, text.vocab_size, "cuda", half_precision=True)
+    loss += (2 * BF16 + FP32) * width * response_tokens  # states of both, gradient of the student's
     return ActivationBytes(saved, working, loss)
 
 

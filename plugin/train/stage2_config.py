@@ -43,6 +43,11 @@ class Stage2Config(StageConfig):
             raise InputError(f"config field `stage` is {self.stage!r}; this config is for stage 2.")
         if not self.instructions or not isinstance(self.instructions, str | list):
             raise InputError("config field `instructions` is missing: a list of {prompt, answer}, or `nano`.")
+        if self.train_sampling_strategy != "random":
+            raise InputError(
+                f"config field `train_sampling_strategy` is {self.train_sampling_strategy!r}; stage 2 does not know "
+                "the lengths of its clips, allowed is random."
+            )
         self._check_path_weights("paths", PATHS)
         for name in ("valence_weight", "arousal_weight", "ccc_weight", "mse_weight"):
             if not getattr(self, name) >= 0:
