@@ -81,12 +81,22 @@ def print_fields() -> None:
             print(f"  {field.name:30} {field.metadata.get('help', '')}")
 
 
+def leave_ranks() -> None:
+    """Take the process group down while Python still runs: its threads must not outlive the interpreter."""
+    import torch
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def main() -> int:
     """Entry of `deepspeed --module vaemotionllm.cli.train` and `torchrun -m vaemotionllm.cli.train`."""
     parser = argparse.ArgumentParser(prog="vaemotionllm train")
     add_arguments(parser)
     try:
-        return run(parser.parse_args())
+        code = run(parser.parse_args())
+        leave_ranks()
+        return code
     except USER_ERRORS as error:
         rank = os.environ.get("RANK", "0")
         if rank == "0":
