@@ -25,6 +25,7 @@ def run_as_rank(
     code = 0
     try:
         code = run(parser.parse_args()) or 0
+        leave_ranks()
     except USER_ERRORS as error:
         code, rank = 2, os.environ.get("RANK", "0")
         if rank == "0":
@@ -37,3 +38,13 @@ def run_as_rank(
         # Not sys.exit: a rank that leaves while others wait in a collective must not wait for them itself.
         os._exit(code)
     return code
+
+
+def leave_ranks() -> None:
+    """Take the process group down while Python still runs: its threads must not outlive the interpreter."""
+    if "torch" not in sys.modules:
+        return
+    import torch
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

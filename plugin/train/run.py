@@ -286,7 +286,7 @@ def make_trainer(
 def save(trainer: StageTrainer, output_dir: Path, lora: bool) -> None:
     """Write the model, the processor and the trainer's state into `output_dir`, and mark the run as finished."""
     staging = output_dir / "final.tmp"
-    if trainer.is_deepspeed_enabled:
+    if trainer.is_deepspeed_enabled and trainer.args.hf_deepspeed_config.is_zero3():
         state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     else:
         state_dict = trainer.model.state_dict()
