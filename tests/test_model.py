@@ -347,3 +347,40 @@ def test_flash_attention_is_given_the_boundaries(tmp_path):
     with pytest.raises(ValueError, match="packing needs a response_mask"):
         model = VAEmotionLLMForConditionalGeneration.from_pretrained(tiny.make_vaemotionllm(tmp_path))
         model(input_ids=torch.tensor([[70]]), packing=True)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_the_boundaries_reach_every_attention_layer(tmp_path, family):
+    """With an attention that, as FlashAttention does, knows rows by `cu_seq_lens_q` alone."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import flash_attention_mask
+
+    calls = []
+
+    def by_rows(module, query, key, value, attention_mask, scaling=None, cu_seq_lens_q=None, **kwargs):
+        assert attention_mask is None and kwargs["max_length_q"] == cu_seq_lens_q.diff().max()
+        calls.append(cu_seq_lens_q.tolist())
+        lengths = cu_seq_lens_q.diff().tolist()
+        rows = zip(*(states.split(lengths, dim=2) for states in (query, key, value)))
+        out = [
+            torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)
+            for q, k, v in rows
+        ]
+        return torch.cat(out, dim=2).transpose(1, 2), None
+
+    AttentionInterface.register("flash_by_rows", by_rows)
+    AttentionMaskInterface.register("flash_by_rows", flash_attention_mask)
+    path = tiny.make_vaemotionllm(tmp_path, family)
+    processor = VAEmotionLLMProcessor.from_pretrained(path)
+    model = VAEmotionLLMForConditionalGeneration.from_pretrained(path).eval()
+    sounds = [np.random.default_rng(i).normal(size=n).astype(np.float32) / 9 for i, n in enumerate((20_000, 9_000))]
+    renderer = ConversationRenderer(processor)
+    texts = [renderer.prompt(["audio"], "What is it?"), renderer.prompt(["audio"], "And this?" * 5)]
+    inputs = build_inputs(processor, texts, [processor.encode_audio(sound) for sound in sounds], [[65] * 9, [66, 67]])
+    with torch.no_grad():
+        padded = model(**inputs, use_adapter=False).logits
+        model.get_decoder().config._attn_implementation = "flash_by_rows"
+        packed = model(**inputs, use_adapter=False, packing=True).logits
+    lengths = inputs["attention_mask"].sum(1).tolist()
+    assert calls == [[0, lengths[0], sum(lengths)]] * model.config.get_text_config().num_hidden_layers
+    torch.testing.assert_close(padded, packed, atol=1e-5, rtol=1e-4)

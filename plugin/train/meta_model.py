@@ -1,6 +1,7 @@
-"""The model of a config at full size without its weights: on the meta device a tensor has a shape and no memory."""
+"""The model that a config names, at full size without its weights: on the meta device a tensor has no memory."""
 
 import contextlib
+from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
@@ -12,14 +13,25 @@ from ..model.modeling_vaemotionllm import VAEmotionLLMForConditionalGeneration
 from .base_config import StageConfig
 
 
+def check_folder(name: str, path: str | None) -> None:
+    """A path that looks local must be a folder with a config; anything else is left to the Hub."""
+    if path is None or (not Path(path).exists() and not path.startswith((".", "/", "~")) and path.count("/") <= 1):
+        return
+    if not Path(path).is_dir():
+        raise InputError(f"config field `{name}`: folder not found: {path}.")
+    if not (Path(path) / "config.json").is_file():
+        raise InputError(
+            f"config field `{name}`: {path} holds no config.json, so it is no saved model. A checkpoint-N folder is "
+            "for going on with a run; the model is in the run's output_dir when it is finished."
+        )
+
+
 def model_config(config: StageConfig) -> VAEmotionLLMConfig:
     """Config of the model that a training config names; of a model on the Hub or in a folder only config.json is read.
 
     Raises:
         InputError: a model that cannot be found, or one that is of no use here.
     """
-    from .run import check_folder  # here, because a run counts its FLOPs with the help of this file
-
     for name in ("model", "vlm", "audio"):
         check_folder(name, getattr(config, name))
     try:

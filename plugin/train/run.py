@@ -20,6 +20,7 @@ from .config_file import own_fields
 from .distributed import barrier
 from .engine import fill_sizes
 from .freezing import add_lora, count, freeze_all_but, merge_lora
+from .meta_model import check_folder, without_sharding
 from .prompts import instruction_source, prompt_source
 from .stage1_config import Stage1Config
 from .stage1_trainer import Stage1Trainer
@@ -174,30 +175,27 @@ def load_untrained(config: StageConfig):
         InputError: a folder that is not there or lacks its config, or an attention that cannot be used.
     """
     from transformers import AutoConfig
-    from transformers.integrations import deepspeed as hf_deepspeed
 
     from ..model.modeling_vaemotionllm import VAEmotionLLMForConditionalGeneration as Model
 
     for name in ("model", "vlm", "audio"):
         check_folder(name, getattr(config, name))
-    reference, hf_deepspeed._hf_deepspeed_config_weak_ref = hf_deepspeed._hf_deepspeed_config_weak_ref, None
     try:
         source = Model.config_class if config.model is not None else AutoConfig
         dtype = weights_dtype(source.from_pretrained(config.model or config.vlm))
         *better, last = attention_candidates(config.attn_implementation, dtype)
-        for attention in better:
-            try:
-                return _load_parts(config, attention)
-            except (ImportError, ValueError) as error:  # some audio towers know no FlashAttention
-                logger.info("%s cannot be used: %s", attention, error)
-        return _load_parts(config, last)
+        with without_sharding():
+            for attention in better:
+                try:
+                    return _load_parts(config, attention)
+                except (ImportError, ValueError) as error:  # some audio towers know no FlashAttention
+                    logger.info("%s cannot be used: %s", attention, error)
+            return _load_parts(config, last)
     except InputError:
         raise
     except (ImportError, OSError, ValueError, TypeError) as error:
         where = config.model or f"{config.vlm} and {config.audio}"
         raise InputError(f"cannot load a model from {where}: {error}") from error
-    finally:
-        hf_deepspeed._hf_deepspeed_config_weak_ref = reference
 
 
 def _load_parts(config: StageConfig, attention: str | None):
@@ -221,19 +219,6 @@ def _load_parts(config: StageConfig, attention: str | None):
             config.vlm, config.audio, max_audio_s=config.max_audio_s, num_frames=config.num_frames, **stride
         )
     return model, processor
-
-
-def check_folder(name: str, path: str | None) -> None:
-    """A path that looks local must be a folder with a config; anything else is left to the Hub."""
-    if path is None or (not Path(path).exists() and not path.startswith((".", "/", "~")) and path.count("/") <= 1):
-        return
-    if not Path(path).is_dir():
-        raise InputError(f"config field `{name}`: folder not found: {path}.")
-    if not (Path(path) / "config.json").is_file():
-        raise InputError(
-            f"config field `{name}`: {path} holds no config.json, so it is no saved model. A checkpoint-N folder is "
-            "for going on with a run; the model is in the run's output_dir when it is finished."
-        )
 
 
 def make_dataset(config: Stage2Config, processor, clips: list[Clip]) -> ClipDataset:
