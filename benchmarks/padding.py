@@ -54,7 +54,7 @@ def padding_share(rows: dict[str, list[dict]], groups: list[str], grouped: bool)
 
     positions = tokens = 0
     for rank in range(RANKS):
-        options = {"length_of": length_of, "kind_of": collator.path_of} if grouped else {}
+        options = {"length_of": length_of} if grouped else {}
         for batch in ScheduledBatchSampler(groups, BATCH, ACCUMULATION, RANKS, rank, 0, **options):
             lengths = [length_of(key.index, key.epoch, key.step) for key in batch]
             positions, tokens = positions + len(lengths) * max(lengths), tokens + sum(lengths)

@@ -194,38 +194,39 @@ def test_paths_follow_their_weights_and_the_seed():
 LENGTHS = np.random.default_rng(1).integers(20, 400, 240)
 
 
-def by_length(rank=0, **options):
-    # Every third step is of another kind, in which clips are longer the shorter they were.
-    def length_of(index, epoch, step):
-        return int(LENGTHS[index]) if step % 3 else 500 - int(LENGTHS[index])
+def length_of(index, epoch, step):
+    # In every third step a clip is the longer the shorter it is in the others.
+    return int(LENGTHS[index]) if step % 3 else 500 - int(LENGTHS[index])
 
-    options = {"batch_size": 4, "accumulation": 2, "world_size": 2, "rank": rank, "seed": 5} | options
-    sampler = ScheduledBatchSampler(
-        ["image"] * 160 + ["video"] * 80, **options, length_of=length_of, kind_of=lambda step: str(step % 3 == 0)
-    )
-    return sampler, length_of
+
+def steps_of_ranks(epoch=0, **options):
+    """Step -> [rank][micro-batch] clips."""
+    found = {}
+    for rank in range(2):
+        options = {"batch_size": 4, "accumulation": 5, "world_size": 2, "seed": 5} | options | {"rank": rank}
+        sampler = ScheduledBatchSampler(["image"] * 160 + ["video"] * 80, **options)
+        sampler.set_epoch(epoch)
+        for row in sampler:
+            found.setdefault(row[0].step, [[], []])[rank].append([key.index for key in row])
+    return found
 
 
 def test_clips_of_equal_length_share_a_batch_on_all_ranks():
-    width, spread = [], []
-    batches = [list(by_length(rank)[0]) for rank in range(2)]
-    length_of = by_length()[1]
-    for rows in batches:
-        for row in rows:
-            lengths = [length_of(key.index, key.epoch, key.step) for key in row]
-            width.append(max(lengths)), spread.append(max(lengths) - min(lengths))
-    assert np.mean(spread) < 0.1 * np.mean(width)
-    seen = sorted(key.index for rows in batches for row in rows for key in row)
-    assert seen == list(range(240))  # every clip once an epoch
-    for one, two in zip(*batches, strict=True):
-        groups = {"image" if key.index < 160 else "video" for key in (*one, *two)}
-        assert len(groups) == 1 and len({key.step for key in (*one, *two)}) == 1
-    # Short and long steps alternate at random, and each epoch is another one.
-    order = [length_of(row[0].index, 0, row[0].step) for row in batches[0][::2]]
-    assert np.corrcoef(order, np.arange(len(order)))[0, 1] < 0.8
-    sampler, _ = by_length()
-    sampler.set_epoch(1)
-    assert [row[0].index for row in sampler] != [row[0].index for row in batches[0]]
+    plain, sorted_ = steps_of_ranks(), steps_of_ranks(length_of=length_of)
+    spread = {}
+    for name, steps in (("plain", plain), ("sorted", sorted_)):
+        rows = [(step, row) for step, ranks in steps.items() for rank in ranks for row in rank]
+        lengths = [[length_of(index, 0, step) for index in row] for step, row in rows]
+        spread[name] = np.mean([max(row) - min(row) for row in lengths])
+    assert spread["sorted"] < 0.2 * spread["plain"]
+    for step, ranks in sorted_.items():
+        for one, two in zip(*ranks, strict=True):  # ranks that work at the same time have the same to do
+            assert abs(length_of(one[0], 0, step) - length_of(two[0], 0, step)) < 120
+        # A step learns from the clips that it would have had.
+        clips = sorted(index for rank in ranks for row in rank for index in row)
+        assert clips == sorted(index for rank in plain[step] for row in rank for index in row)
+        assert len({index < 160 for index in clips}) == 1
+    assert sorted(i for ranks in sorted_.values() for rank in ranks for row in rank for i in row) == list(range(240))
 
 
 def test_rows_are_padded_on_the_right_to_the_longest(clips, processor):

@@ -49,13 +49,11 @@ class ScheduledBatchSampler(Sampler[list[SampleKey]]):
         accumulation: micro-batches in an optimizer step.
         world_size, rank: of this process.
         seed: of the shuffle.
-        length_of: (clip number, epoch, step) -> tokens that the clip has in that step. Where given, clips of about
-            equal length share a micro-batch: of the clips of `LENGTH_POOL` steps of one kind the shortest go into one
-            step, the next into another, and so on. The order of the steps stays random.
-        kind_of: step -> kind of step; a clip's length is the same in all steps of one kind.
+        length_of: (clip number, epoch, step) -> tokens that the clip has in that step. Where given, the clips of a
+            step are shared out to its micro-batches and ranks by length: little is padded, and ranks seldom wait.
+            What a step learns from stays the random choice that it was: batches of equal length across steps would
+            hold one kind of prompt or clip each, and count the tokens of short ones for more.
     """
-
-    LENGTH_POOL = 50
 
     def __init__(
         self,
@@ -66,11 +64,10 @@ class ScheduledBatchSampler(Sampler[list[SampleKey]]):
         rank: int,
         seed: int,
         length_of: Callable[[int, int, int], int] | None = None,
-        kind_of: Callable[[int], str] | None = None,
     ):
         self.batch_size, self.accumulation = batch_size, accumulation
         self.world_size, self.rank, self.seed = world_size, rank, seed
-        self.length_of, self.kind_of = length_of, kind_of
+        self.length_of = length_of
         self.step_size = batch_size * accumulation * world_size
         self.members = [
             np.array([index for index, group in enumerate(groups) if group == name]) for name in sorted(set(groups))
@@ -86,31 +83,20 @@ class ScheduledBatchSampler(Sampler[list[SampleKey]]):
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         rng = np.random.default_rng((self.seed, self.epoch))
-        # Clips of each step, (steps, step_size), one array a group; then the place of each step in the epoch.
+        # Clips of each step, (steps, step_size), one array a group.
         groups = [np.resize(rng.permutation(m), (self._steps_of(len(m)), self.step_size)) for m in self.members]
+        steps = np.concatenate(groups)
         first = self.epoch * self.steps_per_epoch
-        order = rng.permutation(self.steps_per_epoch)
-        if self.length_of is not None:
-            places = np.argsort(order) + first  # step number of each row
-            for clips, steps in zip(groups, np.split(places, np.cumsum([len(group) for group in groups])[:-1])):
-                self._sort_by_length(clips, steps)
-        # (steps, accumulation, world_size, batch_size)
-        grid = np.concatenate(groups).reshape(-1, self.accumulation, self.world_size, self.batch_size)
-        for offset, row in enumerate(order):
-            for micro in range(self.accumulation):
-                yield [SampleKey(int(index), self.epoch, first + offset) for index in grid[row, micro, self.rank]]
+        for offset, row in enumerate(rng.permutation(self.steps_per_epoch)):
+            clips = self._by_length(steps[row], first + offset)
+            for batch in clips.reshape(self.accumulation, self.world_size, self.batch_size)[:, self.rank]:
+                yield [SampleKey(int(index), self.epoch, first + offset) for index in batch]
 
-    def _sort_by_length(self, clips: np.ndarray, steps: np.ndarray) -> None:
-        """Exchange clips (steps, step_size) between steps of one kind, so that those of equal length come together."""
-        kinds: dict[str, list[int]] = {}
-        for row, step in enumerate(steps):
-            kinds.setdefault(self.kind_of(int(step)) if self.kind_of else "", []).append(row)
-        for rows in kinds.values():
-            for begin in range(0, len(rows), self.LENGTH_POOL):
-                pool = rows[begin : begin + self.LENGTH_POOL]
-                found = clips[pool].reshape(-1)  # (pool * step_size,)
-                lengths = [self.length_of(int(index), self.epoch, int(steps[pool[0]])) for index in found]
-                clips[pool] = found[np.argsort(lengths, kind="stable")].reshape(len(pool), self.step_size)
+    def _by_length(self, clips: np.ndarray, step: int) -> np.ndarray:
+        if self.length_of is None:
+            return clips
+        lengths = [self.length_of(int(index), self.epoch, step) for index in clips]
+        return clips[np.argsort(lengths, kind="stable")]
 
     def _steps_of(self, clips: int) -> int:
         return max(clips // self.step_size, 1)

@@ -58,7 +58,7 @@ class Stage1Config(StageConfig):
     # Another default than the library's.
     train_sampling_strategy: str = field(
         default="group_by_length",
-        metadata={"help": "group_by_length (clips of equal length share a batch) or random."},
+        metadata={"help": "group_by_length (within a step, clips of equal length share a batch) or random."},
     )
 
     def __post_init__(self):

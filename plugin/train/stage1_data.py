@@ -104,8 +104,7 @@ def make_batches(config: Stage1Config, processor, dataset: ClipDataset, response
     if config.train_sampling_strategy == "group_by_length":
         ids = [clip.id for clip in dataset.clips]
         options["sampler_options"] = {
-            "length_of": lambda index, epoch, step: collator.length_of(ids[index], epoch, index, step),
-            "kind_of": collator.path_of,
+            "length_of": lambda index, epoch, step: collator.length_of(ids[index], epoch, index, step)
         }
     return dataset, collator, options
 

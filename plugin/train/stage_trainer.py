@@ -36,7 +36,7 @@ class StageTrainer(Trainer):
         model, args, train_dataset, data_collator, processing_class: as for Trainer.
         trained_parts: names of the submodules that are trained.
         learning_rates: prefix of parameter names -> learning rate, None for the default.
-        sampler_options: `length_of` and `kind_of` of `ScheduledBatchSampler`.
+        sampler_options: `length_of` of `ScheduledBatchSampler`.
         meters: names of what a subclass observes, the same on all ranks.
     """
 
