@@ -78,6 +78,7 @@ setup(
         "pillow>=11",
         "PyYAML>=6",
         "safetensors>=0.6",
+        "tensorboard>=2.18",
         "tqdm>=4.66",
         "psutil>=6",
     ],

@@ -19,8 +19,8 @@ def setup(tmp_path_factory):
     return make_setup(tmp_path_factory.mktemp("setup"))
 
 
-def row(clip, slot=0, response="a bird", **scores):
-    return {"id": clip, "slot": slot, "response": response, "scores": scores}
+def row(clip, slot=0, empty=False, **scores):
+    return {"id": clip, "slot": slot, "empty": empty, "scores": scores}
 
 
 RULES = {"grounding": {"min": 0.1}, "entropy": {"max": 4.0, "full": 2.0}}
@@ -42,7 +42,7 @@ def test_weight_of_a_score(score, rule, weight):
 def test_verdicts_multiply_and_name_their_reasons():
     rows = [
         row("a", grounding=0.5, entropy=1.0), row("b", grounding=0.05, entropy=3.0),
-        row("c", grounding=0.5, entropy=3.5), row("d", response="  ", grounding=0.5, entropy=1.0),
+        row("c", grounding=0.5, entropy=3.5), row("d", empty=True, grounding=0.5, entropy=1.0),
         row("e", entropy=1.0),
     ]  # fmt: skip
     verdicts = quality.judge(rows, {r["id"]: {} for r in rows}, RULES)

@@ -264,7 +264,8 @@ def test_display_without_a_terminal_names_the_command():
 
 
 INTERRUPTED = """
-import io, sys
+import io, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 from pathlib import Path
 from vaemotionllm.evaluation.child import Display
 from vaemotionllm.evaluation.steps import Step, StepRunner

@@ -136,7 +136,7 @@ def test_training_by_the_cache_follows_training_by_the_teacher(setup, filled, tm
 def test_the_cache_holds_the_teacher_s_states_at_its_own_responses(setup, filled):
     folder, _ = filled
     rows = [json.loads(line) for line in open(folder / "cache" / "responses.jsonl")][1:]
-    assert len(rows) == 24 and all(row["response"].strip() or row["tokens"] for row in rows)
+    assert len(rows) == 24 and not any(row["empty"] for row in rows)
     model = VAEmotionLLMForConditionalGeneration.from_pretrained(setup[0]).eval()
     processor = VAEmotionLLMProcessor.from_pretrained(setup[0])
     reader = ShardReader(folder / "cache")
@@ -363,3 +363,29 @@ def test_two_ranks_fill_one_cache(setup, tmp_path, filled):
         (row["id"], row["slot"], row["tokens"]) for row in alone
     ]
     assert {row["shard"].split("-")[1] for row in rows} == {"00000", "00001"}
+
+
+def test_a_response_that_is_nothing_but_its_end_is_empty_and_teaches_nothing(setup, tmp_path):
+    """A teacher that is made to end at once on half of the clips."""
+    from vaemotionllm.train import teacher
+
+    class Silent(teacher.SeededSampling):
+        def __call__(self, input_ids, scores):
+            scores[::2, 2] = 1e4  # the end token
+            return scores
+
+    class Half(teacher._Teacher):
+        def _sampling(self, chunk):
+            return [Silent([])]
+
+    values = cache_values(setup, tmp_path, max_clips=4, generation_batch_size=4, responses_per_clip=1)
+    config = build_config(Stage1Config, values)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(teacher, "_Teacher", Half)
+        clips, columns = stage1_data.read_clips(config)
+        stage1_data.fill_teacher_cache(config, *load_model(config), clips)
+    rows = [json.loads(line) for line in open(tmp_path / "cache" / "responses.jsonl")][1:]
+    assert [row["empty"] for row in rows] == [True, False, True, False] and rows[0]["tokens"] == [2]
+    train(values | {"max_steps": 1})
+    report = json.loads((tmp_path / "run" / "quality.json").read_text())
+    assert report["dropped_by"] == {"empty response": 2} and report["clips_dropped"] == ["train-0", "train-2"]

@@ -66,7 +66,7 @@ def judge(rows: Sequence[Row], columns: Mapping[str, Mapping[str, Any]], rules: 
         rules: score -> threshold.
 
     A rule whose score a row does not have, such as the agreement of frames for a picture, leaves the weight as it is
-    and is counted in the report. A response with no text has weight 0.
+    and is counted in the report. An empty response has weight 0.
 
     Raises:
         InputError: a rule names a score that no row and no clip has, or a column that holds no number.
@@ -76,7 +76,7 @@ def judge(rows: Sequence[Row], columns: Mapping[str, Mapping[str, Any]], rules: 
     for row in rows:
         scores = {**columns[row["id"]], **row["scores"]}
         known |= scores.keys()
-        weight, reasons = (1.0, []) if row["response"].strip() else (0.0, [EMPTY])
+        weight, reasons = (0.0, [EMPTY]) if row["empty"] else (1.0, [])
         for name, rule in rules.items():
             if scores.get(name) is None:
                 continue

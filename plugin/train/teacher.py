@@ -3,6 +3,7 @@
 What it says and knows is constant, so it is asked once. Rows of `responses.jsonl`, one a clip and slot:
 
     id, slot, kind, prompt, response, tokens    what was asked, and the teacher's answer as text and token ids
+    empty                                       whether it is nothing but its end
     seen                                        hash of the file that it saw
     text_tokens, visual_tokens, audio_tokens    lengths, for batches of clips that are equally long
     scores                                      see `teacher_scores`
@@ -153,7 +154,7 @@ class _Teacher:
         self.renderer = ConversationRenderer(processor)
         end_ids = model.generation_config.eos_token_id
         end_ids = end_ids if isinstance(end_ids, list) else [end_ids]
-        self.end_ids = {*end_ids, processor.tokenizer.eos_token_id}
+        self.end_ids = {*end_ids, processor.tokenizer.eos_token_id, processor.tokenizer.pad_token_id}
 
     @torch.no_grad()
     def answer(self, chunk: Sequence[tuple[int, int]]) -> list[tuple[Row, torch.Tensor | None]]:
@@ -185,6 +186,7 @@ class _Teacher:
             row = {
                 "id": clip.id, "slot": slot, "seen": seen_hash(clip), "kind": prompt.kind, "prompt": prompt.text,
                 "response": self.processor.tokenizer.decode(tokens, skip_special_tokens=True), "tokens": tokens,
+                "empty": self.end_ids.issuperset(tokens),
                 "text_tokens": all_tokens[number] - visual_tokens[number], "visual_tokens": visual_tokens[number],
                 "audio_tokens": num_placeholders(
                     len(waveform), self.processor.window_samples, self.processor.samples_per_token
