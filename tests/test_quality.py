@@ -67,7 +67,7 @@ def test_a_column_of_the_manifest_is_a_score():
     assert [v["weight"] for v in verdicts] == [1.0, 0.0]
     with pytest.raises(InputError, match="rule for `likeness`, which is no score .* Scores are entropy"):
         quality.judge([row("a", entropy=1.0)], {"a": {}}, {"likeness": {"min": 0.2}})
-    with pytest.raises(InputError, match="clip 'a': its column `likeness` is 'high'; a number is needed"):
+    with pytest.raises(InputError, match="clip 'a': its column `likeness` is 'high'; a finite number is needed"):
         quality.judge([row("a")], {"a": {"likeness": "high"}}, {"likeness": {"min": 0.2}})
 
 

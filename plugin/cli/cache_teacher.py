@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from ..errors import InputError
-from .launched import run_as_rank
+from .launched import run_as_rank, shown_log
 
 DESCRIPTION = """ask the teacher of a stage-1 config once: its responses, its states at them, its scores
 
@@ -34,21 +34,24 @@ def run(args: argparse.Namespace) -> int:
     if not values.get("teacher_cache"):
         raise InputError("config field `teacher_cache` is missing: name the folder that is to be filled.")
     # An engine shards what it trains; here nothing is trained, and the teacher is whole on each rank.
-    values = {"output_dir": values["teacher_cache"], **values, "deepspeed": None}
+    # A rank that is done waits for the slowest, which in a pass of a day may be hours behind.
+    values = {"output_dir": values["teacher_cache"], "ddp_timeout": 86_400, **values, "deepspeed": None}
     from ..train import stage1_data
     from ..train.run import load_model
     from ..train.stage1_config import Stage1Config
 
     config = build_config(Stage1Config, values)
     clips, _ = stage1_data.read_clips(config)
-    model, processor = load_model(config)
     main = config.process_index == 0
+    with shown_log(main):
+        model, processor = load_model(config)
     sizes = stage1_data.estimate_bytes(config, model, processor, clips)
     if main:
         print(describe(sizes, len(clips) * config.responses_per_clip, config.max_response_tokens), flush=True)
     if args.estimate:
         return 0
-    stage1_data.fill_teacher_cache(config, model, processor, clips)
+    with shown_log(main):
+        stage1_data.fill_teacher_cache(config, model, processor, clips)
     if main:
         used = sum(file.stat().st_size for file in Path(config.teacher_cache).iterdir() if file.is_file())
         print(f"{config.teacher_cache}: {len(clips) * config.responses_per_clip} responses, {_size(used)}")

@@ -1,6 +1,8 @@
 """A command as one process of several, started by deepspeed, torchrun or accelerate as a module."""
 
 import argparse
+import contextlib
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -48,3 +50,19 @@ def leave_ranks() -> None:
 
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+@contextlib.contextmanager
+def shown_log(main_process: bool):
+    """Shows what the library logs as plain lines on stderr; ranks other than the first show warnings only."""
+    library = logging.getLogger("vaemotionllm")
+    handler, before = logging.StreamHandler(), library.level
+    handler.setLevel(logging.INFO if main_process else logging.WARNING)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    library.addHandler(handler)
+    library.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        library.removeHandler(handler)
+        library.setLevel(before)

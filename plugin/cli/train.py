@@ -1,12 +1,10 @@
 """`vaemotionllm train`: run a training stage from a YAML config, in one process or under a launcher."""
 
 import argparse
-import contextlib
-import logging
 import sys
 
 from ..errors import InputError
-from .launched import run_as_rank
+from .launched import run_as_rank, shown_log
 
 DESCRIPTION = """train stage 1 (VG-Align) or stage 2 (EmoAdapter) from a YAML config
 
@@ -50,22 +48,6 @@ def run(args: argparse.Namespace) -> int:
         else:
             print(f"Stage {stage} is finished: {config.output_dir}")
     return 0
-
-
-@contextlib.contextmanager
-def shown_log(main_process: bool):
-    """Shows what the library logs as plain lines on stderr; ranks other than the first show warnings only."""
-    library = logging.getLogger("vaemotionllm")
-    handler, before = logging.StreamHandler(), library.level
-    handler.setLevel(logging.INFO if main_process else logging.WARNING)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    library.addHandler(handler)
-    library.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        library.removeHandler(handler)
-        library.setLevel(before)
 
 
 def print_fields() -> None:

@@ -121,9 +121,9 @@ class Stage1Collator:
         seed: of the choice of path and response.
         states: gives a row's cached states (R, D); None where the teacher runs in each step.
 
-    A batch is {"path", "ids", "student", and "teacher" (its inputs) or "teacher_states" (N, D)}, and for each of the N
-    response tokens, row by row, "token_weights" (N,) float32 and "places" (N,) int64, its place in its response, and
-    "kinds", the kind of prompt of each row. The teacher sees, the student takes the step's path.
+    A batch is {"path", "ids", "student", and "teacher" (its inputs) or "teacher_states" (N, D)}; "weights" and "kinds"
+    (of prompts) are lists of B; "places" (N,) int64 is the place of each response token, row by row, in its response.
+    The teacher sees, the student takes the step's path.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class Stage1Collator:
             "path": path,
             "ids": [sample.clip.id for sample in samples],
             "kinds": [row["kind"] for row in rows],
-            "token_weights": torch.tensor([row["weight"] for row in rows for _ in row["tokens"]]),
+            "weights": [row["weight"] for row in rows],
             "places": torch.tensor([place for row in rows for place in range(len(row["tokens"]))]),
             "student": path_inputs(self.processor, self.renderer, samples, path, prompts, tokens),
         }

@@ -85,6 +85,11 @@ def load_trainable(model: torch.nn.Module, folder: Path) -> None:
     Raises:
         InputError: naming keys that are missing, unknown or of another shape.
     """
+    if not (folder / TRAINABLE).is_file():
+        raise InputError(
+            f"{folder} holds no {TRAINABLE}: an engine wrote it. Go on with the same `deepspeed` config, or take "
+            "another output_dir."
+        )
     tensors = load_file(folder / TRAINABLE)
     compare_shapes(folder, {name: list(tensor.shape) for name, tensor in tensors.items()}, trainable_shapes(model))
     with torch.no_grad():

@@ -10,6 +10,7 @@ counts nothing and where it counts in full:
 """
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -74,14 +75,16 @@ def judge(rows: Sequence[Row], columns: Mapping[str, Mapping[str, Any]], rules: 
     verdicts: list[dict[str, Any]] = []
     known: set[str] = set()
     for row in rows:
-        scores = {**columns[row["id"]], **row["scores"]}
-        known |= scores.keys()
+        found = {**columns[row["id"]], **row["scores"]}
+        known |= found.keys()
+        scores = {name: value for name, value in found.items() if value is not None}
         weight, reasons = (0.0, [EMPTY]) if row["empty"] else (1.0, [])
         for name, rule in rules.items():
-            if scores.get(name) is None:
+            if name not in scores:
                 continue
-            if isinstance(scores[name], bool) or not isinstance(scores[name], int | float):
-                raise InputError(f"clip {row['id']!r}: its column `{name}` is {scores[name]!r}; a number is needed.")
+            value = scores[name]
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise InputError(f"clip {row['id']!r}: its column `{name}` is {value!r}; a finite number is needed.")
             factor = weight_of(scores[name], rule)
             weight *= factor
             if factor < 1:

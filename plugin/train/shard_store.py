@@ -8,6 +8,7 @@ A shard is written under another name and renamed, and only then do its rows ent
 disk whole. A killed run loses what it had not written yet, at most `max_age_s` of work.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -22,7 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..errors import InputError
+from ..errors import InputError, RankError
 from .distributed import barrier
 
 logger = logging.getLogger(__name__)
@@ -63,21 +64,27 @@ class ShardStore:
         self.shard_bytes, self.max_age_s = shard_bytes, max_age_s
         self._waiting: list[tuple[Row, torch.Tensor | None]] = []
         self._waiting_bytes, self._waiting_since = 0, time.monotonic()
-        rows = [row for file in self._files() for row in read_rows(file, header)]
-        broken = broken_shards(folder, rows)
-        for shard, reason in broken.items():
-            logger.warning("%s is not whole (%s); its rows are made again.", folder / shard, reason)
-        self.rows: dict[Key, Row] = {row_key(row): row for row in rows if row.get("shard") not in broken}
+        rows, broken = self._read()
+        self.rows: dict[Key, Row] = {row_key(row): row for row in rows}
         barrier()  # everybody has read before anybody writes
-        self._parts.mkdir(parents=True, exist_ok=True)
-        self._part = _trimmed(self._parts / f"rank{rank:05d}.jsonl", header)
         if rank == 0:
-            # A kill between a shard and its rows leaves a shard that nobody names.
-            named = {row.get("shard") for row in rows}
-            for path in folder.glob(f"{name}-*.safetensors*"):
-                if path.name not in named:
-                    path.unlink()
+            for shard, reason in broken.items():
+                logger.warning("%s is not whole (%s); its rows are made again.", folder / shard, reason)
+            # What was left of a killed run is put together, so that parts hold rows of this run alone.
+            with _told(folder):
+                if self._parts.is_dir():
+                    write_rows(self._final, header, self.rows.values())
+                    shutil.rmtree(self._parts)
+                self._parts.mkdir(parents=True)
+                # A kill between a shard and its rows leaves a shard that nobody names.
+                named = {row.get("shard") for row in rows}
+                for path in folder.glob(f"{name}-*.safetensors*"):
+                    if path.name not in named:
+                        path.unlink()
         barrier()
+        self._part = self._parts / f"rank{rank:05d}.jsonl"
+        with _told(folder):
+            self._part.write_text(_line(header), encoding="utf-8")
         self._number = 1 + max(
             (int(path.stem.rsplit("-", 1)[1]) for path in folder.glob(f"{name}-{rank:05d}-*.safetensors")), default=-1
         )
@@ -95,7 +102,7 @@ class ShardStore:
             return
         shard = f"{self.name}-{self.rank:05d}-{self._number:05d}.safetensors"
         temporary = self.folder / f"{shard}.tmp"
-        try:
+        with _told(temporary):
             if tensors:
                 save_file(tensors, temporary)
                 os.replace(temporary, self.folder / shard)
@@ -107,28 +114,29 @@ class ShardStore:
                 text += _line(row)
             with open(self._part, "a", encoding="utf-8") as out:
                 out.write(text)
-        except (OSError, SafetensorError) as error:
-            temporary.unlink(missing_ok=True)
-            free = shutil.disk_usage(self.folder).free / 2**30
-            raise InputError(
-                f"cannot write {self.folder / shard}: {error} ({free:.1f} GiB are free there). What was written "
-                "before is whole: make room and run the same command again to go on."
-            ) from error
         self._waiting, self._waiting_bytes, self._waiting_since = [], 0, time.monotonic()
 
     def close(self) -> list[Row]:
         """Write the rest, wait for all ranks, make `NAME.jsonl` of all parts. Returns all rows, sorted by key."""
         self.flush(force=True)
         barrier()
-        rows = {row_key(row): row for file in self._files() for row in read_rows(file, self.header)}
-        broken = broken_shards(self.folder, rows.values())
-        order = [rows[key] for key in sorted(rows) if rows[key].get("shard") not in broken]
+        rows = {row_key(row): row for row in self._read()[0]}
+        order = [rows[key] for key in sorted(rows)]
         barrier()
         if self.rank == 0:
-            write_rows(self._final, self.header, order)
-            shutil.rmtree(self._parts)
+            with _told(self._final.with_suffix(".tmp")):
+                write_rows(self._final, self.header, order)
+                shutil.rmtree(self._parts)
         barrier()
         return order
+
+    def _read(self) -> tuple[list[Row], dict[str, str]]:
+        """Rows of all files whose shard is whole, newer ones last, and the shards that are not."""
+        # Parts come after the final file: a row that was made again replaces the old one.
+        files = [file for file in (self._final, *sorted(self._parts.glob("*.jsonl"))) if file.is_file()]
+        rows = [row for file in files for row in read_rows(file, self.header)]
+        broken = broken_shards(self.folder, rows)
+        return [row for row in rows if row.get("shard") not in broken], broken
 
     @property
     def _final(self) -> Path:
@@ -137,10 +145,6 @@ class ShardStore:
     @property
     def _parts(self) -> Path:
         return self.folder / f"{self.name}.parts"
-
-    def _files(self) -> list[Path]:
-        # Parts after the final file: a row that was made again replaces the one whose shard was broken.
-        return [file for file in (self._final, *sorted(self._parts.glob("*.jsonl"))) if file.is_file()]
 
 
 class ShardReader:
@@ -229,16 +233,26 @@ def broken_shards(folder: Path, rows: Iterable[Row]) -> dict[str, str]:
     return broken
 
 
+@contextlib.contextmanager
+def _told(path: Path):
+    """Turns a failure to write (a full disk, mostly) into words, and removes the unfinished file `path`.
+
+    Raises:
+        RankError: one rank may meet it alone.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if path.is_file():
+            path.unlink()
+        folder = path if path.is_dir() else path.parent
+        free = shutil.disk_usage(folder).free / 2**30
+        name = path.name.removesuffix(".tmp")
+        raise RankError(
+            f"cannot write {name} in {folder}: {error} ({free:.1f} GiB are free there). What was written before is "
+            "whole: make room and run the same command again to go on."
+        ) from error
+
+
 def _line(row: Row) -> str:
     return json.dumps(row, ensure_ascii=False) + "\n"
-
-
-def _trimmed(part: Path, header: dict[str, Any]) -> Path:
-    """A part file that ends with a complete line, made with its header where it is new."""
-    if part.is_file():
-        keep = part.read_bytes().rfind(b"\n") + 1
-        with open(part, "r+b") as file:
-            file.truncate(keep)
-    if not part.is_file() or part.stat().st_size == 0:
-        part.write_text(_line(header), encoding="utf-8")
-    return part

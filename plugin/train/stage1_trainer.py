@@ -33,15 +33,19 @@ class Stage1Trainer(StageTrainer):
             with torch.no_grad():
                 teacher = model(**batch["teacher"], **common, response_fn=states_of).response  # (N, D)
 
+        # From the rows' numbers: an engine would have rounded a tensor of them to its dtype.
+        lengths = batch["student"]["response_mask"].sum(1)  # (B,)
+        weights = torch.tensor(batch["weights"], device=lengths.device).repeat_interleave(lengths)  # (N,)
+
         def compare(states, head):
             return divergence(
                 teacher, states, head, num_items, kind=config.divergence, temperature=config.temperature,
-                beta=config.jsd_beta, token_weights=batch["token_weights"],
+                beta=config.jsd_beta, token_weights=weights,
             )  # fmt: skip
 
         terms = model(**batch["student"], **common, response_fn=compare).response
         self._watch(terms["divergence"], batch)
-        agree = (terms["agrees"] * batch["token_weights"]).sum() / num_items.clamp(min=1)
+        agree = (terms["agrees"] * weights).sum() / num_items.clamp(min=1)
         # One path a step, so the terms of a path are that path's whole step.
         return {f"kl_{path}_loss": terms["divergence_loss"], f"top1_{path}": agree}
 
@@ -66,7 +70,8 @@ class Stage1Trainer(StageTrainer):
         return microbatch_flops(self.costs, sizes, self.trained_parts).model
 
     def count_targets(self, batch):
-        return batch["token_weights"].sum()
+        lengths = batch["student"]["response_mask"].sum(1)  # (B,)
+        return (torch.tensor(batch["weights"]) * lengths).sum()
 
 
 def _place_name(place) -> str:

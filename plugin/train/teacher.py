@@ -4,7 +4,7 @@ What it says and knows is constant, so it is asked once. Rows of `responses.json
 
     id, slot, kind, prompt, response, tokens    what was asked, and the teacher's answer as text and token ids
     empty                                       whether it is nothing but its end
-    seen                                        hash of the file that it saw
+    seen, heard                                 hashes of the files: what it saw, and the sound that goes with it
     text_tokens, visual_tokens, audio_tokens    lengths, for batches of clips that are equally long
     scores                                      see `teacher_scores`
     shard                                       where the post-norm hidden states (len(tokens), D) are, in a cache
@@ -24,7 +24,7 @@ from ..data.manifest import Clip
 from ..data.samplers import SampleKey, seeded_random
 from ..errors import ClipError, InputError
 from ..model.audio_lengths import num_placeholders
-from .hashes import header_of, processor_hash, seen_hash, weights_hash
+from .hashes import header_of, heard_hash, processor_hash, seen_hash, weights_hash
 from .prompts import Prompt, PromptSource
 from .shard_store import Key, Row, ShardStore, broken_shards, read_rows, row_key
 from .teacher_scores import level_dbfs, reading_scores
@@ -111,10 +111,10 @@ def missing_rows(rows: Mapping[Key, Row], clips: Sequence[Clip], settings: Teach
     """(clip number, slot) of what is not among the rows, was made of another file, or lacks a score."""
     missing = []
     for index, clip in enumerate(clips):
-        seen = seen_hash(clip)
+        files = {"seen": seen_hash(clip), "heard": heard_hash(clip)}
         for slot in range(settings.responses_per_clip):
-            row = rows.get((clip.id, slot))
-            if row is None or row["seen"] != seen or not set(settings.teacher_scores) <= row["scores"].keys():
+            row = rows.get((clip.id, slot), {})
+            if not files.items() <= row.items() or not set(settings.teacher_scores) <= row["scores"].keys():
                 missing.append((index, slot))
     return missing
 
@@ -133,10 +133,12 @@ def read_teacher(header: dict[str, Any], clips: Sequence[Clip], settings: Teache
     rows = {row_key(row): row for row in read_rows(file, header)}
     if missing := missing_rows(rows, clips, settings):
         index, slot = missing[0]
-        wanted, found = seen_hash(clips[index]), rows.get((clips[index].id, slot), {}).get("seen", "none")
+        wanted = f"{seen_hash(clips[index])} (seen) and {heard_hash(clips[index])} (heard)"
+        row = rows.get((clips[index].id, slot))
+        found = "none" if row is None else f"{row['seen']} (seen) and {row['heard']} (heard)"
         raise InputError(
             f"{file} lacks {len(missing)} of {len(clips) * settings.responses_per_clip} responses; the first is clip "
-            f"{clips[index].id!r}, response {slot}: its file has hash {wanted}, the cache holds {found}"
+            f"{clips[index].id!r}, response {slot}: its files have the hashes {wanted}, the cache holds {found}"
             f"{' without all of teacher_scores' if found == wanted else ''}. {again}"
         )
     if broken := broken_shards(folder, rows.values()):
@@ -180,11 +182,15 @@ class _Teacher:
         rows: list[tuple[Row, torch.Tensor | None]] = []
         for number, (index, slot) in enumerate(chunk):
             clip, prompt, tokens = self.dataset.clips[index], prompts[number], answers[number]
-            waveform = self.dataset.encoder.waveform(clip)
+            try:
+                waveform = self.dataset.encoder.waveform(clip)
+            except InputError as error:
+                raise ClipError(str(error)) from error
             if "audio_dbfs" in self.settings.teacher_scores:
                 scores[number]["audio_dbfs"] = level_dbfs(waveform)
             row = {
-                "id": clip.id, "slot": slot, "seen": seen_hash(clip), "kind": prompt.kind, "prompt": prompt.text,
+                "id": clip.id, "slot": slot, "seen": seen_hash(clip), "heard": heard_hash(clip),
+                "kind": prompt.kind, "prompt": prompt.text,
                 "response": self.processor.tokenizer.decode(tokens, skip_special_tokens=True), "tokens": tokens,
                 "empty": self.end_ids.issuperset(tokens),
                 "text_tokens": all_tokens[number] - visual_tokens[number], "visual_tokens": visual_tokens[number],
@@ -220,7 +226,14 @@ class _Teacher:
         }  # (N, D) each
         lengths = [len(answer) for answer in answers]
         scores = reading_scores(states, self.model.get_output_embeddings(), lengths, wanted)
+        for score, sample, prompt in zip(scores, samples, prompts):
+            if "agreement" in wanted and not self._can_read_otherwise(sample, prompt):
+                score["agreement"] = None
         return states["own"].split(lengths), scores
+
+    def _can_read_otherwise(self, sample: Sample, prompt: Prompt) -> bool:
+        several_frames = sample.media["visual"].kind == "video" and self.settings.num_frames > 1
+        return several_frames or len(self.source.kinds.get(prompt.kind, ())) > 1
 
     def _other_reading(self, samples: Sequence[Sample], prompts: list[Prompt], answers):
         """The same answers after other frames and, where the prompt can be said in other words, those."""

@@ -2,7 +2,8 @@
 
 entropy      mean entropy of the teacher's next-token distributions at its response, nats: high where it guesses
 agreement    share of positions at which it expects the same token when it sees other frames and is asked in other
-             words: low where the response hangs on a frame or a wording
+             words: low where the response hangs on a frame or a wording; None where neither can differ, as of a
+             picture whose question has one wording
 grounding    mean KL of what it expects with and without the picture, nats: near 0 where the response could have
              been given blind, so that it tells nothing of what is seen
 audio_dbfs   level of the sound, root mean square over full scale, dB: low where there is nothing to hear
