@@ -12,7 +12,7 @@ DESCRIPTION = """ask the teacher of a stage-1 config once: its responses, its st
 Training with the same config then reads `teacher_cache` in place of running the teacher in each step. What was stopped
 goes on; more clips or responses are added to what is there. With several GPUs:
 
-  accelerate launch --num_processes 8 -m vaemotionllm.cli.cache_teacher --config stage1_qwen2_5_vl_7b \\
+  torchrun --nproc_per_node 8 -m vaemotionllm.cli.cache_teacher --config stage1_qwen2_5_vl_7b \\
       manifest=clips/manifest.jsonl teacher_cache=cache/teacher
 """
 

@@ -95,9 +95,8 @@ def build_inputs(
     )
     if "mm_token_type_ids" in inputs:
         inputs["mm_token_type_ids"] = joined("mm_token_type_ids", torch.zeros_like)
-    ids = joined("input_ids", lambda tail: tail, pad_id)
+    inputs["input_ids"] = joined("input_ids", lambda tail: tail, pad_id)
     inputs["attention_mask"] = joined("attention_mask", torch.ones_like)
-    inputs["input_ids"] = ids
     return inputs
 
 
