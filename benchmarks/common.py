@@ -7,11 +7,13 @@ ratio is the median of the rounds' ratios. Peaks are measured in a process of th
 import ctypes
 import gc
 import json
+import logging
 import os
 import statistics
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from importlib.metadata import version
 
@@ -26,6 +28,15 @@ def machine() -> str:
     return (
         f"{where}; Python {sys.version.split()[0]}, torch {torch.__version__}, transformers {version('transformers')}"
     )
+
+
+def quiet() -> None:
+    """Keep the libraries' bars and warnings out of the tables."""
+    from transformers.utils.logging import disable_progress_bar
+
+    logging.disable(logging.WARNING)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    disable_progress_bar()
 
 
 def paired_times(variants: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:

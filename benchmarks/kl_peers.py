@@ -132,7 +132,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--vocabulary", type=int, default=151_936)
     parser.add_argument("--hidden", type=int, default=3584 if gpu else 896)
-    parser.add_argument("--response", type=int, default=2048 if gpu else 256, help="response positions")
+    parser.add_argument("--response", type=int, default=2048 if gpu else 192, help="response positions")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--peaks", action="store_true", help="only print the peaks, in this process")
     parser.add_argument("--measure", action="store_true", help="only print errors and times, in this process")

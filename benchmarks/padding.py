@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import against_goals, last_line, machine, table
+from common import against_goals, last_line, machine, quiet, table
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))  # the builders of small models and media
@@ -104,6 +104,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=4000)
     args = parser.parse_args()
+    quiet()
     print(machine())
     rows, groups = realistic_rows(args.clips, np.random.default_rng(0))
     plain, grouped = (padding_share(rows, groups, grouped) for grouped in (False, True))

@@ -12,14 +12,13 @@ gradient checkpointing.
 import argparse
 import contextlib
 import io
-import logging
 import statistics
 import sys
 import tempfile
 from pathlib import Path
 
 import torch
-from common import against_goals, last_line, machine, table
+from common import against_goals, last_line, machine, quiet, table
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))  # the builders of small models and media
@@ -165,7 +164,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4, help="timed steps of a run")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each variant, in turn")
     args = parser.parse_args()
-    logging.disable(logging.WARNING)
+    quiet()
     print(machine())
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

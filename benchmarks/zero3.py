@@ -27,7 +27,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import against_goals, last_line
+from common import against_goals, last_line, quiet
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -206,24 +206,20 @@ def benchmark(folder: Path, seed: int) -> dict:
 
     def values(name: str, **changes) -> dict:
         options = dict(max_steps=STEPS, save_steps=SAVE_STEPS, train_audio_tower=False, per_device_train_batch_size=2)
-        return stage1_values(model, manifest, folder / name, **{**options, "deepspeed": sharded, **changes})
+        options |= {"deepspeed": sharded, "teacher_cache": str(folder / "cache")}
+        return stage1_values(model, manifest, folder / name, **{**options, **changes})
 
     rng = random.Random(seed)
     step, rank = rng.randrange(SAVE_STEPS + 1, STEPS - 1), rng.randrange(2)
+    whole = values("whole")
+    # Its gathers are those after it went on.
+    killed = values("killed", deepspeed=replicated, zero3_replicate_frozen=True)
     runs = {
-        "teacher online": values("online"),
-        # The one in which a rank is killed: its gathers are those after it went on.
-        "teacher online, frozen weights replicated": values(
-            "killed", deepspeed=replicated, zero3_replicate_frozen=True
-        ),
+        "teacher online": values("online", teacher_cache=None, max_steps=COUNTED_STEPS, save_steps=STEPS),
+        "teacher cached": whole,
+        "teacher cached, frozen weights replicated": killed,
     }
-    short = {"max_steps": COUNTED_STEPS, "save_steps": STEPS, "teacher_cache": str(folder / "cache")}
-    runs["teacher cached"] = values("cached", **short)
-    runs["teacher cached, frozen weights replicated"] = values(
-        "cached-replicated", **short, deepspeed=replicated, zero3_replicate_frozen=True
-    )
-    fill_cache(runs["teacher cached"])
-    whole, killed = runs["teacher online"], runs["teacher online, frozen weights replicated"]
+    fill_cache(whole)
     kill_a_rank(folder, "killed", killed, step, rank)
     for run in runs.values():
         train(folder, Path(run["output_dir"]).name, run)
@@ -275,6 +271,7 @@ def main() -> None:
     if args.values:
         rank_main(args.values, args.counts)
         return
+    quiet()
     with tempfile.TemporaryDirectory() as folder:
         result = benchmark(Path(folder), args.seed)
     print_table(result)

@@ -1,6 +1,7 @@
 """A killed run goes on as if it had not been killed."""
 
 import json
+import resource
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from training import losses_of, make_setup, process_environment, stage1_values, stage2_values, train, write_config
 
+from vaemotionllm.errors import RankError
 from vaemotionllm.train import checkpoint
 
 
@@ -137,3 +139,25 @@ def test_a_run_that_was_killed_while_it_saved_takes_no_further_step(setup, tmp_p
     assert json.loads((tmp_path / "run" / "finished.json").read_text())["steps"] == 5
     assert losses_of(tmp_path / "run") == losses and expected.keys() == again.keys()
     assert all(torch.equal(expected[name], again[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    "largest_file, fails, left",
+    [(100_000, "checkpoint-2", []),  # trainable.safetensors
+     (300_000, "checkpoint-2", []),  # optimizer.pt
+     (500_000, "final", ["checkpoint-4", "checkpoint-6"])],  # model.safetensors
+)  # fmt: skip
+def test_a_full_disk_is_told_and_nothing_half_written_stays(setup, tmp_path, largest_file, fails, left):
+    run = tmp_path / "run"
+    values = stage2_values(*setup, run)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, hard))
+    try:
+        with pytest.raises(RankError, match=rf"cannot write {fails} in .*GiB are free there.*run the same command"):
+            train(values)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert sorted(path.name for path in run.iterdir() if path.is_dir()) == left
+    assert train(values) == "trained"
+    train(stage2_values(*setup, tmp_path / "whole"))
+    assert losses_of(run) == losses_of(tmp_path / "whole")

@@ -428,3 +428,12 @@ def test_fields_of_a_new_model_are_checked(setup, tmp_path):
         values = stage1_values(None, setup[1], tmp_path / "run", model_fields=fields, vlm=str(vlm), audio=str(audio))
         with pytest.raises(InputError, match=word):
             train(values | {"model": None})
+
+
+def test_a_compiled_model_has_the_losses_of_the_plain_one(setup, tmp_path):
+    # Without the last compiler, which takes minutes here: what is captured is run by torch's own operators.
+    options = dict(max_steps=2, train_audio_tower=False)
+    train(stage1_values(*setup, tmp_path / "plain", **options))
+    train(stage1_values(*setup, tmp_path / "compiled", torch_compile_backend="aot_eager", **options))
+    for one, two in zip(losses_of(tmp_path / "plain"), losses_of(tmp_path / "compiled"), strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-5)

@@ -24,9 +24,8 @@ _CHUNK_ELEMENTS = {"cpu": 2**24, "cuda": 2**26}
 # for memory and caches, yet enough that on a CPU threads seldom wait for each other, and that on a GPU starting a
 # kernel costs little beside what it does.
 _BLOCK_ELEMENTS = {"cpu": 2**22, "cuda": 2**24}
-# Rows of the head that are turned into float32 at a time where a device cannot accumulate half precision in float32:
-# so few that they are still in the cache when they are multiplied.
-_HEAD_ROWS = 2_048
+# Rows of the head that a CPU multiplies at a time, in float32: so few that they stay in its cache.
+_HEAD_ROWS = 1_024
 
 
 class ChunkedDivergence(torch.autograd.Function):
@@ -175,10 +174,9 @@ def _logits(teacher, student, weight, buffer):
 
 def _product(states: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     """(C, D) x (V, D)^T -> (C, V) in `out`'s dtype."""
-    if weight.dtype == out.dtype:
-        return torch.mm(states.to(out.dtype), weight.T, out=out)
     if weight.is_cuda:
-        return torch.mm(states.to(weight.dtype), weight.T, out_dtype=out.dtype, out=out)
+        wider = {} if weight.dtype == out.dtype else {"out_dtype": out.dtype}
+        return torch.mm(states.to(weight.dtype), weight.T, out=out, **wider)
     states = states.to(out.dtype)
     for begin in range(0, weight.shape[0], _HEAD_ROWS):
         rows = slice(begin, begin + _HEAD_ROWS)

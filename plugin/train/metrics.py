@@ -7,6 +7,8 @@ from pathlib import Path
 
 from transformers import TrainerCallback
 
+from .writing import told_writing
+
 
 class MetricsFile(TrainerCallback):
     """Appends every log of the trainer to a JSONL file: step, loss terms by name, learning_rate, grad_norm, wall_s.
@@ -35,7 +37,7 @@ class MetricsFile(TrainerCallback):
             return
         wall_s = round(self.earlier_s + time.monotonic() - self.started, 3)
         row = {"step": state.global_step, **logs, "wall_s": wall_s}
-        with open(self.path, "a", encoding="utf-8") as out:
+        with told_writing(self.path), open(self.path, "a", encoding="utf-8") as out:
             out.write(json.dumps(row) + "\n")
 
 

@@ -27,6 +27,7 @@ from .stage1_trainer import Stage1Trainer
 from .stage2_config import Stage2Config
 from .stage2_trainer import Stage2Trainer
 from .stage_trainer import StageTrainer
+from .writing import told_writing
 
 logger = logging.getLogger(__name__)
 
@@ -278,9 +279,10 @@ def save(trainer: StageTrainer, output_dir: Path, lora: bool) -> None:
     if trainer.args.should_save:
         if lora:
             state_dict = merge_lora(trainer.model, state_dict)
-        trainer.model.save_pretrained(staging, state_dict=state_dict)
-        trainer.processing_class.save_pretrained(staging)
-        trainer.state.save_to_json(str(staging / "trainer_state.json"))
+        with told_writing(staging, unfinished=True):
+            trainer.model.save_pretrained(staging, state_dict=state_dict)
+            trainer.processing_class.save_pretrained(staging)
+            trainer.state.save_to_json(str(staging / "trainer_state.json"))
         checkpoint.publish(staging, output_dir)
         checkpoint.write_json(output_dir / checkpoint.FINISHED, {"steps": trainer.state.global_step})
     barrier()

@@ -8,7 +8,6 @@ A shard is written under another name and renamed, and only then do its rows ent
 disk whole. A killed run loses what it had not written yet, at most `max_age_s` of work.
 """
 
-import contextlib
 import json
 import logging
 import os
@@ -23,8 +22,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..errors import InputError, RankError
+from ..errors import InputError
 from .distributed import barrier
+from .writing import told_writing
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class ShardStore:
             for shard, reason in broken.items():
                 logger.warning("%s is not whole (%s); its rows are made again.", folder / shard, reason)
             # What was left of a killed run is put together, so that parts hold rows of this run alone.
-            with _told(folder):
+            with told_writing(folder):
                 if self._parts.is_dir():
                     write_rows(self._final, header, self.rows.values())
                     shutil.rmtree(self._parts)
@@ -83,7 +83,7 @@ class ShardStore:
                         path.unlink()
         barrier()
         self._part = self._parts / f"rank{rank:05d}.jsonl"
-        with _told(folder):
+        with told_writing(folder):
             self._part.write_text(_line(header), encoding="utf-8")
         self._number = 1 + max(
             (int(path.stem.rsplit("-", 1)[1]) for path in folder.glob(f"{name}-{rank:05d}-*.safetensors")), default=-1
@@ -102,7 +102,7 @@ class ShardStore:
             return
         shard = f"{self.name}-{self.rank:05d}-{self._number:05d}.safetensors"
         temporary = self.folder / f"{shard}.tmp"
-        with _told(temporary):
+        with told_writing(temporary, unfinished=True):
             if tensors:
                 save_file(tensors, temporary)
                 os.replace(temporary, self.folder / shard)
@@ -124,7 +124,7 @@ class ShardStore:
         order = [rows[key] for key in sorted(rows)]
         barrier()
         if self.rank == 0:
-            with _told(self._final.with_suffix(".tmp")):
+            with told_writing(self._final.with_suffix(".tmp"), unfinished=True):
                 write_rows(self._final, self.header, order)
                 shutil.rmtree(self._parts)
         barrier()
@@ -231,27 +231,6 @@ def broken_shards(folder: Path, rows: Iterable[Row]) -> dict[str, str]:
         except (OSError, SafetensorError) as error:
             broken[shard] = str(error)
     return broken
-
-
-@contextlib.contextmanager
-def _told(path: Path):
-    """Turns a failure to write (a full disk, mostly) into words, and removes the unfinished file `path`.
-
-    Raises:
-        RankError: one rank may meet it alone.
-    """
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        if path.is_file():
-            path.unlink()
-        folder = path if path.is_dir() else path.parent
-        free = shutil.disk_usage(folder).free / 2**30
-        name = path.name.removesuffix(".tmp")
-        raise RankError(
-            f"cannot write {name} in {folder}: {error} ({free:.1f} GiB are free there). What was written before is "
-            "whole: make room and run the same command again to go on."
-        ) from error
 
 
 def _line(row: Row) -> str:

@@ -24,6 +24,7 @@ from .freezing import parameter_groups, set_modes
 from .losses import total
 from .metrics import EpochOfSampler, MetricsFile
 from .same_modules import SameModules
+from .writing import told_writing
 
 
 class StageTrainer(Trainer):
@@ -260,14 +261,17 @@ class StageTrainer(Trainer):
     def _save_checkpoint(self, model, trial):
         # The library deletes old checkpoints before the new one is known to be whole; we do it after.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self.args.save_total_limit = limit
-        barrier()
+        output_dir = Path(self._get_output_dir(trial=trial))
+        folder = output_dir / f"checkpoint-{self.state.global_step}"
+        with told_writing(folder, unfinished=True):
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self.args.save_total_limit = limit
+            barrier()
+            if self.args.should_save:
+                checkpoint.mark_complete(folder)
         if self.args.should_save:
-            output_dir = Path(self._get_output_dir(trial=trial))
-            checkpoint.mark_complete(output_dir / f"checkpoint-{self.state.global_step}")
             checkpoint.rotate(output_dir, limit)
         barrier()
 
