@@ -114,6 +114,7 @@ def run(config: StageConfig) -> str:
         if config.teacher_cache is None:
             rows = stage1_data.teacher_rows(config, model, processor, dataset)
         responses = stage1_data.gate(config, rows, columns)
+        del rows  # large, and the loader's workers would hold them as well
         dataset, collator, options = stage1_data.make_batches(config, processor, dataset, responses)
     else:
         collator = Stage2Collator(processor, instruction, config.paths, config.seed)

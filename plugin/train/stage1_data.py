@@ -2,10 +2,12 @@
 
 import logging
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..data.collator import Stage1Collator
@@ -71,7 +73,9 @@ def teacher_rows(config: Stage1Config, model, processor, dataset: ClipDataset) -
 
 
 def gate(config: Stage1Config, rows: list[Row], columns: dict[str, dict[str, Any]]) -> dict[str, list[Row]]:
-    """Clip id -> rows with their `weight`, those of weight 0 left out. The report goes into output_dir.
+    """Clip id -> what batches need of its rows, with their `weight`; those of weight 0 are left out.
+
+    The report goes into output_dir.
 
     Raises:
         InputError: nothing is left.
@@ -87,12 +91,19 @@ def gate(config: Stage1Config, rows: list[Row], columns: dict[str, dict[str, Any
     kept: dict[str, list[Row]] = {}
     for row, verdict in zip(rows, verdicts):
         if verdict["weight"] > 0:
-            kept.setdefault(row["id"], []).append(row | {"weight": verdict["weight"]})
+            kept.setdefault(row["id"], []).append(_lean(row) | {"weight": verdict["weight"]})
     if not kept:
         raise InputError(
             f"the quality gate dropped every response; {config.output_dir}/quality.md says why. Loosen `quality`."
         )
     return kept
+
+
+def _lean(row: Row) -> Row:
+    """What batches need of a row. Every rank and each of its workers holds all rows, which may be millions."""
+    lean = {name: row[name] for name in ("id", "slot", "text_tokens", "visual_tokens", "audio_tokens")}
+    lean |= {name: sys.intern(row[name]) for name in ("kind", "prompt", "shard") if name in row}  # shared by many
+    return lean | {"tokens": np.asarray(row["tokens"], dtype=np.int32)}
 
 
 def make_batches(config: Stage1Config, processor, dataset: ClipDataset, responses: dict[str, list[Row]]):
