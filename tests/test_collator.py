@@ -10,6 +10,7 @@ from vaemotionllm.data.dataset import ClipDataset, ClipEncoder, Failure
 from vaemotionllm.data.manifest import Clip, read_manifest
 from vaemotionllm.data.media import load_audio, load_image
 from vaemotionllm.data.samplers import SampleKey, ScheduledBatchSampler, path_of_step, seeded_random
+from vaemotionllm.train.instructions import Instruction
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def clips(tmp_path_factory):
 
 
 def make_dataset(clips, processor, modalities=("visual", "audio"), **options):
-    return ClipDataset(clips, ClipEncoder(processor, 4, 10.0), lambda step: modalities, **options)
+    return ClipDataset(clips, ClipEncoder(processor, 4, 10.0), lambda step, clip: modalities, **options)
 
 
 def row(prompt, tokens, kind="prompt", weight=1.0):
@@ -103,9 +104,12 @@ def test_answers_end_with_the_end_token_and_are_the_template_s(processor):
 def test_stage2_labels_and_paths(clips, processor):
     dataset = make_dataset(clips, processor)
     without = clips[3].without_labels()
-    labelled = ClipDataset([clips[1], without], dataset.encoder, lambda step: ("visual", "audio"))
-    collator = Stage2Collator(processor, lambda rng, clip: ("Which emotion?", clip.emotion or "none"), {"av": 1.0}, 0)
+    labelled = ClipDataset([clips[1], without], dataset.encoder, lambda step, clip: ("visual", "audio"))
+    collator = Stage2Collator(
+        processor, lambda rng, clip, path: Instruction(path, "Which emotion?", clip.emotion or "none"), 0
+    )
     batch = collator([labelled[SampleKey(i, 0, 0)] for i in range(2)])
+    assert batch["path"] == "av"
     inputs = batch["inputs"]
     answers = [
         processor.tokenizer.decode(ids[mask]) for ids, mask in zip(inputs["input_ids"], inputs["response_mask"])

@@ -419,32 +419,37 @@ def options_of(prompt: str) -> list[str]:
 
 def test_instructions_agree_with_the_labels():
     rng = np.random.default_rng(0)
-    kinds, letters = Counter(), Counter()
+    kinds, prompts = Counter(), set()
     for number in range(1200):
         row = manifest_row(CONFIG, "train", number % 192)
-        prompt, answer = language.instruction(rng, row)
-        if options := options_of(prompt):
-            question = prompt.splitlines()[0]
-            label = {language.CONTENT_QUESTION: row["content"], language.EMOTION_QUESTION: row["emotion"]}[question]
-            assert prompt == multiple_choice(question, options) and len(set(options)) == 4
-            assert parse_choice(answer, options) == label and answer == letter_of(options, label)
-            kinds["choice"] += 1
-            letters[answer] += 1
-        elif prompt in language.CAPTION_PROMPTS:
-            kinds["caption"] += 1
+        kind, prompt, answer = language.instruction(rng, row)
+        kinds[kind] += 1
+        prompts.add(prompt)
+        if kind == "caption":
             assert row["content"] in answer and row["emotion"] in answer.lower()
             assert answer == language.caption(row, language.CAPTION_PROMPTS.index(prompt))
         else:
-            kinds["open"] += 1
             words = {
-                language.CONTENT_QUESTION: row["content"],
-                language.EMOTION_QUESTION: row["emotion"],
                 "Is it pleasant or unpleasant?": "pleasant" if row["valence"] > 0 else "unpleasant",
                 "Is its energy high or low?": "high" if row["arousal"] > 0 else "low",
             }
             assert answer == words[prompt]
-    assert set(kinds) == {"choice", "open", "caption"} and min(kinds.values()) > 60
-    assert min(letters.values()) > 0.2 * kinds["choice"]
+    assert set(kinds) == {"caption", "valence_arousal"} and min(kinds.values()) > 200
+    assert prompts == set(language.INSTRUCTION_PROMPTS)
+
+
+def test_choices_agree_with_the_labels():
+    rng = np.random.default_rng(0)
+    letters = Counter()
+    for number in range(800):
+        row = manifest_row(CONFIG, "train", number % 192)
+        prompt, answer = language.choice_instruction(rng, row)
+        options, question = options_of(prompt), prompt.splitlines()[0]
+        label = {language.CONTENT_QUESTION: row["content"], language.EMOTION_QUESTION: row["emotion"]}[question]
+        assert prompt == multiple_choice(question, options) and len(set(options)) == 4
+        assert parse_choice(answer, options) == label and answer == letter_of(options, label)
+        letters[answer] += 1
+    assert min(letters.values()) > 0.2 * 800
 
 
 def test_captions_are_sentences():

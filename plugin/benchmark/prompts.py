@@ -3,13 +3,14 @@
 import re
 from collections.abc import Sequence
 
+ANSWER_REQUEST = "Answer with the option's letter."
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def multiple_choice(question: str, options: Sequence[str]) -> str:
     """The question, one lettered line an option, and the request for a letter."""
     lines = [question, *(f"{chr(ord('A') + i)}. {option}" for i, option in enumerate(options))]
-    return "\n".join([*lines, "Answer with the option's letter."])
+    return "\n".join([*lines, ANSWER_REQUEST])
 
 
 def letter_of(options: Sequence[str], answer: str) -> str:

@@ -13,6 +13,7 @@ COMMANDS = {
     "init": "bolt an audio encoder onto a vision-language model: the model that stage 1 teaches to hear",
     "cache-teacher": "ask the teacher of stage 1 once, so that training need not run it in each step",
     "plan": "say what a stage-1 run will need: parameters, memory, FLOPs, clips a second, disk",
+    "instructions": "make chat samples of a manifest's labels, to be looked at, edited and trained on in stage 2",
     "train": "train stage 1 (VG-Align) or stage 2 (EmoAdapter) from a YAML config",
     "export": "make a model folder from a checkpoint of a training run",
     "inspect": "show what teacher and student expect at each token of a clip's response",

@@ -7,7 +7,9 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from ..errors import InputError
-from .dataset import MODALITIES_OF_PATH, Failure, Sample
+from .chat import Messages
+from .dataset import MODALITIES_OF_PATH, Failure, Sample, path_of_media
+from .general import GENERAL, GeneralSample
 from .samplers import path_of_step, seeded_random
 
 Batch = dict[str, Any]
@@ -33,6 +35,10 @@ class ConversationRenderer:
                 self._prompts[key] = rendered
             return rendered
         return self._prompts[key]
+
+    def conversation(self, messages: Messages) -> str:
+        """All turns up to the answer, and its opening."""
+        return self.processor.apply_chat_template([messages], tokenize=False, add_generation_prompt=True)[0]
 
     def answer_ids(self, text: str) -> list[int]:
         """Token ids of the assistant's answer, up to and with the token that ends its turn."""
@@ -180,37 +186,51 @@ class Stage2Collator:
 
     Args:
         processor: a `VAEmotionLLMProcessor`.
-        instruction: (random generator, clip) -> (prompt, answer).
-        paths: weight of each path.
-        seed: of the choice of path and instruction.
+        instruction: (random generator, clip, path) -> an instruction with `prompt` and `answer`.
+        seed: of the choice of instruction.
+        repeats: whether clips come more than once in an epoch: an instruction is then drawn for each step, and not
+            for each epoch.
+
+    The samples of a batch carry the media of one path, and the batch has that path; general samples have their own.
 
     A batch is {"path", "ids", "inputs", "valence" (B,), "arousal" (B,)}; labels are NaN where a clip has none.
     """
 
-    def __init__(self, processor, instruction: Callable, paths: dict[str, float], seed: int):
-        self.processor, self.instruction, self.paths, self.seed = processor, instruction, paths, seed
+    def __init__(self, processor, instruction: Callable, seed: int, repeats: bool = False):
+        self.processor, self.instruction, self.seed, self.repeats = processor, instruction, seed, repeats
         self.renderer = ConversationRenderer(processor)
 
-    def __call__(self, samples: Sequence[Sample | Failure]) -> Batch:
+    def __call__(self, samples: Sequence[Sample | GeneralSample | Failure]) -> Batch:
         if failure := first_failure(samples):
             return failure
-        path = path_of_step(self.seed, samples[0].key.step, self.paths)
-        pairs = [
-            self.instruction(seeded_random(self.seed, "instruction", s.key.epoch, s.key.index), s.clip)
-            for s in samples
-        ]
-        prompts = [prompt for prompt, _ in pairs]
-        tokens = [self.renderer.answer_ids(answer) for _, answer in pairs]
+        if isinstance(samples[0], GeneralSample):
+            path, inputs = GENERAL, self._general_inputs(samples)
+        else:
+            path = path_of_media(samples[0].media)
+            drawn = [self._draw(sample, path) for sample in samples]
+            prompts = [instruction.prompt for instruction in drawn]
+            tokens = [self.renderer.answer_ids(instruction.answer) for instruction in drawn]
+            inputs = path_inputs(self.processor, self.renderer, samples, path, prompts, tokens)
         return {
             "path": path,
             "ids": [s.clip.id for s in samples],
-            "inputs": path_inputs(self.processor, self.renderer, samples, path, prompts, tokens),
+            "inputs": inputs,
             "valence": _labels([s.clip.valence for s in samples]),
             "arousal": _labels([s.clip.arousal for s in samples]),
         }
 
+    def _draw(self, sample: Sample, path: str):
+        key = sample.key
+        turn = key.step if self.repeats else key.epoch
+        return self.instruction(seeded_random(self.seed, "instruction", turn, key.index), sample.clip, path)
 
-def first_failure(samples: Sequence[Sample | Failure]) -> Batch | None:
+    def _general_inputs(self, samples: Sequence[GeneralSample]) -> dict[str, torch.Tensor]:
+        texts = [self.renderer.conversation(sample.messages[:-1]) for sample in samples]
+        media = [features for sample in samples for features in sample.media]
+        return build_inputs(self.processor, texts, media, [self.renderer.answer_ids(s.answer) for s in samples])
+
+
+def first_failure(samples: Sequence[Any]) -> Batch | None:
     """{"error": message} where a sample could not be made; the trainer raises it as an InputError."""
     for sample in samples:
         if isinstance(sample, Failure):

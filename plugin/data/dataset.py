@@ -1,6 +1,6 @@
 """Clips as model-ready features: decoded when asked for, kept in memory where the config says so."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,25 @@ from .samplers import SampleKey
 
 MODALITIES_OF_PATH = {"audio": ("audio",), "visual": ("visual",), "av": ("visual", "audio"), "text": ()}
 """What a sample carries on each path, in the order of the conversation: the picture first, then the sound."""
+
+
+def path_of_media(media: Collection[str]) -> str:
+    """The path of a sample that carries these modalities, see `MODALITIES_OF_PATH`."""
+    return next(path for path, modalities in MODALITIES_OF_PATH.items() if set(modalities) == set(media))
+
+
+def carries(clip: Clip, modality: str) -> bool:
+    """Whether a clip has a "visual" or an "audio"."""
+    return (clip.visual if modality == "visual" else clip.audio) is not None
+
+
+def possible_paths(clip: Clip, paths: Mapping[str, float]) -> tuple[str, ...]:
+    """The paths of weight above 0 that a clip can take: those whose every modality it carries."""
+    return tuple(
+        path
+        for path, weight in paths.items()
+        if weight > 0 and all(carries(clip, m) for m in MODALITIES_OF_PATH[path])
+    )
 
 
 @dataclass(frozen=True)
@@ -88,7 +107,7 @@ class ClipDataset(Dataset):
     Args:
         clips: the clips.
         encoder: turns media into features.
-        modalities: maps the step number to the modalities that are needed, see `MODALITIES_OF_PATH`.
+        modalities: (step number, clip) -> the modalities that are needed, see `MODALITIES_OF_PATH`.
         audio_features: gives a clip's `MediaFeatures` of the sound in place of the encoder, where an audio tower's
             states are cached.
         cache_media: keep every clip's features in memory, because decoding again in each epoch is dear. Each worker
@@ -99,7 +118,7 @@ class ClipDataset(Dataset):
         self,
         clips: Sequence[Clip],
         encoder: ClipEncoder,
-        modalities: Callable[[int], tuple[str, ...]],
+        modalities: Callable[[int, Clip], tuple[str, ...]],
         cache_media: bool = False,
         audio_features: Callable[[Clip], Any] | None = None,
     ):
@@ -112,17 +131,18 @@ class ClipDataset(Dataset):
 
     @property
     def groups(self) -> list[str]:
-        """Clips of one group make the model run the same modules: what holds the picture."""
-        return [clip.visual or "none" for clip in self.clips]
+        """Clips of one group can take the same paths and make the model run the same modules: what holds the picture,
+        and whether there is sound."""
+        return [(clip.visual or "none") + ("" if clip.audio is not None else "-silent") for clip in self.clips]
 
     def __getitem__(self, key: SampleKey | int) -> Sample | Failure:
         if not isinstance(key, SampleKey):
             key = SampleKey(int(key), 0, 0)
+        clip = self.clips[key.index]
         try:
-            media = {modality: self.features(key.index, modality) for modality in self.modalities(key.step)}
+            media = {modality: self.features(key.index, modality) for modality in self.modalities(key.step, clip)}
         except InputError as error:
             return Failure(str(error))
-        clip = self.clips[key.index]
         # The bytes of embedded media are not needed any more, and would be sent from the worker to the trainer.
         return Sample(key, replace(clip, audio=None, video=None, image=None), media)
 
@@ -160,4 +180,5 @@ class ClipDataset(Dataset):
 
         for index in tqdm(range(len(self)), desc="decode clips", unit="clip", disable=not progress):
             for modality in modalities:
-                self.features(index, modality)
+                if carries(self.clips[index], modality):
+                    self.features(index, modality)

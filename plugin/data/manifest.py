@@ -146,7 +146,7 @@ def _parse_row(row: dict[str, Any], number: int, root: Path, path: Path) -> Clip
         raise InputError(f"{where}: field `split` is {row['split']!r}; allowed are {', '.join(SPLITS)}.")
     values: dict[str, Any] = {name: str(row[name]) for name in REQUIRED_FIELDS}
     for name in MEDIA_FIELDS:
-        values[name] = _parse_medium(row.get(name), name, where, root)
+        values[name] = parse_medium(row.get(name), name, where, root)
     if all(values[name] is None for name in MEDIA_FIELDS):
         raise InputError(f"{where}: no medium. Give at least one of the fields {', '.join(MEDIA_FIELDS)}.")
     if values["video"] is not None and values["image"] is not None:
@@ -178,7 +178,17 @@ def _parse_row(row: dict[str, Any], number: int, root: Path, path: Path) -> Clip
     return Clip(**values)
 
 
-def _parse_medium(value: Any, name: str, where: str, root: Path) -> Media | None:
+def parse_medium(value: Any, name: str, where: str, root: Path) -> Media | None:
+    """A medium of a row: the absolute path of a file below `root`, or embedded bytes; None where there is none.
+
+    Args:
+        value: a relative path, bytes, or {bytes, path}.
+        name: of its field, and `where`: of its row, for errors.
+        root: absolute folder of the file that holds the row.
+
+    Raises:
+        InputError: a path that leaves the folder or names no file, or a value of another type.
+    """
     if isinstance(value, dict):  # the struct {bytes, path} that the datasets library writes
         value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
     if value is None or value == "":
@@ -192,7 +202,7 @@ def _parse_medium(value: Any, name: str, where: str, root: Path) -> Media | None
     relative = os.path.normpath(value)
     if os.path.isabs(value) or relative == ".." or relative.startswith(".." + os.sep):
         raise InputError(
-            f"{where}: field `{name}` points outside the manifest's folder: {value!r}. "
+            f"{where}: field `{name}` points outside the folder of its file: {value!r}. "
             f"Put the file below {root} and give its relative path."
         )
     absolute = os.path.join(root, relative)

@@ -4,7 +4,8 @@ So a run that was killed goes on exactly as if it had not been, and two ranks se
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -25,14 +26,36 @@ def seeded_random(seed: int, *parts: int | str) -> np.random.Generator:
     return np.random.default_rng(int.from_bytes(digest[:8], "little"))
 
 
-def path_of_step(seed: int, step: int, weights: Mapping[str, float]) -> str:
+def path_of_step(seed: int, step: int, weights: Mapping[str, float], possible: Collection[str] | None = None) -> str:
     """The path (audio, visual, av) that all samples of an optimizer step take, on all ranks.
 
     One path a step, because under ZeRO-3 every rank must run the same modules.
+
+    Args:
+        seed, step: what it depends on.
+        weights: how often each path is taken.
+        possible: the paths that the step's clips can take, where these are not all. It is the same on all ranks where
+            it is a function of the clips' group, see `ScheduledBatchSampler`.
     """
-    paths = [path for path, weight in weights.items() if weight > 0]
+    paths = [path for path, weight in weights.items() if weight > 0 and (possible is None or path in possible)]
     shares = np.array([weights[path] for path in paths], dtype=np.float64)
     return paths[int(seeded_random(seed, "path", step).choice(len(paths), p=shares / shares.sum()))]
+
+
+def class_weights(labels: Sequence[str | None], exponent: float) -> np.ndarray:
+    """Weight of each clip in the draw of clips: its label's frequency to the power of `-exponent`.
+
+    Args:
+        labels: label of each clip, None where it has none.
+        exponent: 0 draws every clip as often as every other, 1 every label.
+
+    Returns:
+        (clips,) float64; the mean over the clips with a label is 1, and a clip without one has 1.
+    """
+    counts = Counter(label for label in labels if label is not None)
+    weights = {label: count**-exponent for label, count in counts.items()}
+    mean = sum(weights[label] * count for label, count in counts.items()) / max(counts.total(), 1)
+    return np.array([1.0 if label is None else weights[label] / mean for label in labels])
 
 
 class ScheduledBatchSampler(Sampler[list[SampleKey]]):
@@ -53,6 +76,11 @@ class ScheduledBatchSampler(Sampler[list[SampleKey]]):
             step are shared out to its micro-batches and ranks by length: little is padded, and ranks seldom wait.
             What a step learns from stays the random choice that it was: batches of equal length across steps would
             hold one kind of prompt or clip each, and count the tokens of short ones for more.
+        weights: (clips,) how often each clip is drawn, against the others; None for all alike. An epoch is as long as
+            without them. A clip comes as often as its share of the epoch says, rounded down or up by chance.
+        general: number of samples beside the clips, whose numbers follow those of the clips. They have steps of their
+            own and are gone through in shuffled passes, which an epoch's end does not cut.
+        general_share: share of the steps that they have, below 1.
     """
 
     def __init__(
@@ -64,6 +92,9 @@ class ScheduledBatchSampler(Sampler[list[SampleKey]]):
         rank: int,
         seed: int,
         length_of: Callable[[int, int, int], int] | None = None,
+        weights: Sequence[float] | np.ndarray | None = None,
+        general: int = 0,
+        general_share: float = 0.0,
     ):
         self.batch_size, self.accumulation = batch_size, accumulation
         self.world_size, self.rank, self.seed = world_size, rank, seed
@@ -72,7 +103,13 @@ class ScheduledBatchSampler(Sampler[list[SampleKey]]):
         self.members = [
             np.array([index for index, group in enumerate(groups) if group == name]) for name in sorted(set(groups))
         ]
-        self.steps_per_epoch = sum(self._steps_of(len(members)) for members in self.members)
+        self.weights = None if weights is None else np.asarray(weights, dtype=np.float64)
+        self.steps = [self._steps_of(members, len(groups)) for members in self.members]
+        self.first_general, self.general = len(groups), general
+        self.general_steps = 0
+        if general and general_share > 0:
+            self.general_steps = max(round(sum(self.steps) * general_share / (1 - general_share)), 1)
+        self.steps_per_epoch = sum(self.steps) + self.general_steps
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -84,8 +121,8 @@ class ScheduledBatchSampler(Sampler[list[SampleKey]]):
     def __iter__(self) -> Iterator[list[SampleKey]]:
         rng = np.random.default_rng((self.seed, self.epoch))
         # Clips of each step, (steps, step_size), one array a group.
-        groups = [np.resize(rng.permutation(m), (self._steps_of(len(m)), self.step_size)) for m in self.members]
-        steps = np.concatenate(groups)
+        groups = [self._draw(rng, members, steps) for members, steps in zip(self.members, self.steps)]
+        steps = np.concatenate([*groups, self._draw_general()])
         first = self.epoch * self.steps_per_epoch
         for offset, row in enumerate(rng.permutation(self.steps_per_epoch)):
             clips = self._by_length(steps[row], first + offset)
@@ -98,5 +135,33 @@ class ScheduledBatchSampler(Sampler[list[SampleKey]]):
         lengths = [self.length_of(int(index), self.epoch, step) for index in clips]
         return clips[np.argsort(lengths, kind="stable")]
 
-    def _steps_of(self, clips: int) -> int:
-        return max(clips // self.step_size, 1)
+    def _steps_of(self, members: np.ndarray, clips: int) -> int:
+        """Steps of a group in an epoch; with weights a group has as many as its weight gives it."""
+        size = len(members)
+        if self.weights is not None:
+            # Rounded before it is cut: equal weights must give what no weights give.
+            size = int(round(clips * self.weights[members].sum() / self.weights.sum(), 6))
+        return max(size // self.step_size, 1)
+
+    def _draw(self, rng: np.random.Generator, members: np.ndarray, steps: int) -> np.ndarray:
+        """Clips of a group's steps in an epoch, (steps, step_size)."""
+        order = rng.permutation(members)
+        if self.weights is None:
+            return np.resize(order, (steps, self.step_size))
+        # Systematic sampling: points at equal distance on a line on which each clip has a length of its weight.
+        slots = steps * self.step_size
+        ends = np.cumsum(self.weights[order])
+        points = (np.arange(slots) + rng.random()) / slots * ends[-1]
+        picks = order[np.minimum(np.searchsorted(ends, points, side="right"), len(order) - 1)]
+        return rng.permutation(picks).reshape(steps, self.step_size)
+
+    def _draw_general(self) -> np.ndarray:
+        """Samples of an epoch's general steps, (general_steps, step_size)."""
+        slots = self.general_steps * self.step_size
+        if not slots:
+            return np.empty((0, self.step_size), dtype=np.int64)
+        begin = self.epoch * slots
+        passes = range(begin // self.general, -(-(begin + slots) // self.general))
+        order = np.concatenate([seeded_random(self.seed, "general", p).permutation(self.general) for p in passes])
+        begin -= passes.start * self.general
+        return self.first_general + order[begin : begin + slots].reshape(self.general_steps, self.step_size)

@@ -39,6 +39,11 @@ OPEN_QUESTIONS = {
 }
 # aspect -> (question, labels)
 CHOICES = {"content": (CONTENT_QUESTION, CONTENTS), "emotion": (EMOTION_QUESTION, EMOTIONS)}
+# What stage 2 asks: nothing that the benchmark asks. The backbone knows both from learning to see.
+INSTRUCTION_QUESTIONS = tuple(
+    question for question in OPEN_QUESTIONS if question not in (CONTENT_QUESTION, EMOTION_QUESTION)
+)
+INSTRUCTION_PROMPTS = (*CAPTION_PROMPTS, *INSTRUCTION_QUESTIONS)
 
 
 def _article(word: str) -> str:
@@ -93,12 +98,13 @@ def caption_instruction(rng: np.random.Generator, row: Mapping) -> tuple[str, st
     return CAPTION_PROMPTS[template], caption(row, template)
 
 
-def instruction(rng: np.random.Generator, row: Mapping) -> tuple[str, str]:
-    """(prompt, answer) for stage 2, from the labels of `row`: choices, free questions and captions."""
-    kind = rng.random()
-    if kind < 0.6:
-        return choice_instruction(rng, row)
-    return open_instruction(rng, row) if kind < 0.85 else caption_instruction(rng, row)
+def instruction(rng: np.random.Generator, row: Mapping) -> tuple[str, str, str]:
+    """(kind, prompt, answer) for stage 2, from the labels of `row`: captions, which name content and emotion, and free
+    questions on valence and arousal."""
+    if rng.random() < 0.7:
+        return "caption", *caption_instruction(rng, row)
+    question = _pick(rng, INSTRUCTION_QUESTIONS)
+    return "valence_arousal", question, OPEN_QUESTIONS[question](row)
 
 
 def stage1_prompt(rng: np.random.Generator) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""Where prompts and instructions come from: the config's own lists, a text file, or the nano world's language."""
+"""Where stage 1's prompts come from: the config's own lists, a file, or the nano world's language."""
 
 import hashlib
 import json
@@ -9,11 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
-from ..data.manifest import LABEL_FIELDS, Clip
 from ..errors import InputError
 from .config_file import shipped_file
-
-Instruction = Callable[[np.random.Generator, Clip], tuple[str, str]]
 
 
 class Prompt(NamedTuple):
@@ -106,59 +103,3 @@ def _clean(prompts: Any, field: str) -> list[str]:
     if not texts:
         raise InputError(f"config field `{field}` holds no prompt.")
     return texts
-
-
-def instruction_source(instructions: str | Sequence[dict[str, str]]) -> tuple[Instruction, tuple[str, ...]]:
-    """What stage 2 asks about a clip and the answer, and the label fields that every clip must have for it.
-
-    Args:
-        instructions: a list of {prompt, answer} with label names in braces, or `nano`.
-    """
-    if instructions == "nano":
-        from ..nano import language
-
-        needed = ("content", "emotion", "valence", "arousal", "art_form")
-        return (lambda rng, clip: language.instruction(rng, label_row(clip))), needed
-    if isinstance(instructions, str):
-        raise InputError(
-            f"config field `instructions` is {instructions!r}: give a list of {{prompt, answer}}, or `nano`."
-        )
-    needed: dict[str, None] = {}
-    for number, pair in enumerate(instructions, start=1):
-        if not isinstance(pair, dict) or set(pair) != {"prompt", "answer"}:
-            raise InputError(f"`instructions` entry {number} is {pair!r}; allowed are the keys `prompt` and `answer`.")
-        for key, text in pair.items():
-            if not isinstance(text, str):
-                raise InputError(f"`instructions` entry {number}: `{key}` is {text!r}; put text in quotes.")
-            needed |= dict.fromkeys(_names_in(text, number))
-
-    def draw(rng: np.random.Generator, clip: Clip) -> tuple[str, str]:
-        pair = instructions[int(rng.integers(len(instructions)))]
-        row = label_row(clip)
-        return pair["prompt"].format(**row), pair["answer"].format(**row)
-
-    return draw, tuple(needed)
-
-
-def label_row(clip: Clip) -> dict[str, Any]:
-    """Labels of a clip by name; of a distribution over emotions the strongest."""
-    row = {name: getattr(clip, name) for name in LABEL_FIELDS}
-    if isinstance(clip.emotion, dict):
-        row["emotion"] = max(clip.emotion, key=clip.emotion.get)
-    return row
-
-
-def _names_in(text: str, number: int) -> list[str]:
-    import string
-
-    try:
-        names = [name for _, name, _, _ in string.Formatter().parse(text) if name is not None]
-    except ValueError as error:
-        raise InputError(f"`instructions` entry {number}: {text!r} is not a template ({error}).") from None
-    for name in names:
-        if name not in LABEL_FIELDS:
-            raise InputError(
-                f"`instructions` entry {number} uses {{{name}}}; allowed are {', '.join(LABEL_FIELDS)}. "
-                "Write {{ and }} for braces."
-            )
-    return names

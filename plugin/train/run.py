@@ -8,12 +8,8 @@ from typing import Any
 
 import torch
 
-from ..data.collator import Stage2Collator
-from ..data.dataset import MODALITIES_OF_PATH, ClipDataset, ClipEncoder
-from ..data.manifest import Clip, read_manifest
-from ..data.samplers import path_of_step
 from ..errors import InputError
-from . import checkpoint, stage1_data
+from . import checkpoint, stage1_data, stage2_data
 from .attention import attention_candidates, weights_dtype
 from .base_config import StageConfig
 from .config_file import own_fields
@@ -21,7 +17,7 @@ from .distributed import barrier
 from .engine import fill_sizes
 from .freezing import add_lora, count, freeze_all_but, merge_lora
 from .meta_model import check_folder, without_sharding
-from .prompts import instruction_source, prompt_source
+from .prompts import prompt_source
 from .stage1_config import Stage1Config
 from .stage1_trainer import Stage1Trainer
 from .stage2_config import Stage2Config
@@ -90,11 +86,8 @@ def run(config: StageConfig) -> str:
         clips, columns = stage1_data.read_clips(config)
         modalities = stage1_data.decoded_modalities(config)
     else:
-        instruction, labels = instruction_source(config.instructions)
-        modalities = tuple(m for m in ("visual", "audio") if any(
-            weight > 0 and m in MODALITIES_OF_PATH[path] for path, weight in config.paths.items()
-        ))  # fmt: skip
-        clips = read_manifest(config.manifest, config.split, (*modalities, *labels), config.max_clips)
+        clips, instructions, general = stage2_data.read_data(config)
+        modalities = stage2_data.decoded_modalities(config)
     model, processor = load_model(config)
     if stage1:
         audio_features = stage1_data.cached_audio(config, model, processor, clips)
@@ -102,7 +95,7 @@ def run(config: StageConfig) -> str:
         if config.teacher_cache is not None:
             rows = stage1_data.teacher_rows(config, model, processor, dataset)
     else:
-        dataset = make_dataset(config, processor, clips)
+        dataset = stage2_data.make_dataset(config, processor, clips, general)
     # Before anything is written, so that a bad file leaves no half run behind; see `fill_cache` for what is checked.
     dataset.fill_cache(modalities, progress=is_main(config) and not config.disable_tqdm)
     barrier()
@@ -117,7 +110,7 @@ def run(config: StageConfig) -> str:
         del rows  # large, and the loader's workers would hold them as well
         dataset, collator, options = stage1_data.make_batches(config, processor, dataset, responses)
     else:
-        collator = Stage2Collator(processor, instruction, config.paths, config.seed)
+        collator, options = stage2_data.make_batches(config, processor, clips, instructions, general)
         if config.lora is not None:
             add_lora(model, config.lora)
     trainer = make_trainer(config, model, processor, dataset, collator, options)
@@ -138,6 +131,9 @@ def run_settings(config: StageConfig) -> dict[str, Any]:
     names = [field.name for field in own_fields(type(config)) if field.name not in _FREE_FIELDS]
     settings = {name: getattr(config, name) for name in dict.fromkeys((*names, *_FIXED_LIBRARY_FIELDS))}
     settings["manifest_sha256"] = sha256_of(Path(config.manifest))
+    for name in ("instructions", "general"):
+        if isinstance(file := getattr(config, name, None), str) and (digest := sha256_of(Path(file))):
+            settings[f"{name}_sha256"] = digest
     return {name: str(value) if dataclasses.is_dataclass(value) else value for name, value in settings.items()}
 
 
@@ -223,15 +219,6 @@ def _load_parts(config: StageConfig, attention: str | None):
     return model, processor
 
 
-def make_dataset(config: Stage2Config, processor, clips: list[Clip]) -> ClipDataset:
-    encoder = ClipEncoder(processor, config.num_frames, config.max_audio_s)
-
-    def modalities(step: int) -> tuple[str, ...]:
-        return MODALITIES_OF_PATH[path_of_step(config.seed, step, config.paths)]
-
-    return ClipDataset(clips, encoder, modalities, config.cache_media)
-
-
 def trained_parts(config: StageConfig) -> list[str]:
     """Names of the submodules that the config trains."""
     wanted = {
@@ -249,9 +236,7 @@ def keep_trained_in_float32(model: torch.nn.Module) -> None:
             parameter.data = parameter.data.float()
 
 
-def make_trainer(
-    config: StageConfig, model, processor, dataset: ClipDataset, collator, options: dict[str, Any]
-) -> StageTrainer:
+def make_trainer(config: StageConfig, model, processor, dataset, collator, options: dict[str, Any]) -> StageTrainer:
     """The trainer of the config's stage, with everything frozen that it does not train."""
     parts = trained_parts(config)
     freeze_all_but(model, parts)

@@ -35,7 +35,7 @@ def read_clips(config: Stage1Config) -> tuple[list[Clip], dict[str, dict[str, An
 def make_dataset(config: Stage1Config, processor, clips: Sequence[Clip], audio_features=None) -> ClipDataset:
     """The clips; a step decodes what its student takes, and the picture where a teacher is to see it."""
 
-    def modalities(step: int) -> tuple[str, ...]:
+    def modalities(step: int, clip: Clip) -> tuple[str, ...]:
         if step < 0:  # the teacher is asked
             return ("visual",)
         needed = MODALITIES_OF_PATH[path_of_step(config.seed, step, config.student_paths)]

@@ -18,8 +18,20 @@ class Stage2Config(StageConfig):
     stage: int = field(default=2, metadata={"help": "2: EmoAdapter."})
     instructions: str | list[dict[str, str]] | None = field(
         default=None,
-        metadata={"help": "A list of {prompt, answer} with {content}, {emotion} and other label names, or `nano`."},
+        metadata={
+            "help": "What is asked: `art` or a YAML file of templates, a .jsonl file of chat samples, a list of "
+            "{prompt, answer} with {content}, {emotion} and other label names, or `nano`."
+        },
     )
+    class_balance: float = field(
+        default=0.0,
+        metadata={"help": "Clips are drawn by the frequency of their emotion to the power of minus this, 0 to 1."},
+    )
+    general: str | None = field(
+        default=None,
+        metadata={"help": "A .jsonl file of general chat samples, of text, pictures and films, against forgetting."},
+    )
+    general_share: float = field(default=0.0, metadata={"help": "Share of the steps that `general` has, below 1."})
     paths: dict[str, float] = field(
         default_factory=lambda: dict.fromkeys(PATHS, 1.0),
         metadata={"help": "How often a step takes each path: audio, visual, av."},
@@ -42,13 +54,17 @@ class Stage2Config(StageConfig):
         if self.stage != 2:
             raise InputError(f"config field `stage` is {self.stage!r}; this config is for stage 2.")
         if not self.instructions or not isinstance(self.instructions, str | list):
-            raise InputError("config field `instructions` is missing: a list of {prompt, answer}, or `nano`.")
+            raise InputError(
+                "config field `instructions` is missing: `art`, a file of templates or of chat samples, a list of "
+                "{prompt, answer}, or `nano`."
+            )
         if self.train_sampling_strategy != "random":
             raise InputError(
                 f"config field `train_sampling_strategy` is {self.train_sampling_strategy!r}; stage 2 does not know "
                 "the lengths of its clips, allowed is random."
             )
         self._check_path_weights("paths", PATHS)
+        self._check_data()
         for name in ("valence_weight", "arousal_weight", "ccc_weight", "mse_weight"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"config field `{name}` is {getattr(self, name)!r}; it must be at least 0.")
@@ -59,6 +75,19 @@ class Stage2Config(StageConfig):
         ):
             raise InputError("nothing to train: set `train_emotion_adapter`, `train_audio_projector` or `lora`.")
         super().__post_init__()
+
+    def _check_data(self) -> None:
+        if not 0 <= self.class_balance <= 1:
+            raise InputError(f"config field `class_balance` is {self.class_balance!r}; it must be between 0 and 1.")
+        if not 0 <= self.general_share < 1:
+            raise InputError(
+                f"config field `general_share` is {self.general_share!r}; at least 0 and below 1 is needed."
+            )
+        if (self.general is None) != (self.general_share == 0):
+            raise InputError(
+                f"config fields `general` ({self.general!r}) and `general_share` ({self.general_share!r}) belong "
+                "together: a file of chat samples, and the share of the steps that it has."
+            )
 
     def _check_lora(self) -> None:
         allowed = {"rank", "alpha", "dropout", "target_modules"}

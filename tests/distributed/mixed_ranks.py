@@ -13,6 +13,7 @@ from pathlib import Path
 
 from vaemotionllm.data import collator, samplers
 from vaemotionllm.train import run as training
+from vaemotionllm.train import stage2_data
 from vaemotionllm.train.config_file import build_config
 
 RANK = int(os.environ.get("RANK", "0"))
@@ -34,10 +35,10 @@ def mix_batches() -> None:
 
 
 def mix_paths() -> None:
-    def path_of_step(seed, step, weights):
+    def path_of_step(seed, step, weights, possible):
         return sorted(weights)[(step + RANK) % len(weights)]
 
-    collator.path_of_step = training.path_of_step = path_of_step
+    stage2_data.path_of_step = path_of_step
 
 
 def record_batches(file: Path, made: list) -> None:

@@ -1,0 +1,112 @@
+"""From a stage-2 config to what its trainer reads: clips and their paths, instructions, general samples, batches."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from ..benchmark.training_check import benchmark_questions, benchmark_texts, refuse_benchmark_texts
+from ..data.chat import text_of
+from ..data.collator import Stage2Collator
+from ..data.dataset import MODALITIES_OF_PATH, ClipDataset, ClipEncoder, possible_paths
+from ..data.general import Conversation, WithGeneral, read_general
+from ..data.manifest import Clip, read_manifest
+from ..data.samplers import class_weights, path_of_step
+from ..errors import InputError
+from .instructions import InstructionSource, emotion_of, instruction_source
+from .stage2_config import Stage2Config
+
+logger = logging.getLogger(__name__)
+
+
+def read_data(config: Stage2Config) -> tuple[list[Clip], InstructionSource, list[Conversation]]:
+    """Everything that a run reads but media, checked before a large model is loaded.
+
+    Raises:
+        InputError: a clip that no path can take or no instruction fits, or what asks the benchmark's questions.
+    """
+    source = checked_instructions(config.instructions)
+    general = read_general(config.general) if config.general is not None else []
+    refuse_benchmark_texts(_questions_of(general, config.general), benchmark_questions() if general else ())
+    clips = read_manifest(config.manifest, config.split, source.needed)
+    paths = paths_of_clips(clips, config.paths)
+    source.check(clips, paths)
+    clips = clips[: config.max_clips]
+    if config.class_balance and not any(clip.emotion for clip in clips):
+        raise InputError(
+            f"config field `class_balance` is {config.class_balance!r}, and no clip has an `emotion`. Set it to 0."
+        )
+    return clips, source, general
+
+
+def checked_instructions(instructions: str | Sequence[dict[str, str]]) -> InstructionSource:
+    """The source of instructions, after a look that none asks what the benchmark asks.
+
+    Raises:
+        InputError: see `instruction_source` and `refuse_benchmark_texts`.
+    """
+    source = instruction_source(instructions)
+    refuse_benchmark_texts(source.prompts(), benchmark_texts())
+    return source
+
+
+def paths_of_clips(clips: Sequence[Clip], weights: Mapping[str, float]) -> dict[str, tuple[str, ...]]:
+    """Clip id -> the paths of weight above 0 that it can take.
+
+    Raises:
+        InputError: a clip that can take none, or a path that no clip can take.
+    """
+    found = {clip.id: possible_paths(clip, weights) for clip in clips}
+    wanted = [path for path, weight in weights.items() if weight > 0]
+    for clip in clips:
+        if not found[clip.id]:
+            has = [name for name, medium in (("audio", clip.audio), (clip.visual, clip.visual)) if medium is not None]
+            raise InputError(
+                f"clip {clip.id!r} holds {' and '.join(map(str, has))} alone, and `paths` takes {', '.join(wanted)}: "
+                "none of them is possible. Give a path that it can take a weight above 0, or remove the clip."
+            )
+    for path in wanted:
+        count = sum(path in possible for possible in found.values())
+        if not count:
+            needs = " and ".join(MODALITIES_OF_PATH[path])
+            raise InputError(f"`paths` takes {path}, and no clip holds {needs}. Set its weight to 0, or add clips.")
+    few = Counter(possible for possible in found.values() if len(possible) < len(wanted))
+    for possible, count in sorted(few.items()):
+        logger.info("%s of %s clips take part in steps of %s alone.", count, len(clips), ", ".join(possible))
+    return found
+
+
+def make_dataset(config: Stage2Config, processor, clips: list[Clip], general: Sequence[Conversation]):
+    """The clips, each with what its step's path carries, and the general samples behind them."""
+    encoder = ClipEncoder(processor, config.num_frames, config.max_audio_s)
+
+    def modalities(step: int, clip: Clip) -> tuple[str, ...]:
+        # Among the paths that the clip can take: those of its whole group, and so of the whole step.
+        return MODALITIES_OF_PATH[path_of_step(config.seed, step, config.paths, possible_paths(clip, config.paths))]
+
+    dataset = ClipDataset(clips, encoder, modalities, config.cache_media)
+    return WithGeneral(dataset, general) if general else dataset
+
+
+def decoded_modalities(config: Stage2Config) -> tuple[str, ...]:
+    """What a run decodes at all."""
+    taken = {modality for path, weight in config.paths.items() if weight > 0 for modality in MODALITIES_OF_PATH[path]}
+    return tuple(modality for modality in ("visual", "audio") if modality in taken)
+
+
+def make_batches(
+    config: Stage2Config, processor, clips: Sequence[Clip], source: InstructionSource, general: Sequence[Conversation]
+) -> tuple[Stage2Collator, dict[str, Any]]:
+    """The collator, and the trainer's options."""
+    sampler: dict[str, Any] = {"general": len(general), "general_share": config.general_share}
+    if config.class_balance:
+        sampler["weights"] = class_weights([emotion_of(clip) for clip in clips], config.class_balance)
+    collator = Stage2Collator(processor, source, config.seed, repeats=bool(config.class_balance))
+    return collator, {"sampler_options": sampler}
+
+
+def _questions_of(general: Sequence[Conversation], file: str | None) -> Iterable[tuple[str, str]]:
+    for sample in general:
+        for message in sample.messages:
+            if message["role"] == "user":
+                yield f"{file}, sample {sample.id!r}", text_of(message)
