@@ -42,7 +42,11 @@ def refuse_benchmark_texts(asked: Iterable[tuple[str, str]], texts: Iterable[Ben
         if sentences := _sentences(text.text):
             known.setdefault(sentences[0], []).append((sentences, text))
             every.append((sentences, text))
+    seen: set[str] = set()
     for where, prompt in asked:
+        if prompt in seen:
+            continue
+        seen.add(prompt)
         found = _sentences(_with_any(prompt))
         for start, sentence in enumerate(found):
             # A template is compared with every text, what is plain is looked up: it may be millions of samples.

@@ -20,6 +20,7 @@ from vaemotionllm.cli.main import main
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
 import zero3 as benchmark  # noqa: E402
+from chat_files import write_general  # noqa: E402
 from training import (  # noqa: E402
     command,
     losses_of,
@@ -98,6 +99,28 @@ def test_two_ranks_follow_one_process(runs, values_of):
     assert first.keys() == second.keys()
     for name in first:
         torch.testing.assert_close(first[name], second[name], atol=1e-3, rtol=1e-3)
+
+
+def test_two_ranks_with_general_and_balanced_samples_follow_one_process(setup, tmp_path):
+    # Batches of one clip a rank: one rank has text alone while the other has pictures or a film.
+    rows = [json.loads(line) for line in setup[1].read_text().splitlines()]
+    for number, row in enumerate(rows):
+        row.pop("audio" if number % 3 == 0 else "no field", None)
+    manifest = setup[1].with_name("some_silent.jsonl")
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = OPTIONS | dict(
+        general=str(write_general(tmp_path / "general")), general_share=0.5, class_balance=1.0,
+        per_device_train_batch_size=2,
+    )  # fmt: skip
+    train(stage2_values(setup[0], manifest, tmp_path / "one", **options))
+    result = launch(tmp_path, stage2_values(setup[0], manifest, tmp_path / "two", **options))
+    assert result.returncode == 0, result.stderr[-4000:]
+    one, two = losses_of(tmp_path / "one"), losses_of(tmp_path / "two")
+    assert {"ce_general_loss", "ce_visual_loss"} <= {name for row in one for name in row}
+    for left, right in zip(one, two, strict=True):
+        assert left.keys() == right.keys()
+        for name in left:
+            assert left[name] == pytest.approx(right[name], rel=1e-4, abs=1e-5), (left["step"], name)
 
 
 @pytest.mark.parametrize("values_of", [stage1_values, stage2_values])
