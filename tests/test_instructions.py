@@ -89,6 +89,7 @@ def test_a_kind_without_its_labels_is_not_drawn():
         ({"valence": 0.1}, {"valence_arousal"}),
         ({"caption": "rain"}, {"explanation"}),
         ({"emotion": "calm", "caption": "rain"}, {"emotion", "explanation"}),
+        ({"emotion": "calm", "content": "rain"}, {"emotion", "content", "explanation"}),
     ):
         clip = replace(CLIP.without_labels(), **labels)
         found = draws(source, clip, "audio", 300)
