@@ -128,14 +128,14 @@ def test_stage2_trains_adapter_and_lora_and_saves_a_plain_model(setup, stage1, t
     rows = losses_of(run)
     names = set().union(*rows)
     for path in ("audio", "visual", "av"):
-        assert {f"ce_{path}_loss", f"valence_{path}_loss", f"arousal_{path}_loss"} <= names
+        assert {f"{term}_{path}_loss" for term in ("ce", "valence", "arousal", "emotion")} <= names
     for row in rows:
-        terms = sum(row[n] * (0.5 if n[0] in "va" else 1.0) for n in row if n.endswith("_loss"))
+        terms = sum(row[n] * (1.0 if n.startswith("ce_") else 0.5) for n in row if n.endswith("_loss"))
         assert row["loss"] == pytest.approx(terms, rel=1e-4)
     before, after = weights(stage1), weights(run)
     assert before.keys() == after.keys() and not any("lora" in name for name in after)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert any(name.startswith("emotion_adapter.enhancer") for name in changed)
+    assert any(name.startswith("emotion_adapter.enhancers") for name in changed)
     assert any(name.startswith("emotion_adapter.supervisor") for name in changed)
     in_llm = {name for name in changed if name.startswith("vlm.")}
     assert in_llm and all("_proj.weight" in name and "visual" not in name for name in in_llm)

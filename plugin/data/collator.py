@@ -183,12 +183,22 @@ class Stage2Collator:
         instruction: (random generator, clip) -> (prompt, answer).
         paths: weight of each path.
         seed: of the choice of path and instruction.
+        emotion_labels: names of the K emotions, in the model's order.
 
-    A batch is {"path", "ids", "inputs", "valence" (B,), "arousal" (B,)}; labels are NaN where a clip has none.
+    A batch is {"path", "ids", "inputs", "valence" (B,), "arousal" (B,), "emotion" (B, K) distributions}; labels are
+    NaN where a clip has none.
     """
 
-    def __init__(self, processor, instruction: Callable, paths: dict[str, float], seed: int):
+    def __init__(
+        self,
+        processor,
+        instruction: Callable,
+        paths: dict[str, float],
+        seed: int,
+        emotion_labels: Sequence[str] = (),
+    ):
         self.processor, self.instruction, self.paths, self.seed = processor, instruction, paths, seed
+        self.emotion_labels = list(emotion_labels)
         self.renderer = ConversationRenderer(processor)
 
     def __call__(self, samples: Sequence[Sample | Failure]) -> Batch:
@@ -207,7 +217,24 @@ class Stage2Collator:
             "inputs": path_inputs(self.processor, self.renderer, samples, path, prompts, tokens),
             "valence": _labels([s.clip.valence for s in samples]),
             "arousal": _labels([s.clip.arousal for s in samples]),
+            "emotion": torch.stack([emotion_target(s.clip.emotion, self.emotion_labels) for s in samples]),
         }
+
+
+def emotion_target(emotion: str | Mapping[str, float] | None, labels: Sequence[str]) -> torch.Tensor:
+    """(K,) float32: a clip's emotion as a distribution over the labels, NaN where it has none.
+
+    Raises:
+        InputError: an emotion that is not among the labels.
+    """
+    if emotion is None or not labels:
+        return torch.full((len(labels),), float("nan"))
+    shares = {emotion: 1.0} if isinstance(emotion, str) else emotion
+    for name in shares:
+        if name not in labels:
+            raise InputError(f"emotion {name!r} is not among `emotion_labels`: {', '.join(labels)}.")
+    target = torch.tensor([shares.get(label, 0.0) for label in labels])
+    return target / target.sum()
 
 
 def first_failure(samples: Sequence[Sample | Failure]) -> Batch | None:

@@ -1,8 +1,9 @@
 """VAEmotionLLM: a transformers vision-language model with a second pair of senses, hearing and emotion."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -19,7 +20,7 @@ from transformers.modeling_outputs import ModelOutput
 
 from .audio_projector import AudioProjector
 from .configuration_vaemotionllm import VAEmotionLLMConfig, check_config_fields
-from .emotion_adapter import EmotionAdapter, EmotionEnhancer, ZeroLinear
+from .emotion_adapter import EmotionAdapter, EmotionEnhancer, MediaTokens, ZeroLinear
 from .packing import pack_decoder_inputs, unpack_states
 from .processing_vaemotionllm import add_audio_token
 
@@ -35,6 +36,7 @@ class VAEmotionLLMOutput(ModelOutput):
         valence: (B, 3) float32 in [-1, 1], columns audio, visual, audio-visual; NaN where the sample lacks the path.
             None with the adapter off.
         arousal: (B, 3), likewise.
+        emotion_logits: (B, 3, K) float32 logits of `config.emotion_labels`, likewise; None without labels.
         past_key_values, hidden_states, attentions: the backbone's.
     """
 
@@ -46,6 +48,26 @@ class VAEmotionLLMOutput(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
     valence: torch.Tensor | None = None
     arousal: torch.Tensor | None = None
+    emotion_logits: torch.Tensor | None = None
+
+
+class _EnhancedLayer(nn.Module):
+    """Stands in for a layer of the LLM during one call: the residual enters before it.
+
+    A hook on the layer would do, were it not that gradient checkpointing runs the layer again in the backward pass,
+    when the call and its hooks are gone.
+    """
+
+    def __init__(self, layer: nn.Module, enhance: Callable[[torch.Tensor], torch.Tensor]):
+        super().__init__()
+        # Not registered: it stays a part of the LLM.
+        self.__dict__["layer"], self.__dict__["enhance"] = layer, enhance
+
+    def __getattr__(self, name):
+        return getattr(self.__dict__["layer"], name)
+
+    def forward(self, hidden_states, *args, **kwargs):
+        return self.layer(self.enhance(hidden_states), *args, **kwargs)
 
 
 @dataclass
@@ -55,7 +77,7 @@ class _MediaInjection:
     audio_mask: torch.Tensor  # (B, T) bool
     visual_mask: torch.Tensor  # (B, T) bool
     audio_embeds: torch.Tensor | None  # (N, D)
-    enhancer: EmotionEnhancer | None
+    enhancers: Mapping[str, EmotionEnhancer] | None  # by layer; None with the adapter off
     packed: torch.Tensor | None = None  # (B, T) bool, False on padding that the decoder is to be spared
     last_hidden_state: torch.Tensor | None = None  # (B, T, D), after the final norm
 
@@ -76,17 +98,36 @@ class _MediaInjection:
                 per_sample = self.audio_mask.sum(1).tolist()
                 audio_embeds = torch.cat([part.repeat(copies, 1) for part in audio_embeds.split(per_sample)])
             embeds = embeds.masked_scatter(audio_mask.unsqueeze(-1), audio_embeds.to(embeds))
-        if self.enhancer is not None:
-            embeds = self.enhancer(embeds, audio_mask, visual_mask)
-        arguments = {**kwargs, "inputs_embeds": embeds}
+        arguments = {**kwargs, "inputs_embeds": self._enhanced("0", embeds, audio_mask, visual_mask)}
         if self.packed is not None:
             arguments = pack_decoder_inputs(arguments, self.packed, module.config)
         return args, arguments
 
+    def before_layer(self, layer: str, states: torch.Tensor) -> torch.Tensor:
+        """The states (B, T, D) that enter a layer, or (1, tokens, D) where the decoder is packed."""
+        audio_mask, visual_mask = self.audio_mask, self.visual_mask
+        if self.packed is None:
+            if states.shape[1] != audio_mask.shape[1]:
+                return states  # a decoding step
+            copies = states.shape[0] // audio_mask.shape[0]
+            audio_mask = audio_mask.repeat_interleave(copies, dim=0)
+            visual_mask = visual_mask.repeat_interleave(copies, dim=0)
+        return self._enhanced(layer, states, audio_mask, visual_mask)
+
+    def _enhanced(self, layer: str, states, audio_mask, visual_mask) -> torch.Tensor:
+        """Adds a place's residual to the media tokens; text tokens come out as they went in, bit for bit."""
+        if self.enhancers is None or layer not in self.enhancers:
+            return states
+        mask = audio_mask | visual_mask
+        tokens = mask if states.shape[:2] == mask.shape else mask[self.packed].unsqueeze(0)
+        enhanced = self.enhancers[layer](states[tokens], MediaTokens.of(audio_mask, visual_mask))
+        return states.masked_scatter(tokens.unsqueeze(-1), enhanced.to(states.dtype))
+
     def after_decoder(self, module, args, output):
         if self.packed is not None:
             output.last_hidden_state = unpack_states(output.last_hidden_state, self.packed)
-        self.last_hidden_state = output[0]
+        if output[0].shape[1] == self.audio_mask.shape[1]:  # not a decoding step
+            self.last_hidden_state = output[0]
         return output
 
 
@@ -182,6 +223,28 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             init.zeros_(module.weight)
         elif isinstance(module, AudioProjector):
             init.normal_(module.boundary, std=self.config.get_text_config().initializer_range)
+
+    def set_emotion_labels(self, labels: Sequence[str] | None) -> None:
+        """Makes the Supervisor give probabilities for these labels, in this order; None for no label.
+
+        The valence-arousal part of the heads stays as it is, the labels' part starts anew. Labels that are there
+        already in this order change nothing.
+        """
+        labels = None if labels is None else list(labels)
+        if labels == self.config.emotion_labels:
+            return
+        config = type(self.config).from_dict({**self.config.to_dict(), "emotion_labels": labels})  # checks them
+        old = self.emotion_adapter.supervisor
+        new = type(old)(config).to(next(old.parameters()))
+        with torch.no_grad():
+            for old_head, new_head in zip(old.heads, new.heads, strict=True):
+                *trunk, outputs = new_head
+                for ours, theirs in zip(trunk, old_head):
+                    ours.load_state_dict(theirs.state_dict())
+                for ours, theirs in ((outputs.weight, old_head[-1].weight), (outputs.bias, old_head[-1].bias)):
+                    ours.zero_()[:2] = theirs[:2]
+        self.emotion_adapter.supervisor = new
+        self.config.emotion_labels, self.config.emotion_calibration = labels, None
 
     def get_input_embeddings(self) -> nn.Module:
         return self.vlm.get_input_embeddings()
@@ -312,11 +375,6 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
                     logits = self.get_output_embeddings()(predicting)
                 else:
                     response = response_fn(predicting, self.get_output_embeddings())
-        valence = arousal = None
-        if injection is not None and injection.enhancer is not None:
-            valence, arousal = self.emotion_adapter.supervisor(
-                injection.last_hidden_state, injection.audio_mask, injection.visual_mask
-            )
         return VAEmotionLLMOutput(
             loss=loss,
             logits=logits,
@@ -324,8 +382,7 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             past_key_values=output.past_key_values,
             hidden_states=output.hidden_states,
             attentions=output.attentions,
-            valence=valence,
-            arousal=arousal,
+            **self._readings(injection),
         )
 
     @torch.no_grad()
@@ -339,7 +396,9 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     ):
         """`generate` of the backbone, with audio and the adapter; takes what `forward` and the backbone's take.
 
-        The audio is encoded once and enters in the prefill.
+        The audio is encoded once and enters in the prefill. With `return_dict_in_generate=True` and the adapter on the
+        result also has `valence`, `arousal` (B, 3) and `emotion_logits` (B, 3, K), as `forward` gives them for the
+        prompt.
         """
         if self.generation_config is not None:
             self.vlm.generation_config = self.generation_config
@@ -352,7 +411,22 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             assert input_ids is not None  # only ids can hold placeholders
             copies = sequences.shape[0] // input_ids.shape[0]
             sequences[:, : input_ids.shape[1]] = input_ids.repeat_interleave(copies, dim=0)
+        if isinstance(generated, ModelOutput):
+            for name, reading in self._readings(injection).items():
+                generated[name] = reading
         return generated
+
+    def _readings(self, injection: _MediaInjection | None) -> dict[str, torch.Tensor | None]:
+        """What the Supervisor reads after a call; nothing with the adapter off."""
+        if injection is None or injection.enhancers is None:
+            return {}
+        states = injection.last_hidden_state
+        assert states is not None  # the decoder has run
+        copies = states.shape[0] // injection.audio_mask.shape[0]
+        valence, arousal, logits = self.emotion_adapter.supervisor(
+            states[::copies], injection.audio_mask, injection.visual_mask
+        )
+        return {"valence": valence, "arousal": arousal, "emotion_logits": logits}
 
     def _backbone_ids(self, input_ids: torch.Tensor | None) -> torch.Tensor | None:
         """The ids that the backbone may look up: an audio placeholder beyond its vocabulary becomes id 0."""
@@ -385,8 +459,8 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 f"input_ids hold {found} audio placeholders, but the audio features give {given} embeddings. Make "
                 "both with one call of the processor that was saved with this model."
             )
-        enhancer = self.emotion_adapter.enhancer if use_adapter else None
-        return _MediaInjection(audio_mask, visual_mask, audio_embeds, enhancer)
+        enhancers = self.emotion_adapter.enhancers if use_adapter else None
+        return _MediaInjection(audio_mask, visual_mask, audio_embeds, enhancers)
 
     @contextlib.contextmanager
     def _injected(self, injection: _MediaInjection | None):
@@ -397,9 +471,14 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         decoder = self.vlm.get_decoder()
         before = decoder.register_forward_pre_hook(injection.before_decoder, with_kwargs=True)
         after = decoder.register_forward_hook(injection.after_decoder)
+        layers = {name: decoder.layers[int(name)] for name in injection.enhancers or () if name != "0"}
         try:
+            for name, layer in layers.items():
+                decoder.layers[int(name)] = _EnhancedLayer(layer, partial(injection.before_layer, name))
             yield
         finally:
+            for name, layer in layers.items():
+                decoder.layers[int(name)] = layer
             before.remove()
             after.remove()
 

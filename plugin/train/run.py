@@ -50,6 +50,7 @@ _FREE_FIELDS = {
     "attn_implementation",
     "zero3_replicate_frozen",
 }
+_MAX_LABELS = 256  # beyond, the column holds free text rather than labels
 _FIXED_LIBRARY_FIELDS = (
     "seed",
     "learning_rate",
@@ -96,6 +97,8 @@ def run(config: StageConfig) -> str:
         ))  # fmt: skip
         clips = read_manifest(config.manifest, config.split, (*modalities, *labels), config.max_clips)
     model, processor = load_model(config)
+    if not stage1:
+        model.set_emotion_labels(emotion_labels(config.emotion_labels, clips, model.config.emotion_labels))
     if stage1:
         audio_features = stage1_data.cached_audio(config, model, processor, clips)
         dataset = stage1_data.make_dataset(config, processor, clips, audio_features)
@@ -117,7 +120,8 @@ def run(config: StageConfig) -> str:
         del rows  # large, and the loader's workers would hold them as well
         dataset, collator, options = stage1_data.make_batches(config, processor, dataset, responses)
     else:
-        collator = Stage2Collator(processor, instruction, config.paths, config.seed)
+        labels_of_head = model.config.emotion_labels or ()
+        collator = Stage2Collator(processor, instruction, config.paths, config.seed, labels_of_head)
         if config.lora is not None:
             add_lora(model, config.lora)
     trainer = make_trainer(config, model, processor, dataset, collator, options)
@@ -221,6 +225,43 @@ def _load_parts(config: StageConfig, attention: str | None):
             config.vlm, config.audio, max_audio_s=config.max_audio_s, num_frames=config.num_frames, **stride
         )
     return model, processor
+
+
+def emotion_labels(wanted: str | list[str] | None, clips: list[Clip], current: list[str] | None) -> list[str] | None:
+    """The labels of the Supervisor, by the config field of that name.
+
+    Args:
+        wanted: the field.
+        clips: what is trained on.
+        current: the model's labels, which are kept where the manifest is to decide and needs no other.
+
+    Raises:
+        InputError: a clip has another label, or there are fewer than two, or too many to be a set of labels.
+    """
+    found: dict[str, str] = {}  # label -> a clip that has it
+    for clip in clips:
+        if clip.emotion is not None:
+            for name in [clip.emotion] if isinstance(clip.emotion, str) else clip.emotion:
+                found.setdefault(name, clip.id)
+    if wanted is None:
+        return None
+    if wanted == "manifest":
+        if found.keys() <= set(current or ()):
+            return current
+        if not 2 <= len(found) <= _MAX_LABELS:
+            raise InputError(
+                f"the clips have {len(found)} different values of `emotion`; the Supervisor takes 2 to {_MAX_LABELS} "
+                "labels. Give `emotion_labels` as a list, or null to leave labels out."
+            )
+        return sorted(found)
+    if len(wanted) < 2 or len(set(wanted)) < len(wanted):
+        raise InputError(f"config field `emotion_labels` is {wanted}; at least two different names are needed.")
+    for name, clip_id in found.items():
+        if name not in wanted:
+            raise InputError(
+                f"clip {clip_id!r} has the emotion {name!r}, which is not in `emotion_labels`: {', '.join(wanted)}."
+            )
+    return list(wanted)
 
 
 def make_dataset(config: Stage2Config, processor, clips: list[Clip]) -> ClipDataset:

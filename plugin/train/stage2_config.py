@@ -26,6 +26,17 @@ class Stage2Config(StageConfig):
     )
     valence_weight: float = field(default=0.5, metadata={"help": "Weight of the Supervisor's valence loss."})
     arousal_weight: float = field(default=0.5, metadata={"help": "Weight of the Supervisor's arousal loss."})
+    emotion_weight: float = field(default=0.5, metadata={"help": "Weight of the Supervisor's loss on emotion labels."})
+    emotion_labels: str | list[str] | None = field(
+        default="manifest",
+        metadata={
+            "help": "Names that the Supervisor gives probabilities for: a list, `manifest` for those of the clips, "
+            "sorted, or null for none."
+        },
+    )
+    consistency_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the distance of the single paths from the audio-visual one."}
+    )
     ccc_weight: float = field(default=1.0, metadata={"help": "Weight of 1 - CCC in the Supervisor's loss."})
     mse_weight: float = field(default=1.0, metadata={"help": "Weight of the mean square error in the same."})
     train_emotion_adapter: bool = field(default=True, metadata={"help": "Train the EmoAdapter."})
@@ -49,9 +60,16 @@ class Stage2Config(StageConfig):
                 "the lengths of its clips, allowed is random."
             )
         self._check_path_weights("paths", PATHS)
-        for name in ("valence_weight", "arousal_weight", "ccc_weight", "mse_weight"):
+        for name in (
+            "valence_weight", "arousal_weight", "emotion_weight", "consistency_weight", "ccc_weight", "mse_weight"
+        ):  # fmt: skip
             if not getattr(self, name) >= 0:
                 raise InputError(f"config field `{name}` is {getattr(self, name)!r}; it must be at least 0.")
+        if isinstance(self.emotion_labels, str) and self.emotion_labels != "manifest":
+            raise InputError(
+                f"config field `emotion_labels` is {self.emotion_labels!r}; allowed are a list of names, `manifest` "
+                "or null."
+            )
         if self.lora is not None:
             self._check_lora()
         if not (
