@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import nn
@@ -20,8 +19,9 @@ from transformers.modeling_outputs import ModelOutput
 
 from .audio_projector import AudioProjector
 from .configuration_vaemotionllm import VAEmotionLLMConfig, check_config_fields
-from .emotion_adapter import EmotionAdapter, EmotionEnhancer, MediaTokens, ZeroLinear
-from .packing import pack_decoder_inputs, unpack_states
+from .emotion_adapter import EmotionAdapter, ZeroLinear
+from .emotion_prediction import PROMPT, EmotionPrediction, predict_emotion
+from .media_injection import MediaInjection
 from .processing_vaemotionllm import add_audio_token
 
 
@@ -49,86 +49,6 @@ class VAEmotionLLMOutput(ModelOutput):
     valence: torch.Tensor | None = None
     arousal: torch.Tensor | None = None
     emotion_logits: torch.Tensor | None = None
-
-
-class _EnhancedLayer(nn.Module):
-    """Stands in for a layer of the LLM during one call: the residual enters before it.
-
-    A hook on the layer would do, were it not that gradient checkpointing runs the layer again in the backward pass,
-    when the call and its hooks are gone.
-    """
-
-    def __init__(self, layer: nn.Module, enhance: Callable[[torch.Tensor], torch.Tensor]):
-        super().__init__()
-        # Not registered: it stays a part of the LLM.
-        self.__dict__["layer"], self.__dict__["enhance"] = layer, enhance
-
-    def __getattr__(self, name):
-        return getattr(self.__dict__["layer"], name)
-
-    def forward(self, hidden_states, *args, **kwargs):
-        return self.layer(self.enhance(hidden_states), *args, **kwargs)
-
-
-@dataclass
-class _MediaInjection:
-    """What the hooks on the decoder put into, and take out of, one call of the backbone."""
-
-    audio_mask: torch.Tensor  # (B, T) bool
-    visual_mask: torch.Tensor  # (B, T) bool
-    audio_embeds: torch.Tensor | None  # (N, D)
-    enhancers: Mapping[str, EmotionEnhancer] | None  # by layer; None with the adapter off
-    packed: torch.Tensor | None = None  # (B, T) bool, False on padding that the decoder is to be spared
-    last_hidden_state: torch.Tensor | None = None  # (B, T, D), after the final norm
-
-    def before_decoder(self, module, args, kwargs):
-        embeds = kwargs.get("inputs_embeds")
-        if embeds is None:
-            raise TypeError(
-                f"{type(module).__name__} was called without inputs_embeds; this backbone cannot be given audio."
-            )
-        if embeds.shape[1] != self.audio_mask.shape[1]:
-            return None  # a decoding step of generate: the media are in the cache
-        copies = embeds.shape[0] // self.audio_mask.shape[0]  # beams, or several sequences a prompt
-        audio_mask = self.audio_mask.repeat_interleave(copies, dim=0)
-        visual_mask = self.visual_mask.repeat_interleave(copies, dim=0)
-        if self.audio_embeds is not None:
-            audio_embeds = self.audio_embeds
-            if copies > 1:
-                per_sample = self.audio_mask.sum(1).tolist()
-                audio_embeds = torch.cat([part.repeat(copies, 1) for part in audio_embeds.split(per_sample)])
-            embeds = embeds.masked_scatter(audio_mask.unsqueeze(-1), audio_embeds.to(embeds))
-        arguments = {**kwargs, "inputs_embeds": self._enhanced("0", embeds, audio_mask, visual_mask)}
-        if self.packed is not None:
-            arguments = pack_decoder_inputs(arguments, self.packed, module.config)
-        return args, arguments
-
-    def before_layer(self, layer: str, states: torch.Tensor) -> torch.Tensor:
-        """The states (B, T, D) that enter a layer, or (1, tokens, D) where the decoder is packed."""
-        audio_mask, visual_mask = self.audio_mask, self.visual_mask
-        if self.packed is None:
-            if states.shape[1] != audio_mask.shape[1]:
-                return states  # a decoding step
-            copies = states.shape[0] // audio_mask.shape[0]
-            audio_mask = audio_mask.repeat_interleave(copies, dim=0)
-            visual_mask = visual_mask.repeat_interleave(copies, dim=0)
-        return self._enhanced(layer, states, audio_mask, visual_mask)
-
-    def _enhanced(self, layer: str, states, audio_mask, visual_mask) -> torch.Tensor:
-        """Adds a place's residual to the media tokens; text tokens come out as they went in, bit for bit."""
-        if self.enhancers is None or layer not in self.enhancers:
-            return states
-        mask = audio_mask | visual_mask
-        tokens = mask if states.shape[:2] == mask.shape else mask[self.packed].unsqueeze(0)
-        enhanced = self.enhancers[layer](states[tokens], MediaTokens.of(audio_mask, visual_mask))
-        return states.masked_scatter(tokens.unsqueeze(-1), enhanced.to(states.dtype))
-
-    def after_decoder(self, module, args, output):
-        if self.packed is not None:
-            output.last_hidden_state = unpack_states(output.last_hidden_state, self.packed)
-        if output[0].shape[1] == self.audio_mask.shape[1]:  # not a decoding step
-            self.last_hidden_state = output[0]
-        return output
 
 
 class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -353,11 +273,11 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 raise ValueError("packing needs a response_mask and an attention_mask.")
             if injection is None:
                 nowhere = torch.zeros_like(attention_mask, dtype=torch.bool)
-                injection = _MediaInjection(nowhere, nowhere, None, None)
+                injection = MediaInjection(nowhere, nowhere, None, None)
             injection.packed = attention_mask.bool()
         inputs = {"input_ids": self._backbone_ids(input_ids), "attention_mask": attention_mask, **kwargs}
         logits = loss = response = None
-        with self._injected(injection):
+        with self._entered(injection):
             if response_mask is None:
                 if response_fn is not None:
                     raise ValueError("response_fn needs a response_mask, which says where it looks.")
@@ -404,7 +324,7 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             self.vlm.generation_config = self.generation_config
         injection = self._prepare_injection(input_ids, input_features, audio_num_tokens, use_adapter)
         backbone_ids = self._backbone_ids(input_ids)
-        with self._injected(injection):
+        with self._entered(injection):
             generated = self.vlm.generate(input_ids=backbone_ids, **kwargs)
         if backbone_ids is not input_ids:
             sequences = generated if isinstance(generated, torch.Tensor) else generated.sequences
@@ -416,7 +336,7 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 generated[name] = reading
         return generated
 
-    def _readings(self, injection: _MediaInjection | None) -> dict[str, torch.Tensor | None]:
+    def _readings(self, injection: MediaInjection | None) -> dict[str, torch.Tensor | None]:
         """What the Supervisor reads after a call; nothing with the adapter off."""
         if injection is None or injection.enhancers is None:
             return {}
@@ -428,6 +348,36 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         )
         return {"valence": valence, "arousal": arousal, "emotion_logits": logits}
 
+    def predict_emotion(
+        self,
+        clips: Mapping[str, object] | Sequence[Mapping[str, object]],
+        processor,
+        prompt: str | None = None,
+    ) -> list[EmotionPrediction]:
+        """The emotion of one clip or of several, on each path that they carry.
+
+        Each path is read from its own media alone: the audio path hears and does not see. A clip with sound and sight
+        goes through the model three times.
+
+        Args:
+            clips: a clip or a list of clips, each a mapping with `audio`, with `image` or `video`, or with `audio` and
+                one of the two. Values are files (paths or bytes) or `MediaFeatures` of the processor; a sound may be
+                float32 (samples,) at `processor.sampling_rate`, an image a PIL image.
+            processor: the processor saved with this model.
+            prompt: what is asked beside the media; the one that the intervals were fitted with if not given.
+
+        Returns:
+            A prediction for each clip: valence, arousal, probabilities of `config.emotion_labels`, intervals where the
+            model is calibrated (`vaemotionllm calibrate`), and how far sound and sight disagree.
+
+        Raises:
+            InputError: a clip without media or with too many, a file that cannot be decoded.
+        """
+        return predict_emotion(self, processor, clips, prompt or PROMPT)
+
+    def _entered(self, injection: MediaInjection | None):
+        return contextlib.nullcontext() if injection is None else injection.entered(self.vlm.get_decoder())
+
     def _backbone_ids(self, input_ids: torch.Tensor | None) -> torch.Tensor | None:
         """The ids that the backbone may look up: an audio placeholder beyond its vocabulary becomes id 0."""
         if input_ids is None or self.config.audio_token_id < self.config.get_text_config().vocab_size:
@@ -436,7 +386,7 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def _prepare_injection(
         self, input_ids, input_features, audio_num_tokens, use_adapter, audio_states=None
-    ) -> _MediaInjection | None:
+    ) -> MediaInjection | None:
         use_adapter = self.config.adapter_enabled if use_adapter is None else use_adapter
         silent = input_features is None and audio_states is None
         if silent and not use_adapter:
@@ -460,27 +410,7 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 "both with one call of the processor that was saved with this model."
             )
         enhancers = self.emotion_adapter.enhancers if use_adapter else None
-        return _MediaInjection(audio_mask, visual_mask, audio_embeds, enhancers)
-
-    @contextlib.contextmanager
-    def _injected(self, injection: _MediaInjection | None):
-        """Runs the body with `injection` at the decoder's input. Its hooks live for one call; no state stays."""
-        if injection is None:
-            yield
-            return
-        decoder = self.vlm.get_decoder()
-        before = decoder.register_forward_pre_hook(injection.before_decoder, with_kwargs=True)
-        after = decoder.register_forward_hook(injection.after_decoder)
-        layers = {name: decoder.layers[int(name)] for name in injection.enhancers or () if name != "0"}
-        try:
-            for name, layer in layers.items():
-                decoder.layers[int(name)] = _EnhancedLayer(layer, partial(injection.before_layer, name))
-            yield
-        finally:
-            for name, layer in layers.items():
-                decoder.layers[int(name)] = layer
-            before.remove()
-            after.remove()
+        return MediaInjection(audio_mask, visual_mask, audio_embeds, enhancers)
 
 
 def _encoder_of(model: PreTrainedModel) -> PreTrainedModel:

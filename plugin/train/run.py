@@ -81,11 +81,15 @@ def run(config: StageConfig) -> str:
         InputError: anything in config, manifest, media or output_dir that cannot be used.
     """
     output_dir = Path(config.output_dir)
+    stage1 = isinstance(config, Stage1Config)
+    if not stage1:
+        # In the config, so that run.json names them and an export of the run knows the head.
+        found = read_manifest(config.manifest, config.split, limit=config.max_clips)
+        config.emotion_labels = emotion_labels(config.emotion_labels, found, labels_of(config.model))
     settings = run_settings(config)
     state = checkpoint.inspect_output(output_dir, settings, config.overwrite)
     if state == "finished":
         return "finished"
-    stage1 = isinstance(config, Stage1Config)
     if stage1:
         prompt_source(config.prompts)  # a bad one is told before a large model is loaded
         clips, columns = stage1_data.read_clips(config)
@@ -97,8 +101,6 @@ def run(config: StageConfig) -> str:
         ))  # fmt: skip
         clips = read_manifest(config.manifest, config.split, (*modalities, *labels), config.max_clips)
     model, processor = load_model(config)
-    if not stage1:
-        model.set_emotion_labels(emotion_labels(config.emotion_labels, clips, model.config.emotion_labels))
     if stage1:
         audio_features = stage1_data.cached_audio(config, model, processor, clips)
         dataset = stage1_data.make_dataset(config, processor, clips, audio_features)
@@ -120,8 +122,7 @@ def run(config: StageConfig) -> str:
         del rows  # large, and the loader's workers would hold them as well
         dataset, collator, options = stage1_data.make_batches(config, processor, dataset, responses)
     else:
-        labels_of_head = model.config.emotion_labels or ()
-        collator = Stage2Collator(processor, instruction, config.paths, config.seed, labels_of_head)
+        collator = Stage2Collator(processor, instruction, config.paths, config.seed, config.emotion_labels or ())
         if config.lora is not None:
             add_lora(model, config.lora)
     trainer = make_trainer(config, model, processor, dataset, collator, options)
@@ -215,10 +216,14 @@ def _load_parts(config: StageConfig, attention: str | None):
     if config.model is not None:
         model = Model.from_pretrained(config.model, dtype="auto", **options)
         processor = Processor.from_pretrained(config.model)
+        if isinstance(config, Stage2Config):
+            model.set_emotion_labels(config.emotion_labels)
         # What the model is trained with is what its processor gives to those who load it.
         processor.num_frames, processor.max_audio_s = config.num_frames, config.max_audio_s
     else:
         fields = config.model_fields or {}
+        if isinstance(config, Stage2Config):
+            fields = {**fields, "emotion_labels": config.emotion_labels}
         model = Model.from_backbone(config.vlm, config.audio, **options, **fields)
         stride = {"projector_stride": fields["projector_stride"]} if "projector_stride" in fields else {}
         processor = Processor.from_backbone(
@@ -262,6 +267,16 @@ def emotion_labels(wanted: str | list[str] | None, clips: list[Clip], current: l
                 f"clip {clip_id!r} has the emotion {name!r}, which is not in `emotion_labels`: {', '.join(wanted)}."
             )
     return list(wanted)
+
+
+def labels_of(model: str | None) -> list[str] | None:
+    """Emotion labels of a model's folder or Hub name; None where there is none that can be read."""
+    from ..model.configuration_vaemotionllm import VAEmotionLLMConfig
+
+    try:
+        return None if model is None else VAEmotionLLMConfig.from_pretrained(model).emotion_labels
+    except (OSError, ValueError):
+        return None  # what is wrong with it, the loading of the model says
 
 
 def make_dataset(config: Stage2Config, processor, clips: list[Clip]) -> ClipDataset:
