@@ -4,6 +4,7 @@ Every `draw_*` takes the palette `c` (name -> colour) as its last argument and r
 """
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 
@@ -322,8 +323,9 @@ def draw_predictions(readings):
     from matplotlib.figure import Figure
 
     curves = [reading for reading in readings if reading.curve]
-    figure = Figure(figsize=(6.5, 6.0 + 2.4 * len(curves)), layout="constrained")
-    axes = figure.subplots(1 + len(curves), 1, squeeze=False, height_ratios=[6.0] + [2.4] * len(curves))[:, 0]
+    figure = Figure(figsize=(6.0, 6.0 + 2.6 * len(curves)))
+    grid = {"height_ratios": [6.0] + [2.0] * len(curves), "hspace": 0.3}
+    axes = figure.subplots(1 + len(curves), 1, squeeze=False, gridspec_kw=grid)[:, 0]
     plane = axes[0]
     plane.axhline(0, color="0.8", lw=0.8, zorder=0)
     plane.axvline(0, color="0.8", lw=0.8, zorder=0)
@@ -337,7 +339,9 @@ def draw_predictions(readings):
                 interval, value = getattr(found, f"{axis}_interval"), getattr(found, axis)
                 if interval is not None:
                     spans[side] = [[max(value - interval[0], 0)], [max(interval[1] - value, 0)]]
-            name = f"{reading.source.name}, {PATH_LABELS[path]}" + (f": {found.label}" if found.label else "")
+            name = f"{Path(reading.source.name).name}, {PATH_LABELS[path]}" + (
+                f": {found.label}" if found.label else ""
+            )
             look = {"color": colour, "marker": MARKERS[path], "ls": "", "elinewidth": 0.6}
             plane.errorbar(found.valence, found.arousal, label=name, **look, **spans)
     plane.set(xlim=(-1.05, 1.05), ylim=(-1.05, 1.05), xlabel="valence", ylabel="arousal")
@@ -351,6 +355,6 @@ def draw_predictions(readings):
                     middles = [(b + e) / 2 for b, e, _ in found]
                     values = [getattr(p, name) for _, _, p in found]
                     axis.plot(middles, values, style, marker=MARKERS[path], ms=4, label=f"{name}, {PATH_LABELS[path]}")
-        axis.set(xlabel="time, s", ylim=(-1.05, 1.05), title=reading.source.name)
+        axis.set(xlabel="time, s", ylim=(-1.05, 1.05), title=Path(reading.source.name).name)
         axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     return figure
