@@ -348,13 +348,14 @@ def draw_predictions(readings):
     plane.set_aspect("equal")
     plane.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     for axis, reading in zip(axes[1:], curves):
-        for path in PATHS:
+        for colour, path in zip(("C0", "C1", "C2"), PATHS):
             found = [(b, e, getattr(p, path)) for b, e, p in reading.curve if getattr(p, path) is not None]
             for name, style in (("valence", "-"), ("arousal", "--")):
                 if found:
                     middles = [(b + e) / 2 for b, e, _ in found]
                     values = [getattr(p, name) for _, _, p in found]
-                    axis.plot(middles, values, style, marker=MARKERS[path], ms=4, label=f"{name}, {PATH_LABELS[path]}")
+                    look = {"color": colour, "marker": MARKERS[path], "ms": 4}
+                    axis.plot(middles, values, style, label=f"{name}, {PATH_LABELS[path]}", **look)
         axis.set(xlabel="time, s", ylim=(-1.05, 1.05), title=Path(reading.source.name).name)
         axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     return figure

@@ -315,6 +315,8 @@ def make_trainer(
         keep_trained_in_float32(model)
     trained, everything = count(p for p in model.parameters() if p.requires_grad), count(model.parameters())
     logger.info("Training %s of %s parameters (%s).", f"{trained:,}", f"{everything:,}", ", ".join(parts))
+    if "emotion_adapter" in parts:
+        logger.info(enhancer_size(model))
     learning_rates = {
         "audio_tower": config.audio_tower_lr,
         "emotion_adapter": getattr(config, "emotion_adapter_lr", None),
@@ -324,6 +326,15 @@ def make_trainer(
         fill_sizes(config, model)
     trainer_class = Stage1Trainer if isinstance(config, Stage1Config) else Stage2Trainer
     return trainer_class(model, config, dataset, collator, processor, parts, learning_rates, **options)
+
+
+def enhancer_size(model) -> str:
+    """What the Emotion Enhancer adds to the backbone, in words."""
+    ours, llm = count(model.emotion_adapter.enhancers.parameters()), count(model.get_decoder().layers.parameters())
+    return (
+        f"Emotion Enhancer: {ours:,} parameters, {ours / count(model.vlm.parameters()):.2%} of the backbone's; on a "
+        f"media token {ours / llm:.2%} of the work of the LLM's layers, on others none."
+    )
 
 
 def save(trainer: StageTrainer, output_dir: Path, lora: bool) -> None:
