@@ -2,6 +2,7 @@
 
 import copy
 import json
+import resource
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from training import make_setup, stage2_values, train
 from transformers import AutoModel, AutoModelForImageTextToText
 
 from vaemotionllm import InputError, VAEmotionLLMForConditionalGeneration, VAEmotionLLMProcessor
+from vaemotionllm.errors import RankError
 from vaemotionllm.train.config_file import build_config
 from vaemotionllm.train.lora import add_lora, merge_lora, save_adapter
 from vaemotionllm.train.stage2_config import Stage2Config
@@ -247,3 +249,18 @@ def test_a_layer_that_the_llm_lacks_is_refused_by_name(setup, tmp_path):
         with pytest.raises(InputError, match="lora.target_modules.*layers of this LLM are down_proj, gate_proj"):
             train(stage2_values(*setup, tmp_path / "run", lora={"target_modules": names}))
         assert not (tmp_path / "run").exists()
+
+
+def test_a_disk_too_full_for_the_adapter_is_told_and_nothing_half_written_stays(setup, runs, tmp_path):
+    run, whole = tmp_path / "run", runs / "whole" / "adapter" / "adapter_model.safetensors"
+    values = stage2_values(*setup, run, max_steps=4, save_strategy="no")  # no checkpoint, which would be larger
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (whole.stat().st_size // 2, hard))
+    try:
+        with pytest.raises(RankError, match="cannot write final in .*GiB are free there.*run the same command"):
+            train(values)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not [path for path in run.iterdir() if path.is_dir()]
+    assert train(values) == "trained"
+    assert (run / "adapter" / whole.name).read_bytes() == whole.read_bytes()
