@@ -84,18 +84,20 @@ class EmotionEnhancer(nn.Module):
 class EmotionSupervisor(nn.Module):
     """What is felt on the audio, the visual and the audio-visual path, read from the LLM's last hidden states.
 
-    Each path has a head of its own over the mean of its media tokens' states: valence and arousal, and a logit for
-    each of `config.emotion_labels` where there are any.
+    Each path has heads of its own over the mean of its media tokens' states: one for valence and arousal, and one with
+    a logit for each of `config.emotion_labels` where there are any.
     """
 
     def __init__(self, config):
         super().__init__()
         width, hidden = config.vlm_config.get_text_config().hidden_size, config.supervisor_hidden_size
-        outputs = 2 + len(config.emotion_labels or ())
-        self.heads = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), ZeroLinear(hidden, outputs))
-            for _ in PATHS
+        self.trunks = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU()) for _ in PATHS
         )
+        self.planes = nn.ModuleList(ZeroLinear(hidden, 2) for _ in PATHS)
+        # Apart, so that a model without labels, or with others, shares all the rest.
+        labels = len(config.emotion_labels or ())
+        self.labels = nn.ModuleList(ZeroLinear(hidden, labels) for _ in PATHS) if labels else None
 
     def forward(
         self, hidden_states: torch.Tensor, audio_mask: torch.Tensor, visual_mask: torch.Tensor
@@ -118,11 +120,15 @@ class EmotionSupervisor(nn.Module):
         has_audio, has_visual = audio_mask.any(1), visual_mask.any(1)  # (B,)
         masks = (audio_mask, visual_mask, audio_mask | visual_mask)
         present = torch.stack([has_audio, has_visual, has_audio & has_visual], dim=1)  # (B, 3)
-        readings = [head(masked_mean(hidden_states, mask)) for head, mask in zip(self.heads, masks, strict=True)]
-        readings = torch.stack(readings, dim=1).float()  # (B, 3, 2 + K)
-        readings = torch.cat([readings[..., :2].tanh(), readings[..., 2:]], dim=-1)
-        readings = torch.where(present.unsqueeze(-1), readings, torch.nan)
-        return readings[..., 0], readings[..., 1], readings[..., 2:] if readings.shape[-1] > 2 else None
+        seen = [trunk(masked_mean(hidden_states, mask)) for trunk, mask in zip(self.trunks, masks, strict=True)]
+
+        def read(heads: nn.ModuleList) -> torch.Tensor:
+            return torch.stack([head(states) for head, states in zip(heads, seen, strict=True)], dim=1).float()
+
+        nothing = ~present.unsqueeze(-1)
+        plane = read(self.planes).tanh().masked_fill(nothing, torch.nan)  # (B, 3, 2)
+        logits = None if self.labels is None else read(self.labels).masked_fill(nothing, torch.nan)
+        return plane[..., 0], plane[..., 1], logits
 
 
 class EmotionAdapter(nn.Module):

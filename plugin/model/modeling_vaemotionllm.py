@@ -147,23 +147,20 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def set_emotion_labels(self, labels: Sequence[str] | None) -> None:
         """Makes the Supervisor give probabilities for these labels, in this order; None for no label.
 
-        The valence-arousal part of the heads stays as it is, the labels' part starts anew. Labels that are there
-        already in this order change nothing.
+        All else stays as it is; the labels' heads start anew, and a calibration goes. Labels that are there already in
+        this order change nothing.
         """
         labels = None if labels is None else list(labels)
         if labels == self.config.emotion_labels:
             return
-        config = type(self.config).from_dict({**self.config.to_dict(), "emotion_labels": labels})  # checks them
-        old = self.emotion_adapter.supervisor
-        new = type(old)(config).to(next(old.parameters()))
-        with torch.no_grad():
-            for old_head, new_head in zip(old.heads, new.heads, strict=True):
-                *trunk, outputs = new_head
-                for ours, theirs in zip(trunk, old_head):
-                    ours.load_state_dict(theirs.state_dict())
-                for ours, theirs in ((outputs.weight, old_head[-1].weight), (outputs.bias, old_head[-1].bias)):
-                    ours.zero_()[:2] = theirs[:2]
-        self.emotion_adapter.supervisor = new
+        config = type(self.config).from_dict({**self.config.to_dict(), "emotion_labels": labels})  # which checks them
+        supervisor = self.emotion_adapter.supervisor
+        new = type(supervisor)(config).labels
+        if new is not None:
+            new.to(next(supervisor.parameters()))
+            for head in new:
+                self._init_weights(head)
+        supervisor.labels = new
         self.config.emotion_labels, self.config.emotion_calibration = labels, None
 
     def get_input_embeddings(self) -> nn.Module:

@@ -19,7 +19,8 @@ from .base_config import StageConfig
 from .config_file import own_fields
 from .distributed import barrier
 from .engine import fill_sizes
-from .freezing import add_lora, count, freeze_all_but, merge_lora
+from .freezing import count, freeze_all_but
+from .lora import ADAPTER, add_lora, merge_lora, save_adapter
 from .meta_model import check_folder, without_sharding
 from .prompts import instruction_source, prompt_source
 from .stage1_config import Stage1Config
@@ -107,6 +108,8 @@ def run(config: StageConfig) -> str:
         if config.teacher_cache is not None:
             rows = stage1_data.teacher_rows(config, model, processor, dataset)
     else:
+        if config.lora is not None:
+            add_lora(model, config.lora)
         dataset = make_dataset(config, processor, clips)
     # Before anything is written, so that a bad file leaves no half run behind; see `fill_cache` for what is checked.
     dataset.fill_cache(modalities, progress=is_main(config) and not config.disable_tqdm)
@@ -123,8 +126,6 @@ def run(config: StageConfig) -> str:
         dataset, collator, options = stage1_data.make_batches(config, processor, dataset, responses)
     else:
         collator = Stage2Collator(processor, instruction, config.paths, config.seed, config.emotion_labels or ())
-        if config.lora is not None:
-            add_lora(model, config.lora)
     trainer = make_trainer(config, model, processor, dataset, collator, options)
     last = checkpoint.last_complete(output_dir)
     if last is not None:
@@ -338,16 +339,20 @@ def enhancer_size(model) -> str:
 
 
 def save(trainer: StageTrainer, output_dir: Path, lora: bool) -> None:
-    """Write the model, the processor and the trainer's state into `output_dir`, and mark the run as finished."""
+    """Write the model, the processor and the trainer's state into `output_dir`, and mark the run as finished.
+
+    LoRA is merged into the model, and written alone into the folder `adapter`.
+    """
     staging = output_dir / "final.tmp"
     if trainer.is_deepspeed_enabled and trainer.args.hf_deepspeed_config.is_zero3():
         state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     else:
         state_dict = trainer.model.state_dict()
     if trainer.args.should_save:
-        if lora:
-            state_dict = merge_lora(trainer.model, state_dict)
         with told_writing(staging, unfinished=True):
+            if lora:
+                save_adapter(trainer.model, state_dict, staging / ADAPTER, trainer.args, trainer.trained_parts)
+                state_dict = merge_lora(trainer.model, state_dict)
             trainer.model.save_pretrained(staging, state_dict=state_dict)
             trainer.processing_class.save_pretrained(staging)
             trainer.state.save_to_json(str(staging / "trainer_state.json"))

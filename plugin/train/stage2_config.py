@@ -6,6 +6,7 @@ from typing import Any
 from ..errors import InputError
 from ..model.emotion_adapter import PATHS
 from .base_config import StageConfig
+from .lora import check_settings
 
 
 @dataclass
@@ -45,7 +46,10 @@ class Stage2Config(StageConfig):
     )
     lora: dict[str, Any] | None = field(
         default=None,
-        metadata={"help": "LoRA on the LLM: {rank, alpha, dropout, target_modules}; merged into the saved model."},
+        metadata={
+            "help": "LoRA on the LLM: {rank, alpha, dropout, target_modules, projector (true: on the audio projector "
+            "too)}; merged into the saved model, and alone in output_dir/adapter for PEFT."
+        },
     )
     lora_lr: float | None = field(default=None, metadata={"help": "Learning rate of LoRA; None = learning_rate."})
 
@@ -79,9 +83,18 @@ class Stage2Config(StageConfig):
         super().__post_init__()
 
     def _check_lora(self) -> None:
-        allowed = {"rank", "alpha", "dropout", "target_modules"}
-        for name in self.lora:
-            if name not in allowed:
-                raise InputError(f"config field `lora.{name}` is unknown; allowed are {', '.join(sorted(allowed))}.")
-        if not isinstance(self.lora.get("rank", 8), int) or self.lora.get("rank", 8) < 1:
-            raise InputError(f"config field `lora.rank` is {self.lora['rank']!r}; a whole number above 0 is needed.")
+        check_settings(self.lora)
+        if not self.lora.get("projector", False):
+            return
+        if self.train_audio_projector:
+            raise InputError(
+                "config fields `lora.projector` and `train_audio_projector` are both true: LoRA leaves the "
+                "projector's own weights frozen. Set train_audio_projector=false, or lora.projector=false to train "
+                "them."
+            )
+        if self.model is None:
+            raise InputError(
+                "config field `lora.projector` is true, and a run from `vlm` and `audio` makes its projector anew, "
+                "with random weights that LoRA would leave frozen. Give the `model` of a stage 1, or set "
+                "lora.projector=false."
+            )
