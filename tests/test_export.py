@@ -21,6 +21,9 @@ def assert_same_model(exported, run):
     assert first.keys() == second.keys()
     for name in first:
         assert first[name].dtype == second[name].dtype and torch.equal(first[name], second[name]), name
+    assert (exported / "adapter").exists() == (run / "adapter").exists()
+    for file in (run / "adapter").glob("*"):
+        assert (exported / "adapter" / file.name).read_bytes() == file.read_bytes()
 
 
 @pytest.mark.parametrize("values_of", [stage1_values, stage2_values])
@@ -30,6 +33,7 @@ def test_the_last_checkpoint_is_the_finished_run_s_model(setup, tmp_path, values
     assert main(["export", str(run), "--out", str(out)]) == 0
     assert capsys.readouterr().out.strip().splitlines()[-1] == f"{out}: the model of {run / 'checkpoint-4'}"
     assert_same_model(out, run)
+    assert (out / "adapter").exists() == (values_of is stage2_values)  # which trains LoRA
     assert not any(".lora_" in name for name in load_file(out / "model.safetensors"))
     model = VAEmotionLLMForConditionalGeneration.from_pretrained(out)
     assert VAEmotionLLMProcessor.from_pretrained(out).num_frames == 4 and model.config.model_type == "vaemotionllm"

@@ -128,39 +128,18 @@ def test_stage2_trains_adapter_and_lora_and_saves_a_plain_model(setup, stage1, t
     rows = losses_of(run)
     names = set().union(*rows)
     for path in ("audio", "visual", "av"):
-        assert {f"ce_{path}_loss", f"valence_{path}_loss", f"arousal_{path}_loss"} <= names
+        assert {f"{term}_{path}_loss" for term in ("ce", "valence", "arousal", "emotion")} <= names
     for row in rows:
-        terms = sum(row[n] * (0.5 if n[0] in "va" else 1.0) for n in row if n.endswith("_loss"))
+        terms = sum(row[n] * (1.0 if n.startswith("ce_") else 0.5) for n in row if n.endswith("_loss"))
         assert row["loss"] == pytest.approx(terms, rel=1e-4)
     before, after = weights(stage1), weights(run)
     assert before.keys() == after.keys() and not any("lora" in name for name in after)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert any(name.startswith("emotion_adapter.enhancer") for name in changed)
+    assert any(name.startswith("emotion_adapter.enhancers") for name in changed)
     assert any(name.startswith("emotion_adapter.supervisor") for name in changed)
     in_llm = {name for name in changed if name.startswith("vlm.")}
     assert in_llm and all("_proj.weight" in name and "visual" not in name for name in in_llm)
     assert not list(run.glob("final.tmp"))
-
-
-def test_merged_lora_gives_the_logits_of_the_trained_model(setup):
-    from vaemotionllm.train.freezing import add_lora, merge_lora
-
-    model = VAEmotionLLMForConditionalGeneration.from_pretrained(setup[0]).eval()
-    processor = VAEmotionLLMProcessor.from_pretrained(setup[0])
-    inputs = processor(text=["a red circle"], return_tensors="pt")
-    plain = model(**inputs).logits
-    add_lora(model, {"rank": 3})
-    torch.testing.assert_close(model(**inputs).logits, plain)  # the identity at first
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(generator=torch.Generator().manual_seed(0), std=0.05)
-    adapted = model(**inputs).logits
-    assert not torch.allclose(adapted, plain, atol=1e-2)
-    merged = VAEmotionLLMForConditionalGeneration.from_pretrained(setup[0]).eval()
-    result = merged.load_state_dict(merge_lora(model, model.state_dict()))
-    assert not result.missing_keys and not result.unexpected_keys
-    torch.testing.assert_close(merged(**inputs).logits, adapted, atol=1e-4, rtol=1e-4)
 
 
 def test_frozen_parts_stay_in_eval_mode(setup):

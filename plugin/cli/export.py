@@ -7,8 +7,9 @@ from ..paths import new_folder
 
 DESCRIPTION = """make a model folder that from_pretrained loads from a checkpoint of a training run
 
-It starts from the model that the run started from: run it where the paths in the run's config are valid. A checkpoint
-that DeepSpeed wrote is unpickled, which can execute code: export only runs of your own.
+It starts from the model that the run started from: run it where the paths in the run's config are valid. LoRA is
+merged into the model, and written alone into DIR/adapter for PEFT. A checkpoint that DeepSpeed wrote is unpickled,
+which can execute code: export only runs of your own.
 """
 
 

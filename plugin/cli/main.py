@@ -17,6 +17,8 @@ COMMANDS = {
     "train": "train stage 1 (VG-Align) or stage 2 (EmoAdapter) from a YAML config",
     "export": "make a model folder from a checkpoint of a training run",
     "inspect": "show what teacher and student expect at each token of a clip's response",
+    "predict": "say which emotion images, sounds and films express, on each path",
+    "calibrate": "fit how sure the predictions are, on labelled clips that were not trained on",
     "nano": "build the embedded default: the procedural art world, its benchmark and its backbone",
     "benchmark": "choose the data set that the lmms-eval tasks `artemo` read",
     "evaluate-va": "measure valence and arousal on each path of a benchmark's clips",

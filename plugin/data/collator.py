@@ -190,14 +190,24 @@ class Stage2Collator:
         seed: of the choice of instruction.
         repeats: whether clips come more than once in an epoch: an instruction is then drawn for each step, and not
             for each epoch.
+        emotion_labels: names of the K emotions, in the model's order.
 
     The samples of a batch carry the media of one path, and the batch has that path; general samples have their own.
 
-    A batch is {"path", "ids", "inputs", "valence" (B,), "arousal" (B,)}; labels are NaN where a clip has none.
+    A batch is {"path", "ids", "inputs", "valence" (B,), "arousal" (B,), "emotion" (B, K) distributions}; labels are
+    NaN where a clip has none.
     """
 
-    def __init__(self, processor, instruction: Callable, seed: int, repeats: bool = False):
+    def __init__(
+        self,
+        processor,
+        instruction: Callable,
+        seed: int,
+        repeats: bool = False,
+        emotion_labels: Sequence[str] = (),
+    ):
         self.processor, self.instruction, self.seed, self.repeats = processor, instruction, seed, repeats
+        self.emotion_labels = list(emotion_labels)
         self.renderer = ConversationRenderer(processor)
 
     def __call__(self, samples: Sequence[Sample | GeneralSample | Failure]) -> Batch:
@@ -217,6 +227,7 @@ class Stage2Collator:
             "inputs": inputs,
             "valence": _labels([s.clip.valence for s in samples]),
             "arousal": _labels([s.clip.arousal for s in samples]),
+            "emotion": torch.stack([emotion_target(s.clip.emotion, self.emotion_labels) for s in samples]),
         }
 
     def _draw(self, sample: Sample, path: str):
@@ -228,6 +239,22 @@ class Stage2Collator:
         texts = [self.renderer.conversation(sample.messages[:-1]) for sample in samples]
         media = [features for sample in samples for features in sample.media]
         return build_inputs(self.processor, texts, media, [self.renderer.answer_ids(s.answer) for s in samples])
+
+
+def emotion_target(emotion: str | Mapping[str, float] | None, labels: Sequence[str]) -> torch.Tensor:
+    """(K,) float32: a clip's emotion as a distribution over the labels, NaN where it has none.
+
+    Raises:
+        InputError: an emotion that is not among the labels.
+    """
+    if emotion is None or not labels:
+        return torch.full((len(labels),), float("nan"))
+    shares = {emotion: 1.0} if isinstance(emotion, str) else emotion
+    for name in shares:
+        if name not in labels:
+            raise InputError(f"emotion {name!r} is not among `emotion_labels`: {', '.join(labels)}.")
+    target = torch.tensor([shares.get(label, 0.0) for label in labels])
+    return target / target.sum()
 
 
 def first_failure(samples: Sequence[Any]) -> Batch | None:

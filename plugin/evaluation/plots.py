@@ -4,6 +4,7 @@ Every `draw_*` takes the palette `c` (name -> colour) as its last argument and r
 """
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 
@@ -311,3 +312,50 @@ def _axes(rows: int, columns: int, width: float, height: float, c: dict, **kwarg
         axis.set_axisbelow(True)
         axis.grid(axis="y", color=c["grid"], lw=0.8)
     return figure, axes
+
+
+def draw_predictions(readings):
+    """The valence-arousal plane with each source on each of its paths, and below it the curves of what has time.
+
+    Args:
+        readings: `prediction.Reading`s.
+    """
+    from matplotlib.figure import Figure
+
+    curves = [reading for reading in readings if reading.curve]
+    figure = Figure(figsize=(6.0, 6.0 + 2.6 * len(curves)))
+    grid = {"height_ratios": [6.0] + [2.0] * len(curves), "hspace": 0.3}
+    axes = figure.subplots(1 + len(curves), 1, squeeze=False, gridspec_kw=grid)[:, 0]
+    plane = axes[0]
+    plane.axhline(0, color="0.8", lw=0.8, zorder=0)
+    plane.axvline(0, color="0.8", lw=0.8, zorder=0)
+    for number, reading in enumerate(readings):
+        colour = f"C{number % 10}"
+        points = [(path, found) for path in PATHS if (found := getattr(reading.whole, path)) is not None]
+        plane.plot([p.valence for _, p in points], [p.arousal for _, p in points], color=colour, lw=0.8, zorder=1)
+        for path, found in points:
+            spans = {}
+            for side, axis in (("xerr", "valence"), ("yerr", "arousal")):
+                interval, value = getattr(found, f"{axis}_interval"), getattr(found, axis)
+                if interval is not None:
+                    spans[side] = [[max(value - interval[0], 0)], [max(interval[1] - value, 0)]]
+            name = f"{Path(reading.source.name).name}, {PATH_LABELS[path]}" + (
+                f": {found.label}" if found.label else ""
+            )
+            look = {"color": colour, "marker": MARKERS[path], "ls": "", "elinewidth": 0.6}
+            plane.errorbar(found.valence, found.arousal, label=name, **look, **spans)
+    plane.set(xlim=(-1.05, 1.05), ylim=(-1.05, 1.05), xlabel="valence", ylabel="arousal")
+    plane.set_aspect("equal")
+    plane.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    for axis, reading in zip(axes[1:], curves):
+        for colour, path in zip(("C0", "C1", "C2"), PATHS):
+            found = [(b, e, getattr(p, path)) for b, e, p in reading.curve if getattr(p, path) is not None]
+            for name, style in (("valence", "-"), ("arousal", "--")):
+                if found:
+                    middles = [(b + e) / 2 for b, e, _ in found]
+                    values = [getattr(p, name) for _, _, p in found]
+                    look = {"color": colour, "marker": MARKERS[path], "ms": 4}
+                    axis.plot(middles, values, style, label=f"{name}, {PATH_LABELS[path]}", **look)
+        axis.set(xlabel="time, s", ylim=(-1.05, 1.05), title=Path(reading.source.name).name)
+        axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    return figure

@@ -13,10 +13,9 @@ from tqdm import tqdm
 from ..benchmark import schema
 from ..errors import InputError
 from ..model.emotion_adapter import PATHS
+from ..model.emotion_prediction import PROMPT, read_path
 from .intervals import ccc
 from .loading import check_model_folder, load_model, load_processor
-
-PROMPT = "Which emotion does this artwork express?"
 
 
 def evaluate(
@@ -55,11 +54,11 @@ def evaluate(
     with tqdm(
         total=sum(map(len, clips.values())), desc="valence and arousal", unit="clip", disable=not progress
     ) as bar:
-        for column, path in enumerate(PATHS):
+        for path in PATHS:
             predicted: list[list[float]] = []
             for start in range(0, len(clips[path]), batch_size):
                 batch = clips[path][start : start + batch_size]
-                predicted += _predict(model, processor, batch, column)
+                predicted += _predict(model, processor, batch, path)
                 bar.update(len(batch))
             result[path] = _summary(clips[path], predicted)
     return result
@@ -74,26 +73,17 @@ def _labelled_clips(benchmark: schema.Benchmark, path: str) -> list[schema.Item]
     return list(items.values())
 
 
-@torch.inference_mode()
-def _predict(model, processor, items: list[schema.Item], column: int) -> list[list[float]]:
-    """[valence, arousal] of each item, from one column of the model's output."""
-    conversations, media = [], []
+def _predict(model, processor, items: list[schema.Item], path: str) -> list[list[float]]:
+    """[valence, arousal] of each item on a path."""
+    media = []
     for item in items:
-        present = [kind for kind in ("image", "video", "audio") if getattr(item, kind)]
-        content = [*({"type": kind} for kind in present), {"type": "text", "text": PROMPT}]
-        conversations.append([{"role": "user", "content": content}])
-        for kind in present:
-            try:
-                media.append(processor.encode_media(kind, getattr(item, kind)))
-            except InputError as error:
-                raise InputError(f"item {item.id!r}: {error}") from error
-    texts = processor.apply_chat_template(conversations, tokenize=False, add_generation_prompt=True)
-    inputs = processor.assemble(texts, media, padding_side="left").to(model.device)
-    # The heads work on the hidden states; logits are wanted nowhere, so the head runs on no position.
-    nowhere = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
-    output = model(**inputs, response_mask=nowhere, use_adapter=True)
-    pairs = torch.stack([output.valence[:, column], output.arousal[:, column]], dim=1).float()  # (B, 2)
-    return pairs.cpu().tolist()
+        try:
+            kinds = [kind for kind in ("image", "video", "audio") if getattr(item, kind)]
+            media.append([processor.encode_media(kind, getattr(item, kind)) for kind in kinds])
+        except InputError as error:
+            raise InputError(f"item {item.id!r}: {error}") from error
+    valence, arousal, _ = read_path(model, processor, path, media)
+    return torch.stack([valence, arousal], dim=1).tolist()
 
 
 def _summary(items: list[schema.Item], predicted: list[list[float]]) -> dict:

@@ -1,5 +1,7 @@
 """Configuration of VAEmotionLLM."""
 
+from dataclasses import field
+
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
@@ -24,7 +26,12 @@ class VAEmotionLLMConfig(PreTrainedConfig):
         adapter_enabled: whether EmoAdapter takes part in `forward` and `generate` when the call does not say.
         enhancer_rank: rank of the Enhancer's residual.
         enhancer_context: whether the Enhancer sees the mean of the other modality's tokens.
-        supervisor_hidden_size: width of the hidden layer of the valence-arousal heads.
+        enhancer_gate: whether each token's residual has a gate.
+        enhancer_layers: where the residual enters, each place with weights of its own: 0 is before the LLM, k is at
+            the input of its layer k (counted from 0). An empty list leaves the Enhancer out.
+        supervisor_hidden_size: width of the hidden layer of the Supervisor's heads.
+        emotion_labels: names that the Supervisor gives probabilities for; None leaves it at valence and arousal.
+        emotion_calibration: what `vaemotionllm calibrate` fitted, see `emotion_prediction`.
     """
 
     model_type = "vaemotionllm"
@@ -42,13 +49,27 @@ class VAEmotionLLMConfig(PreTrainedConfig):
     adapter_enabled: bool = True
     enhancer_rank: int = 64
     enhancer_context: bool = True
+    enhancer_gate: bool = True
+    enhancer_layers: list[int] = field(default_factory=lambda: [0])
     supervisor_hidden_size: int = 256
+    emotion_labels: list[str] | None = None
+    emotion_calibration: dict | None = None
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         for name in ("projector_stride", "enhancer_rank", "supervisor_hidden_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        layers = getattr(self.vlm_config.get_text_config(), "num_hidden_layers", None)
+        for layer in self.enhancer_layers:
+            if layer < 0 or (layers is not None and layer >= layers) or self.enhancer_layers.count(layer) > 1:
+                raise ValueError(
+                    f"enhancer_layers is {self.enhancer_layers}; allowed are different numbers, from 0 (before the "
+                    f"LLM) to {'that of its last layer' if layers is None else layers - 1}."
+                )
+        labels = self.emotion_labels
+        if labels is not None and (len(labels) < 2 or len(set(labels)) < len(labels)):
+            raise ValueError(f"emotion_labels is {labels}; at least two different names are needed, or None.")
         # Weight tying is the backbone's affair; the top-level flag must agree or loading would untie it.
         self.tie_word_embeddings = bool(getattr(self.vlm_config, "tie_word_embeddings", False))
 
@@ -72,7 +93,10 @@ def check_config_fields(fields: dict) -> None:
     Raises:
         ValueError: naming the field and what is allowed.
     """
-    allowed = sorted(set(VAEmotionLLMConfig.__annotations__) - {"vlm_config", "audio_config", "audio_token_id"})
+    allowed = sorted(
+        set(VAEmotionLLMConfig.__annotations__)
+        - {"vlm_config", "audio_config", "audio_token_id", "emotion_calibration"}
+    )
     for name in fields:
         if name not in allowed:
             raise ValueError(f"{name!r} is no field to choose for a new model; fields are {', '.join(allowed)}.")

@@ -3,6 +3,8 @@
 The paper names the two parts and their purpose; their inner form is our choice.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import nn
 
@@ -14,6 +16,20 @@ class ZeroLinear(nn.Linear):
     """A linear layer whose weight and bias start at zero: what it feeds starts as if the layer were not there."""
 
 
+class MediaTokens(NamedTuple):
+    """The media tokens of a batch, row by row: N tokens of B samples."""
+
+    is_audio: torch.Tensor  # (N,) bool; the others are visual
+    sample: torch.Tensor  # (N,) int64, the row of each
+    samples: int  # B
+
+    @classmethod
+    def of(cls, audio_mask: torch.Tensor, visual_mask: torch.Tensor) -> "MediaTokens":
+        """From two masks (B, T)."""
+        mask = audio_mask | visual_mask
+        return cls(audio_mask[mask], mask.nonzero()[:, 0], mask.shape[0])
+
+
 def masked_mean(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Mean of `states` (B, T, D) over the positions of `mask` (B, T); zeros where a row has none. Returns (B, D)."""
     weights = mask.to(states.dtype).unsqueeze(-1)  # (B, T, 1)
@@ -21,7 +37,7 @@ def masked_mean(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 class EmotionEnhancer(nn.Module):
-    """A shared, position-wise, gated low-rank residual on the audio and visual tokens before the LLM.
+    """A position-wise, gated low-rank residual on audio and visual tokens, which share its weights.
 
     Each token is seen with the mean of the other modality's tokens, where the sample has any, so that sight can colour
     sound and sound can colour sight. `up` starts at zero: the module is the identity until it is trained.
@@ -33,53 +49,60 @@ class EmotionEnhancer(nn.Module):
         self.down = nn.Linear(width, rank)
         self.context = nn.Linear(width, rank, bias=False) if config.enhancer_context else None
         self.modality = nn.Embedding(2, rank)  # row 0 visual, row 1 audio
-        self.gate = nn.Linear(rank, 1)
+        self.gate = nn.Linear(rank, 1) if config.enhancer_gate else None
         self.up = ZeroLinear(rank, width, bias=False)
 
-    def forward(self, embeds: torch.Tensor, audio_mask: torch.Tensor, visual_mask: torch.Tensor) -> torch.Tensor:
-        """Adds the residual to modality tokens; text tokens come out as they went in, bit for bit.
+    def forward(self, tokens: torch.Tensor, media: MediaTokens) -> torch.Tensor:
+        """Adds the residual.
 
         Args:
-            embeds: (B, T, D) input embeddings of the LLM, media already in place.
-            audio_mask: (B, T) bool, audio tokens.
-            visual_mask: (B, T) bool, image and video tokens.
+            tokens: (N, D) states of the media tokens.
+            media: what they are.
 
         Returns:
-            (B, T, D), the dtype of `embeds`.
+            (N, D), the dtype of `tokens`.
         """
-        mask = audio_mask | visual_mask
-        tokens = embeds[mask]  # (N, D)
-        is_audio = audio_mask[mask]  # (N,)
         normed = nn.functional.rms_norm(tokens, tokens.shape[-1:])
-        hidden = self.down(normed) + self.modality(is_audio.long())  # (N, rank)
+        hidden = self.down(normed) + self.modality(media.is_audio.long())  # (N, rank)
         if self.context is not None:
-            pooled = torch.stack([masked_mean(embeds, audio_mask), masked_mean(embeds, visual_mask)])  # (2, B, D)
-            pooled = nn.functional.rms_norm(pooled, pooled.shape[-1:])
-            sample = mask.nonzero()[:, 0]  # (N,)
-            hidden = hidden + self.context(pooled[is_audio.long(), sample])  # the other modality's mean
+            pooled = nn.functional.rms_norm(self._means(tokens, media), tokens.shape[-1:])  # (2 B, D)
+            other = 2 * media.sample + ~media.is_audio  # the row of the other modality's mean
+            hidden = hidden + self.context(pooled)[other]
         hidden = nn.functional.gelu(hidden)
-        residual = self.up(hidden) * torch.sigmoid(self.gate(hidden))  # (N, D)
-        return embeds.masked_scatter(mask.unsqueeze(-1), tokens + residual)
+        residual = self.up(hidden)
+        return tokens + (residual if self.gate is None else residual * torch.sigmoid(self.gate(hidden)))
+
+    @staticmethod
+    def _means(tokens: torch.Tensor, media: MediaTokens) -> torch.Tensor:
+        """Mean of each sample's visual tokens (row 2 b) and audio tokens (row 2 b + 1), zeros where it has none."""
+        row = 2 * media.sample + media.is_audio  # (N,)
+        # As a product, since on a GPU index_add adds in another order each time.
+        members = nn.functional.one_hot(row, 2 * media.samples).T.float()  # (2 B, N)
+        return (members @ tokens.float() / members.sum(1, keepdim=True).clamp(min=1)).to(tokens.dtype)
 
 
 class EmotionSupervisor(nn.Module):
-    """Valence and arousal read from the LLM's last hidden states on the audio, the visual and the audio-visual path.
+    """What is felt on the audio, the visual and the audio-visual path, read from the LLM's last hidden states.
 
-    Each path has a head of its own over the mean of its media tokens' states.
+    Each path has heads of its own over the mean of its media tokens' states: one for valence and arousal, and one with
+    a logit for each of `config.emotion_labels` where there are any.
     """
 
     def __init__(self, config):
         super().__init__()
         width, hidden = config.vlm_config.get_text_config().hidden_size, config.supervisor_hidden_size
-        self.heads = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), ZeroLinear(hidden, 2))
-            for _ in PATHS
+        self.trunks = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU()) for _ in PATHS
         )
+        self.planes = nn.ModuleList(ZeroLinear(hidden, 2) for _ in PATHS)
+        # Apart, so that a model without labels, or with others, shares all the rest.
+        labels = len(config.emotion_labels or ())
+        self.labels = nn.ModuleList(ZeroLinear(hidden, labels) for _ in PATHS) if labels else None
 
     def forward(
         self, hidden_states: torch.Tensor, audio_mask: torch.Tensor, visual_mask: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Reads valence and arousal on every path that a sample carries.
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Reads every path that a sample carries.
 
         The attention is causal: in an audio-visual sample whose picture comes first, the audio path has seen the
         picture. For a reading that is of one modality alone, give that modality alone.
@@ -90,22 +113,28 @@ class EmotionSupervisor(nn.Module):
             visual_mask: (B, T) bool.
 
         Returns:
-            valence and arousal, each (B, 3) float32 in [-1, 1], columns in the order of `PATHS`; NaN where the sample
-            does not carry the path (audio-visual needs both modalities).
+            valence and arousal, each (B, 3) float32 in [-1, 1], and logits of the labels, (B, 3, K) float32 or None
+            without labels; columns in the order of `PATHS`, NaN where the sample does not carry the path
+            (audio-visual needs both modalities).
         """
         has_audio, has_visual = audio_mask.any(1), visual_mask.any(1)  # (B,)
         masks = (audio_mask, visual_mask, audio_mask | visual_mask)
         present = torch.stack([has_audio, has_visual, has_audio & has_visual], dim=1)  # (B, 3)
-        readings = [head(masked_mean(hidden_states, mask)) for head, mask in zip(self.heads, masks, strict=True)]
-        readings = torch.stack(readings, dim=1).float().tanh()  # (B, 3, 2)
-        readings = torch.where(present.unsqueeze(-1), readings, torch.nan)
-        return readings[..., 0], readings[..., 1]
+        seen = [trunk(masked_mean(hidden_states, mask)) for trunk, mask in zip(self.trunks, masks, strict=True)]
+
+        def read(heads: nn.ModuleList) -> torch.Tensor:
+            return torch.stack([head(states) for head, states in zip(heads, seen, strict=True)], dim=1).float()
+
+        nothing = ~present.unsqueeze(-1)
+        plane = read(self.planes).tanh().masked_fill(nothing, torch.nan)  # (B, 3, 2)
+        logits = None if self.labels is None else read(self.labels).masked_fill(nothing, torch.nan)
+        return plane[..., 0], plane[..., 1], logits
 
 
 class EmotionAdapter(nn.Module):
-    """Holds the Enhancer and the Supervisor."""
+    """Holds the Supervisor, and an Enhancer for each of `config.enhancer_layers`."""
 
     def __init__(self, config):
         super().__init__()
-        self.enhancer = EmotionEnhancer(config)
+        self.enhancers = nn.ModuleDict({str(layer): EmotionEnhancer(config) for layer in config.enhancer_layers})
         self.supervisor = EmotionSupervisor(config)

@@ -1,7 +1,7 @@
 """VAEmotionLLM: a transformers vision-language model with a second pair of senses, hearing and emotion."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,8 +19,9 @@ from transformers.modeling_outputs import ModelOutput
 
 from .audio_projector import AudioProjector
 from .configuration_vaemotionllm import VAEmotionLLMConfig, check_config_fields
-from .emotion_adapter import EmotionAdapter, EmotionEnhancer, ZeroLinear
-from .packing import pack_decoder_inputs, unpack_states
+from .emotion_adapter import EmotionAdapter, ZeroLinear
+from .emotion_prediction import PROMPT, EmotionPrediction, predict_emotion
+from .media_injection import MediaInjection
 from .processing_vaemotionllm import add_audio_token
 
 
@@ -35,6 +36,7 @@ class VAEmotionLLMOutput(ModelOutput):
         valence: (B, 3) float32 in [-1, 1], columns audio, visual, audio-visual; NaN where the sample lacks the path.
             None with the adapter off.
         arousal: (B, 3), likewise.
+        emotion_logits: (B, 3, K) float32 logits of `config.emotion_labels`, likewise; None without labels.
         past_key_values, hidden_states, attentions: the backbone's.
     """
 
@@ -46,48 +48,7 @@ class VAEmotionLLMOutput(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
     valence: torch.Tensor | None = None
     arousal: torch.Tensor | None = None
-
-
-@dataclass
-class _MediaInjection:
-    """What the hooks on the decoder put into, and take out of, one call of the backbone."""
-
-    audio_mask: torch.Tensor  # (B, T) bool
-    visual_mask: torch.Tensor  # (B, T) bool
-    audio_embeds: torch.Tensor | None  # (N, D)
-    enhancer: EmotionEnhancer | None
-    packed: torch.Tensor | None = None  # (B, T) bool, False on padding that the decoder is to be spared
-    last_hidden_state: torch.Tensor | None = None  # (B, T, D), after the final norm
-
-    def before_decoder(self, module, args, kwargs):
-        embeds = kwargs.get("inputs_embeds")
-        if embeds is None:
-            raise TypeError(
-                f"{type(module).__name__} was called without inputs_embeds; this backbone cannot be given audio."
-            )
-        if embeds.shape[1] != self.audio_mask.shape[1]:
-            return None  # a decoding step of generate: the media are in the cache
-        copies = embeds.shape[0] // self.audio_mask.shape[0]  # beams, or several sequences a prompt
-        audio_mask = self.audio_mask.repeat_interleave(copies, dim=0)
-        visual_mask = self.visual_mask.repeat_interleave(copies, dim=0)
-        if self.audio_embeds is not None:
-            audio_embeds = self.audio_embeds
-            if copies > 1:
-                per_sample = self.audio_mask.sum(1).tolist()
-                audio_embeds = torch.cat([part.repeat(copies, 1) for part in audio_embeds.split(per_sample)])
-            embeds = embeds.masked_scatter(audio_mask.unsqueeze(-1), audio_embeds.to(embeds))
-        if self.enhancer is not None:
-            embeds = self.enhancer(embeds, audio_mask, visual_mask)
-        arguments = {**kwargs, "inputs_embeds": embeds}
-        if self.packed is not None:
-            arguments = pack_decoder_inputs(arguments, self.packed, module.config)
-        return args, arguments
-
-    def after_decoder(self, module, args, output):
-        if self.packed is not None:
-            output.last_hidden_state = unpack_states(output.last_hidden_state, self.packed)
-        self.last_hidden_state = output[0]
-        return output
+    emotion_logits: torch.Tensor | None = None
 
 
 class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -182,6 +143,25 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             init.zeros_(module.weight)
         elif isinstance(module, AudioProjector):
             init.normal_(module.boundary, std=self.config.get_text_config().initializer_range)
+
+    def set_emotion_labels(self, labels: Sequence[str] | None) -> None:
+        """Makes the Supervisor give probabilities for these labels, in this order; None for no label.
+
+        All else stays as it is; the labels' heads start anew, and a calibration goes. Labels that are there already in
+        this order change nothing.
+        """
+        labels = None if labels is None else list(labels)
+        if labels == self.config.emotion_labels:
+            return
+        config = type(self.config).from_dict({**self.config.to_dict(), "emotion_labels": labels})  # which checks them
+        supervisor = self.emotion_adapter.supervisor
+        new = type(supervisor)(config).labels
+        if new is not None:
+            new.to(next(supervisor.parameters()))
+            for head in new:
+                self._init_weights(head)
+        supervisor.labels = new
+        self.config.emotion_labels, self.config.emotion_calibration = labels, None
 
     def get_input_embeddings(self) -> nn.Module:
         return self.vlm.get_input_embeddings()
@@ -290,11 +270,11 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 raise ValueError("packing needs a response_mask and an attention_mask.")
             if injection is None:
                 nowhere = torch.zeros_like(attention_mask, dtype=torch.bool)
-                injection = _MediaInjection(nowhere, nowhere, None, None)
+                injection = MediaInjection(nowhere, nowhere, None, None)
             injection.packed = attention_mask.bool()
         inputs = {"input_ids": self._backbone_ids(input_ids), "attention_mask": attention_mask, **kwargs}
         logits = loss = response = None
-        with self._injected(injection):
+        with self._entered(injection):
             if response_mask is None:
                 if response_fn is not None:
                     raise ValueError("response_fn needs a response_mask, which says where it looks.")
@@ -312,11 +292,6 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
                     logits = self.get_output_embeddings()(predicting)
                 else:
                     response = response_fn(predicting, self.get_output_embeddings())
-        valence = arousal = None
-        if injection is not None and injection.enhancer is not None:
-            valence, arousal = self.emotion_adapter.supervisor(
-                injection.last_hidden_state, injection.audio_mask, injection.visual_mask
-            )
         return VAEmotionLLMOutput(
             loss=loss,
             logits=logits,
@@ -324,8 +299,7 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             past_key_values=output.past_key_values,
             hidden_states=output.hidden_states,
             attentions=output.attentions,
-            valence=valence,
-            arousal=arousal,
+            **self._readings(injection),
         )
 
     @torch.no_grad()
@@ -339,20 +313,67 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     ):
         """`generate` of the backbone, with audio and the adapter; takes what `forward` and the backbone's take.
 
-        The audio is encoded once and enters in the prefill.
+        The audio is encoded once and enters in the prefill. With `return_dict_in_generate=True` and the adapter on the
+        result also has `valence`, `arousal` (B, 3) and `emotion_logits` (B, 3, K), as `forward` gives them for the
+        prompt.
         """
         if self.generation_config is not None:
             self.vlm.generation_config = self.generation_config
         injection = self._prepare_injection(input_ids, input_features, audio_num_tokens, use_adapter)
         backbone_ids = self._backbone_ids(input_ids)
-        with self._injected(injection):
+        with self._entered(injection):
             generated = self.vlm.generate(input_ids=backbone_ids, **kwargs)
         if backbone_ids is not input_ids:
             sequences = generated if isinstance(generated, torch.Tensor) else generated.sequences
             assert input_ids is not None  # only ids can hold placeholders
             copies = sequences.shape[0] // input_ids.shape[0]
             sequences[:, : input_ids.shape[1]] = input_ids.repeat_interleave(copies, dim=0)
+        if isinstance(generated, ModelOutput):
+            for name, reading in self._readings(injection).items():
+                generated[name] = reading
         return generated
+
+    def _readings(self, injection: MediaInjection | None) -> dict[str, torch.Tensor | None]:
+        """What the Supervisor reads after a call; nothing with the adapter off."""
+        if injection is None or injection.enhancers is None:
+            return {}
+        states = injection.last_hidden_state
+        assert states is not None  # the decoder has run
+        copies = states.shape[0] // injection.audio_mask.shape[0]
+        valence, arousal, logits = self.emotion_adapter.supervisor(
+            states[::copies], injection.audio_mask, injection.visual_mask
+        )
+        return {"valence": valence, "arousal": arousal, "emotion_logits": logits}
+
+    def predict_emotion(
+        self,
+        clips: Mapping[str, object] | Sequence[Mapping[str, object]],
+        processor,
+        prompt: str | None = None,
+    ) -> list[EmotionPrediction]:
+        """The emotion of one clip or of several, on each path that they carry.
+
+        Each path is read from its own media alone: the audio path hears and does not see. A clip with sound and sight
+        goes through the model three times.
+
+        Args:
+            clips: a clip or a list of clips, each a mapping with `audio`, with `image` or `video`, or with `audio` and
+                one of the two. Values are files (paths or bytes) or `MediaFeatures` of the processor; a sound may be
+                float32 (samples,) at `processor.sampling_rate`, an image a PIL image.
+            processor: the processor saved with this model.
+            prompt: what is asked beside the media; the one that the intervals were fitted with if not given.
+
+        Returns:
+            A prediction for each clip: valence, arousal, probabilities of `config.emotion_labels`, intervals where the
+            model is calibrated (`vaemotionllm calibrate`), and how far sound and sight disagree.
+
+        Raises:
+            InputError: a clip without media or with too many, a file that cannot be decoded.
+        """
+        return predict_emotion(self, processor, clips, prompt or PROMPT)
+
+    def _entered(self, injection: MediaInjection | None):
+        return contextlib.nullcontext() if injection is None else injection.entered(self.vlm.get_decoder())
 
     def _backbone_ids(self, input_ids: torch.Tensor | None) -> torch.Tensor | None:
         """The ids that the backbone may look up: an audio placeholder beyond its vocabulary becomes id 0."""
@@ -362,7 +383,7 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def _prepare_injection(
         self, input_ids, input_features, audio_num_tokens, use_adapter, audio_states=None
-    ) -> _MediaInjection | None:
+    ) -> MediaInjection | None:
         use_adapter = self.config.adapter_enabled if use_adapter is None else use_adapter
         silent = input_features is None and audio_states is None
         if silent and not use_adapter:
@@ -385,23 +406,8 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 f"input_ids hold {found} audio placeholders, but the audio features give {given} embeddings. Make "
                 "both with one call of the processor that was saved with this model."
             )
-        enhancer = self.emotion_adapter.enhancer if use_adapter else None
-        return _MediaInjection(audio_mask, visual_mask, audio_embeds, enhancer)
-
-    @contextlib.contextmanager
-    def _injected(self, injection: _MediaInjection | None):
-        """Runs the body with `injection` at the decoder's input. Its hooks live for one call; no state stays."""
-        if injection is None:
-            yield
-            return
-        decoder = self.vlm.get_decoder()
-        before = decoder.register_forward_pre_hook(injection.before_decoder, with_kwargs=True)
-        after = decoder.register_forward_hook(injection.after_decoder)
-        try:
-            yield
-        finally:
-            before.remove()
-            after.remove()
+        enhancers = self.emotion_adapter.enhancers if use_adapter else None
+        return MediaInjection(audio_mask, visual_mask, audio_embeds, enhancers)
 
 
 def _encoder_of(model: PreTrainedModel) -> PreTrainedModel:

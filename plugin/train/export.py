@@ -10,7 +10,8 @@ import torch
 from ..errors import InputError
 from . import checkpoint
 from .config_file import build_config, own_fields
-from .freezing import add_lora, freeze_all_but, merge_lora
+from .freezing import freeze_all_but
+from .lora import ADAPTER, add_lora, merge_lora, save_adapter
 from .run import CONFIGS, keep_trained_in_float32, load_untrained, trained_parts
 
 
@@ -18,7 +19,8 @@ def export(run: Path, out: Path, step: int | None = None) -> Path:
     """Write model and processor as the run would have saved them had it ended at a checkpoint.
 
     The model that the run started from is loaded as training loads it, and what was trained is put into it; LoRA is
-    merged. DeepSpeed's checkpoints are read by its own utility, which unpickles: export only runs of your own.
+    merged, and written alone into the folder `adapter`. DeepSpeed's checkpoints are read by its own utility, which
+    unpickles: export only runs of your own.
 
     Args:
         run: output_dir of a training run.
@@ -49,6 +51,7 @@ def export(run: Path, out: Path, step: int | None = None) -> Path:
         load_sharded(model, folder)
     state_dict = model.state_dict()
     if lora is not None:
+        save_adapter(model, state_dict, out / ADAPTER, config, trained_parts(config))
         state_dict = merge_lora(model, state_dict)
     model.save_pretrained(out, state_dict=state_dict)
     processor.save_pretrained(out)

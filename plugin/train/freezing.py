@@ -2,13 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
-import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
-
-from ..errors import InputError
-
-LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 def freeze_all_but(model: nn.Module, parts: Sequence[str]) -> None:
@@ -36,51 +31,6 @@ def set_modes(model: nn.Module, parts: Sequence[str]) -> None:
     for name, module in model.named_modules():
         if name in parts or "lora_dropout" in name.rpartition(".")[2]:
             module.train()
-
-
-def add_lora(model: nn.Module, settings: dict) -> None:
-    """Put LoRA (arXiv 2106.09685, by PEFT) on the LLM's linear layers.
-
-    Args:
-        model: a VAEmotionLLM.
-        settings: {rank (8), alpha (2 * rank), dropout (0), target_modules (all projections of attention and MLP)}.
-    """
-    from peft import LoraConfig, inject_adapter_in_model
-
-    rank = settings.get("rank", 8)
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=settings.get("alpha", 2 * rank),
-        lora_dropout=settings.get("dropout", 0.0),
-        target_modules=list(settings.get("target_modules", LORA_TARGETS)),
-    )
-    try:
-        inject_adapter_in_model(config, model.get_decoder())
-    except ValueError as error:
-        raise InputError(f"config field `lora.target_modules` is {config.target_modules}: {error}") from error
-
-
-def merge_lora(model: nn.Module, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A state dict without LoRA: W + scaling * B A in the place of W, under the names of the plain model.
-
-    It works on a gathered state dict, so the parameters themselves may be sharded.
-
-    Args:
-        model: the model with LoRA in it, for the scaling of each layer.
-        state_dict: its full state dict.
-    """
-    from peft.tuners.lora import LoraLayer
-
-    merged = {name.replace(".base_layer.", "."): tensor for name, tensor in state_dict.items() if ".lora_" not in name}
-    for name, module in model.named_modules():
-        if not isinstance(module, LoraLayer):
-            continue
-        for adapter, scaling in module.scaling.items():
-            a = state_dict[f"{name}.lora_A.{adapter}.weight"].float()  # (rank, in)
-            b = state_dict[f"{name}.lora_B.{adapter}.weight"].float()  # (out, rank)
-            weight = merged[f"{name}.weight"]
-            merged[f"{name}.weight"] = (weight.float() + scaling * (b @ a)).to(weight.dtype)
-    return merged
 
 
 def parameter_groups(

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..data.manifest import Clip, read_manifest
 from ..errors import InputError
 from . import checkpoint, stage1_data, stage2_data
 from .attention import attention_candidates, weights_dtype
@@ -15,7 +16,8 @@ from .base_config import StageConfig
 from .config_file import own_fields
 from .distributed import barrier
 from .engine import fill_sizes
-from .freezing import add_lora, count, freeze_all_but, merge_lora
+from .freezing import count, freeze_all_but
+from .lora import ADAPTER, add_lora, merge_lora, save_adapter
 from .meta_model import check_folder, without_sharding
 from .prompts import prompt_source
 from .stage1_config import Stage1Config
@@ -46,6 +48,7 @@ _FREE_FIELDS = {
     "attn_implementation",
     "zero3_replicate_frozen",
 }
+_MAX_LABELS = 256  # beyond, the column holds free text rather than labels
 _FIXED_LIBRARY_FIELDS = (
     "seed",
     "learning_rate",
@@ -76,11 +79,15 @@ def run(config: StageConfig) -> str:
         InputError: anything in config, manifest, media or output_dir that cannot be used.
     """
     output_dir = Path(config.output_dir)
+    stage1 = isinstance(config, Stage1Config)
+    if not stage1:
+        # In the config, so that run.json names them and an export of the run knows the head.
+        found = read_manifest(config.manifest, config.split, limit=config.max_clips)
+        config.emotion_labels = emotion_labels(config.emotion_labels, found, labels_of(config.model))
     settings = run_settings(config)
     state = checkpoint.inspect_output(output_dir, settings, config.overwrite)
     if state == "finished":
         return "finished"
-    stage1 = isinstance(config, Stage1Config)
     if stage1:
         prompt_source(config.prompts)  # a bad one is told before a large model is loaded
         clips, columns = stage1_data.read_clips(config)
@@ -95,6 +102,8 @@ def run(config: StageConfig) -> str:
         if config.teacher_cache is not None:
             rows = stage1_data.teacher_rows(config, model, processor, dataset)
     else:
+        if config.lora is not None:
+            add_lora(model, config.lora)
         dataset = stage2_data.make_dataset(config, processor, clips, general)
     # Before anything is written, so that a bad file leaves no half run behind; see `fill_cache` for what is checked.
     dataset.fill_cache(modalities, progress=is_main(config) and not config.disable_tqdm)
@@ -111,8 +120,6 @@ def run(config: StageConfig) -> str:
         dataset, collator, options = stage1_data.make_batches(config, processor, dataset, responses)
     else:
         collator, options = stage2_data.make_batches(config, processor, clips, instructions, general)
-        if config.lora is not None:
-            add_lora(model, config.lora)
     trainer = make_trainer(config, model, processor, dataset, collator, options)
     last = checkpoint.last_complete(output_dir)
     if last is not None:
@@ -207,16 +214,67 @@ def _load_parts(config: StageConfig, attention: str | None):
     if config.model is not None:
         model = Model.from_pretrained(config.model, dtype="auto", **options)
         processor = Processor.from_pretrained(config.model)
+        if isinstance(config, Stage2Config):
+            model.set_emotion_labels(config.emotion_labels)
         # What the model is trained with is what its processor gives to those who load it.
         processor.num_frames, processor.max_audio_s = config.num_frames, config.max_audio_s
     else:
         fields = config.model_fields or {}
+        if isinstance(config, Stage2Config):
+            fields = {**fields, "emotion_labels": config.emotion_labels}
         model = Model.from_backbone(config.vlm, config.audio, **options, **fields)
         stride = {"projector_stride": fields["projector_stride"]} if "projector_stride" in fields else {}
         processor = Processor.from_backbone(
             config.vlm, config.audio, max_audio_s=config.max_audio_s, num_frames=config.num_frames, **stride
         )
     return model, processor
+
+
+def emotion_labels(wanted: str | list[str] | None, clips: list[Clip], current: list[str] | None) -> list[str] | None:
+    """The labels of the Supervisor, by the config field of that name.
+
+    Args:
+        wanted: the field.
+        clips: what is trained on.
+        current: the model's labels, which are kept where the manifest is to decide and needs no other.
+
+    Raises:
+        InputError: a clip has another label, or there are fewer than two, or too many to be a set of labels.
+    """
+    found: dict[str, str] = {}  # label -> a clip that has it
+    for clip in clips:
+        if clip.emotion is not None:
+            for name in [clip.emotion] if isinstance(clip.emotion, str) else clip.emotion:
+                found.setdefault(name, clip.id)
+    if wanted is None:
+        return None
+    if wanted == "manifest":
+        if found.keys() <= set(current or ()):
+            return current
+        if not 2 <= len(found) <= _MAX_LABELS:
+            raise InputError(
+                f"the clips have {len(found)} different values of `emotion`; the Supervisor takes 2 to {_MAX_LABELS} "
+                "labels. Give `emotion_labels` as a list, or null to leave labels out."
+            )
+        return sorted(found)
+    if len(wanted) < 2 or len(set(wanted)) < len(wanted):
+        raise InputError(f"config field `emotion_labels` is {wanted}; at least two different names are needed.")
+    for name, clip_id in found.items():
+        if name not in wanted:
+            raise InputError(
+                f"clip {clip_id!r} has the emotion {name!r}, which is not in `emotion_labels`: {', '.join(wanted)}."
+            )
+    return list(wanted)
+
+
+def labels_of(model: str | None) -> list[str] | None:
+    """Emotion labels of a model's folder or Hub name; None where there is none that can be read."""
+    from ..model.configuration_vaemotionllm import VAEmotionLLMConfig
+
+    try:
+        return None if model is None else VAEmotionLLMConfig.from_pretrained(model).emotion_labels
+    except (OSError, ValueError):
+        return None  # what is wrong with it, the loading of the model says
 
 
 def trained_parts(config: StageConfig) -> list[str]:
@@ -244,6 +302,8 @@ def make_trainer(config: StageConfig, model, processor, dataset, collator, optio
         keep_trained_in_float32(model)
     trained, everything = count(p for p in model.parameters() if p.requires_grad), count(model.parameters())
     logger.info("Training %s of %s parameters (%s).", f"{trained:,}", f"{everything:,}", ", ".join(parts))
+    if "emotion_adapter" in parts:
+        logger.info(enhancer_size(model))
     learning_rates = {
         "audio_tower": config.audio_tower_lr,
         "emotion_adapter": getattr(config, "emotion_adapter_lr", None),
@@ -255,17 +315,30 @@ def make_trainer(config: StageConfig, model, processor, dataset, collator, optio
     return trainer_class(model, config, dataset, collator, processor, parts, learning_rates, **options)
 
 
+def enhancer_size(model) -> str:
+    """What the Emotion Enhancer adds to the backbone, in words."""
+    ours, llm = count(model.emotion_adapter.enhancers.parameters()), count(model.get_decoder().layers.parameters())
+    return (
+        f"Emotion Enhancer: {ours:,} parameters, {ours / count(model.vlm.parameters()):.2%} of the backbone's; on a "
+        f"media token {ours / llm:.2%} of the work of the LLM's layers, on others none."
+    )
+
+
 def save(trainer: StageTrainer, output_dir: Path, lora: bool) -> None:
-    """Write the model, the processor and the trainer's state into `output_dir`, and mark the run as finished."""
+    """Write the model, the processor and the trainer's state into `output_dir`, and mark the run as finished.
+
+    LoRA is merged into the model, and written alone into the folder `adapter`.
+    """
     staging = output_dir / "final.tmp"
     if trainer.is_deepspeed_enabled and trainer.args.hf_deepspeed_config.is_zero3():
         state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     else:
         state_dict = trainer.model.state_dict()
     if trainer.args.should_save:
-        if lora:
-            state_dict = merge_lora(trainer.model, state_dict)
         with told_writing(staging, unfinished=True):
+            if lora:
+                save_adapter(trainer.model, state_dict, staging / ADAPTER, trainer.args, trainer.trained_parts)
+                state_dict = merge_lora(trainer.model, state_dict)
             trainer.model.save_pretrained(staging, state_dict=state_dict)
             trainer.processing_class.save_pretrained(staging)
             trainer.state.save_to_json(str(staging / "trainer_state.json"))

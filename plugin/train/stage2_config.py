@@ -6,6 +6,7 @@ from typing import Any
 from ..errors import InputError
 from ..model.emotion_adapter import PATHS
 from .base_config import StageConfig
+from .lora import check_settings
 
 
 @dataclass
@@ -38,6 +39,17 @@ class Stage2Config(StageConfig):
     )
     valence_weight: float = field(default=0.5, metadata={"help": "Weight of the Supervisor's valence loss."})
     arousal_weight: float = field(default=0.5, metadata={"help": "Weight of the Supervisor's arousal loss."})
+    emotion_weight: float = field(default=0.5, metadata={"help": "Weight of the Supervisor's loss on emotion labels."})
+    emotion_labels: str | list[str] | None = field(
+        default="manifest",
+        metadata={
+            "help": "Names that the Supervisor gives probabilities for: a list, `manifest` for those of the clips, "
+            "sorted, or null for none."
+        },
+    )
+    consistency_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the distance of the single paths from the audio-visual one."}
+    )
     ccc_weight: float = field(default=1.0, metadata={"help": "Weight of 1 - CCC in the Supervisor's loss."})
     mse_weight: float = field(default=1.0, metadata={"help": "Weight of the mean square error in the same."})
     train_emotion_adapter: bool = field(default=True, metadata={"help": "Train the EmoAdapter."})
@@ -46,7 +58,10 @@ class Stage2Config(StageConfig):
     )
     lora: dict[str, Any] | None = field(
         default=None,
-        metadata={"help": "LoRA on the LLM: {rank, alpha, dropout, target_modules}; merged into the saved model."},
+        metadata={
+            "help": "LoRA on the LLM: {rank, alpha, dropout, target_modules, projector (true: on the audio projector "
+            "too)}; merged into the saved model, and alone in output_dir/adapter for PEFT."
+        },
     )
     lora_lr: float | None = field(default=None, metadata={"help": "Learning rate of LoRA; None = learning_rate."})
 
@@ -65,9 +80,16 @@ class Stage2Config(StageConfig):
             )
         self._check_path_weights("paths", PATHS)
         self._check_data()
-        for name in ("valence_weight", "arousal_weight", "ccc_weight", "mse_weight"):
+        for name in (
+            "valence_weight", "arousal_weight", "emotion_weight", "consistency_weight", "ccc_weight", "mse_weight"
+        ):  # fmt: skip
             if not getattr(self, name) >= 0:
                 raise InputError(f"config field `{name}` is {getattr(self, name)!r}; it must be at least 0.")
+        if isinstance(self.emotion_labels, str) and self.emotion_labels != "manifest":
+            raise InputError(
+                f"config field `emotion_labels` is {self.emotion_labels!r}; allowed are a list of names, `manifest` "
+                "or null."
+            )
         if self.lora is not None:
             self._check_lora()
         if not (
@@ -90,9 +112,18 @@ class Stage2Config(StageConfig):
             )
 
     def _check_lora(self) -> None:
-        allowed = {"rank", "alpha", "dropout", "target_modules"}
-        for name in self.lora:
-            if name not in allowed:
-                raise InputError(f"config field `lora.{name}` is unknown; allowed are {', '.join(sorted(allowed))}.")
-        if not isinstance(self.lora.get("rank", 8), int) or self.lora.get("rank", 8) < 1:
-            raise InputError(f"config field `lora.rank` is {self.lora['rank']!r}; a whole number above 0 is needed.")
+        check_settings(self.lora)
+        if not self.lora.get("projector", False):
+            return
+        if self.train_audio_projector:
+            raise InputError(
+                "config fields `lora.projector` and `train_audio_projector` are both true: LoRA leaves the "
+                "projector's own weights frozen. Set train_audio_projector=false, or lora.projector=false to train "
+                "them."
+            )
+        if self.model is None:
+            raise InputError(
+                "config field `lora.projector` is true, and a run from `vlm` and `audio` makes its projector anew, "
+                "with random weights that LoRA would leave frozen. Give the `model` of a stage 1, or set "
+                "lora.projector=false."
+            )

@@ -101,7 +101,9 @@ def make_batches(
     sampler: dict[str, Any] = {"general": len(general), "general_share": config.general_share}
     if config.class_balance:
         sampler["weights"] = class_weights([emotion_of(clip) for clip in clips], config.class_balance)
-    collator = Stage2Collator(processor, source, config.seed, repeats=bool(config.class_balance))
+    collator = Stage2Collator(
+        processor, source, config.seed, repeats=bool(config.class_balance), emotion_labels=config.emotion_labels or ()
+    )
     return collator, {"sampler_options": sampler}
 
 

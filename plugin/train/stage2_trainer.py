@@ -3,37 +3,80 @@
 import torch
 
 from ..model.emotion_adapter import PATHS
-from .losses import cross_entropy, gather_rows, share_of, valence_arousal_loss
+from .freezing import set_modes
+from .losses import consistency_loss, cross_entropy, emotion_loss, gather_rows, share_of, valence_arousal_loss
 from .stage_trainer import StageTrainer
 
 
 class Stage2Trainer(StageTrainer):
-    """EmoAdapter: cross entropy on the answers + valence-arousal supervision of each path that a step carries."""
+    """EmoAdapter: cross entropy on the answers + the Supervisor's losses on each path that a step carries.
+
+    The Supervisor's losses are of the whole step's clips, over ranks and accumulated micro-batches: a correlation of
+    two clips says nothing. With accumulation the micro-batches are therefore read once without a gradient before the
+    first of them is trained on, which costs a forward pass; with dropout in LoRA the two readings differ by it.
+    """
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._micro_batch, self._read = 0, self._read_ahead(batches) if len(batches) > 1 else [None] * len(batches)
+        return batches, num_items
+
+    @torch.no_grad()
+    def _read_ahead(self, batches) -> list[torch.Tensor]:
+        """Readings and labels of all ranks, see `_rows`, of each micro-batch."""
+        set_modes(self.model, ())
+        found = []
+        for batch in map(self._prepare_inputs, batches):
+            nowhere = torch.zeros_like(batch["inputs"]["response_mask"])
+            with self.compute_loss_context_manager():
+                output = self.model_wrapped(
+                    **batch["inputs"] | {"response_mask": nowhere}, use_adapter=True, packing=self.packing
+                )
+            found.append(self._rows(output, batch))
+        return found
+
+    def _rows(self, output, batch) -> torch.Tensor:
+        """(world * B, 4, 2 + K): the readings of the three paths, then the labels. Valence, arousal, labels' part."""
+        plane = torch.stack([output.valence, output.arousal], -1)  # (B, 3, 2)
+        readings = plane if output.emotion_logits is None else torch.cat([plane, output.emotion_logits], -1)
+        labels = torch.cat([batch["valence"].unsqueeze(1), batch["arousal"].unsqueeze(1), batch["emotion"]], 1)
+        rows = torch.cat([readings, labels.to(readings).unsqueeze(1)], 1)
+        return gather_rows(rows, self.args.world_size, self.args.process_index)
 
     def loss_terms(self, model, batch, num_items):
         inputs, path = batch["inputs"], batch["path"]
         output = model(**inputs, use_adapter=True, packing=self.packing)
         targets = inputs["input_ids"][inputs["response_mask"]]  # (N,)
         terms = {f"ce_{path}_loss": cross_entropy(output.logits, targets, num_items)["ce_loss"]}
+        rows = self._rows(output, batch)
         # Where no clip has a label the heads would be left without a gradient, see `SameModules`.
-        touched = torch.nan_to_num(output.valence).sum() + torch.nan_to_num(output.arousal).sum()
-        terms[f"ce_{path}_loss"] = terms[f"ce_{path}_loss"] + 0.0 * touched
-        world, rank = self.args.world_size, self.args.process_index
-        for name, prediction in (("valence", output.valence), ("arousal", output.arousal)):
-            # CCC is of the whole step's clips: rows of all ranks, (world * B, 3) and (world * B,).
-            rows = gather_rows(prediction, world, rank)
-            labels = gather_rows(batch[name], world, rank)
-            found = valence_arousal_loss(rows, labels, name, self.args.ccc_weight, self.args.mse_weight)
-            # Over accumulated micro-batches it is the mean of theirs.
-            terms |= {
-                key: share_of(term, world) / self.args.gradient_accumulation_steps for key, term in found.items()
-            }
+        terms[f"ce_{path}_loss"] = terms[f"ce_{path}_loss"] + 0.0 * torch.nan_to_num(rows).sum()
+        # The gradient reaches this rank's rows of this micro-batch alone.
+        step, self._micro_batch = list(self._read), self._micro_batch + 1
+        step[self._micro_batch - 1] = rows
+        found = self._supervision(torch.cat(step))
+        return terms | {name: share_of(term, self.args.world_size * len(step)) for name, term in found.items()}
+
+    def _supervision(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The Supervisor's losses of a whole step, from rows as `_rows` makes them."""
+        readings, labels = rows[:, : len(PATHS)], rows[:, len(PATHS)]  # (R, 3, 2 + K), (R, 2 + K)
+        terms = {}
+        for column, name in enumerate(("valence", "arousal")):
+            terms |= valence_arousal_loss(
+                readings[..., column], labels[:, column], name, self.args.ccc_weight, self.args.mse_weight
+            )
+        logits = readings[..., 2:] if readings.shape[-1] > 2 else None
+        if logits is not None:
+            terms |= emotion_loss(logits, labels[:, 2:])
+        if self.args.consistency_weight:
+            terms |= consistency_loss(readings[..., 0], readings[..., 1], logits)
         return terms
 
     @property
     def loss_weights(self):
-        weights = {"valence": self.args.valence_weight, "arousal": self.args.arousal_weight}
-        return {f"{name}_{path}_loss": w for name, w in weights.items() for path in PATHS}
+        weights = {name: getattr(self.args, f"{name}_weight") for name in ("valence", "arousal", "emotion")}
+        per_path = {f"{name}_{path}_loss": weight for name, weight in weights.items() for path in PATHS}
+        return per_path | {"consistency_loss": self.args.consistency_weight}
 
     def model_inputs(self, batch):
         return [batch["inputs"]]

@@ -77,7 +77,7 @@ class StageTrainer(Trainer):
             train_dataset.groups, args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size,
             args.process_index, args.seed, **(sampler_options or {}),
         )  # fmt: skip
-        hears = bool({"audio_projector", "audio_tower"} & set(trained_parts))
+        hears = any(p.requires_grad for part in (model.audio_projector, model.audio_tower) for p in part.parameters())
         self.same_modules = SameModules(model, processing_class, hears)
         self.add_callback(EpochOfSampler(self.batch_sampler))
         self.add_callback(MetricsFile(Path(args.output_dir) / "metrics.jsonl"))

@@ -99,6 +99,19 @@ def test_two_ranks_follow_one_process(runs, values_of):
     assert first.keys() == second.keys()
     for name in first:
         torch.testing.assert_close(first[name], second[name], atol=1e-3, rtol=1e-3)
+    if values_of is stage2_values:
+        assert_same_adapter(one, two, atol=1e-3, rtol=1e-3)
+
+
+def assert_same_adapter(expected, found, **tolerance):
+    """The same folder for PEFT, but for what the two runs have learned within the tolerance."""
+    first, second = (load_file(run / "adapter" / "adapter_model.safetensors") for run in (expected, found))
+    assert first.keys() == second.keys() and any(".lora_A." in name for name in first)
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], **tolerance)
+    assert any(tensor.abs().max() > 1e-3 for name, tensor in second.items() if ".lora_B." in name)
+    configs = [json.loads((run / "adapter" / "adapter_config.json").read_text()) for run in (expected, found)]
+    assert configs[0] == configs[1]
 
 
 def test_two_ranks_with_general_and_balanced_samples_follow_one_process(setup, tmp_path):
@@ -130,6 +143,27 @@ def test_export_of_a_sharded_checkpoint_is_the_finished_model(runs, values_of, t
     first, second = load_file(tmp_path / "out" / "model.safetensors"), load_file(two / "model.safetensors")
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
+    if values_of is stage2_values:
+        assert_same_adapter(two, tmp_path / "out", atol=0, rtol=0)
+
+
+def test_lora_on_the_projector_follows_one_process_whatever_the_ranks_hear(setup, tmp_path):
+    options = dict(
+        max_steps=4, save_steps=4, lora={"rank": 2, "projector": True}, train_audio_projector=False,
+        train_audio_tower=False, weight_decay=0.1,
+    )  # fmt: skip
+    train(stage2_values(*setup, tmp_path / "one") | options)
+    result = launch(tmp_path, stage2_values(*setup, tmp_path / "two") | options)
+    assert result.returncode == 0, result.stderr[-4000:]
+    one, two = losses_of(tmp_path / "one"), losses_of(tmp_path / "two")
+    # A step of pictures, in which the projector has nothing to do, stands before one of sounds.
+    paths = [next(name for name in row if name.startswith("ce_")) for row in two]
+    assert "ce_visual_loss" in paths[:-1]
+    for left, right in zip(one, two, strict=True):
+        assert left == pytest.approx(right, rel=1e-4, abs=1e-5), left["step"]
+    assert_same_adapter(tmp_path / "one", tmp_path / "two", atol=1e-3, rtol=1e-3)
+    assert "modules_to_save" in (tmp_path / "two" / "adapter" / "adapter_config.json").read_text()
+    assert_holds_no_frozen_weight(tmp_path / "two")
 
 
 def assert_holds_no_frozen_weight(run):

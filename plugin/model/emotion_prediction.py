@@ -1,0 +1,175 @@
+"""From the Supervisor's readings to what users ask for: emotion on each path, how sure it is, whether paths agree."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import log, sqrt
+from typing import Any
+
+import torch
+
+from .emotion_adapter import PATHS
+from .input_error import InputError
+
+PROMPT = "Which emotion does this artwork express?"
+VISUAL_KINDS = ("image", "video")
+
+
+@dataclass(frozen=True)
+class PathEmotion:
+    """What is felt on one path.
+
+    Args:
+        valence, arousal: in [-1, 1].
+        probabilities: label -> probability; None for a model without labels.
+        valence_interval, arousal_interval: [low, high] that holds the annotated value as often as
+            `config.emotion_calibration["level"]` says; None for a model that was not calibrated.
+    """
+
+    valence: float
+    arousal: float
+    probabilities: dict[str, float] | None = None
+    valence_interval: tuple[float, float] | None = None
+    arousal_interval: tuple[float, float] | None = None
+
+    @property
+    def label(self) -> str | None:
+        """The most probable label."""
+        return max(self.probabilities, key=self.probabilities.__getitem__) if self.probabilities else None
+
+
+@dataclass(frozen=True)
+class EmotionPrediction:
+    """The emotion of a clip on each path that it carries (None elsewhere).
+
+    `conflict` in [0, 1] says how far sound and sight disagree, each taken alone; None where one is missing.
+    """
+
+    audio: PathEmotion | None = None
+    visual: PathEmotion | None = None
+    av: PathEmotion | None = None
+    conflict: float | None = None
+
+
+@torch.inference_mode()
+def read_path(
+    model, processor, path: str, media: Sequence[Sequence[Any]], prompt: str = PROMPT
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """The Supervisor's readings of clips that are given with the media of one path alone.
+
+    Args:
+        model: a VAEmotionLLM.
+        processor: its processor.
+        path: "audio", "visual" or "av".
+        media: for each of B clips its `MediaFeatures`, sight before sound.
+        prompt: what is asked beside the media.
+
+    Returns:
+        valence and arousal (B,), and logits (B, K) or None without labels; float32 on the CPU.
+    """
+    conversations = [
+        [{"role": "user", "content": [*({"type": part.kind} for part in parts), {"type": "text", "text": prompt}]}]
+        for parts in media
+    ]
+    texts = processor.apply_chat_template(conversations, tokenize=False, add_generation_prompt=True)
+    inputs = processor.assemble(texts, [part for parts in media for part in parts], padding_side="left")
+    inputs = inputs.to(model.device)
+    # The heads work on the hidden states; logits are wanted nowhere, so the head runs on no position.
+    nowhere = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
+    output = model(**inputs, response_mask=nowhere, use_adapter=True)
+    column = PATHS.index(path)
+    logits = output.emotion_logits
+    return (
+        output.valence[:, column].cpu(),
+        output.arousal[:, column].cpu(),
+        None if logits is None else logits[:, column].cpu(),
+    )
+
+
+def predict_emotion(
+    model, processor, clips: Mapping[str, Any] | Sequence[Mapping[str, Any]], prompt: str = PROMPT
+) -> list[EmotionPrediction]:
+    """The emotion of clips on each path that they carry, each path from its own media alone.
+
+    See `VAEmotionLLMForConditionalGeneration.predict_emotion`.
+    """
+    clips = [clips] if isinstance(clips, Mapping) else list(clips)
+    encoded = [_encode(processor, clip, number) for number, clip in enumerate(clips)]
+    found: list[dict[str, PathEmotion]] = [{} for _ in clips]
+    for path in PATHS:
+        wanted = ("visual", "audio") if path == "av" else (path,)
+        rows = [row for row, parts in enumerate(encoded) if all(name in parts for name in wanted)]
+        if not rows:
+            continue
+        media = [[encoded[row][name] for name in wanted] for row in rows]
+        valence, arousal, logits = read_path(model, processor, path, media, prompt)
+        for place, row in enumerate(rows):
+            found[row][path] = path_emotion(
+                model.config,
+                path,
+                valence[place].item(),
+                arousal[place].item(),
+                None if logits is None else logits[place],
+            )
+    return [
+        EmotionPrediction(**paths, conflict=conflict_of(paths.get("audio"), paths.get("visual"))) for paths in found
+    ]
+
+
+def path_emotion(config, path: str, valence: float, arousal: float, logits: torch.Tensor | None) -> PathEmotion:
+    """A reading with what `config.emotion_calibration` makes of it: temperature and intervals."""
+    calibration = config.emotion_calibration or {}
+    probabilities = None
+    if logits is not None:
+        temperature = calibration.get("temperature", {}).get(path, 1.0)
+        shares = (logits.double() / temperature).softmax(-1).tolist()
+        probabilities = dict(zip(config.emotion_labels, shares, strict=True))
+    intervals = {}
+    for name, value in (("valence", valence), ("arousal", arousal)):
+        half = calibration.get(name, {}).get(path)
+        if half is not None:
+            intervals[f"{name}_interval"] = (max(value - half, -1.0), min(value + half, 1.0))
+    return PathEmotion(valence, arousal, probabilities, **intervals)
+
+
+def conflict_of(audio: PathEmotion | None, visual: PathEmotion | None) -> float | None:
+    """How far sound and sight disagree, in [0, 1]; None where one is missing. The form is ours.
+
+    The mean of their distance on the valence-arousal plane (its diagonal is 1) and, where there are labels, the
+    Jensen-Shannon divergence of their probabilities in bits.
+    """
+    if audio is None or visual is None:
+        return None
+    distance = sqrt((audio.valence - visual.valence) ** 2 + (audio.arousal - visual.arousal) ** 2) / sqrt(8)
+    if audio.probabilities is None or visual.probabilities is None:
+        return distance
+    divergence = 0.0
+    for label, p in audio.probabilities.items():
+        q = visual.probabilities[label]
+        middle = (p + q) / 2
+        divergence += sum(share / 2 * log(share / middle, 2) for share in (p, q) if share > 0)
+    return (distance + min(max(divergence, 0.0), 1.0)) / 2
+
+
+def _encode(processor, clip: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """{"visual", "audio"} features of what a clip has."""
+    kinds = [kind for kind in (*VISUAL_KINDS, "audio") if clip.get(kind) is not None]
+    unknown = sorted(set(clip) - {*VISUAL_KINDS, "audio"})
+    if unknown or not kinds or len(kinds) - ("audio" in kinds) > 1:
+        raise InputError(
+            f"clip {number} has {', '.join(map(repr, clip)) or 'nothing'}; give `audio`, `image` or `video`, or "
+            "`audio` with one of the other two."
+        )
+    return {"audio" if kind == "audio" else "visual": _features(processor, kind, clip[kind]) for kind in kinds}
+
+
+def _features(processor, kind: str, source: Any):
+    if getattr(source, "kind", None) == kind:
+        return source  # encoded already
+    if isinstance(source, (str, os.PathLike, bytes)):
+        return processor.encode_media(kind, source)
+    if kind == "audio":
+        return processor.encode_audio(source)
+    if kind == "image":
+        return processor.encode_image(source)
+    raise InputError(f"a video is {type(source).__name__}; give a file or what `processor.encode_video` returned.")

@@ -1,0 +1,188 @@
+"""`predict_emotion`, calibration, and the commands `predict` and `calibrate`, on real files."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from media_files import write_png, write_video, write_wav, write_world
+from test_model import trained_adapter
+
+from vaemotionllm import InputError, VAEmotionLLMForConditionalGeneration, VAEmotionLLMProcessor
+from vaemotionllm.cli.main import main
+from vaemotionllm.evaluation import calibration, prediction
+from vaemotionllm.model.emotion_prediction import PathEmotion, conflict_of
+
+LABELS = ["calm", "fear", "joy", "sadness"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tiny.make_vaemotionllm(tmp_path_factory.mktemp("model"), emotion_labels=LABELS)
+    model = VAEmotionLLMForConditionalGeneration.from_pretrained(path)
+    trained_adapter(model)
+    model.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return VAEmotionLLMForConditionalGeneration.from_pretrained(folder).eval()
+
+
+@pytest.fixture(scope="module")
+def processor(folder):
+    return VAEmotionLLMProcessor.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("files")
+    write_wav(folder / "sound.wav", 2.0)
+    write_png(folder / "picture.png")
+    write_video(folder / "film.mp4", 4.0)
+    return folder
+
+
+def test_each_path_is_read_from_its_own_media_alone(model, processor, files):
+    sound, picture = str(files / "sound.wav"), files / "picture.png"
+    both, heard, seen = model.predict_emotion(
+        [{"image": picture, "audio": sound}, {"audio": sound}, {"image": picture.read_bytes()}], processor
+    )
+    for path, alone in (("audio", heard), ("visual", seen)):
+        one, other = getattr(both, path), getattr(alone, path)
+        assert one.valence == pytest.approx(other.valence, abs=1e-5)
+        assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
+    assert both.av is not None and 0 < both.conflict < 1
+    assert heard.visual is heard.av is heard.conflict is None
+    assert sum(both.av.probabilities.values()) == pytest.approx(1) and both.av.label in LABELS
+    assert both.av.valence_interval is None
+    [single] = model.predict_emotion({"audio": np.zeros(16_000, np.float32), "image": picture}, processor)
+    assert single.visual == pytest.approx(seen.visual, abs=1e-5) or single.visual.label == seen.visual.label
+
+
+@pytest.mark.parametrize("clip", [{}, {"sound": "a.wav"}, {"image": "a.png", "video": "b.mp4"}])
+def test_a_clip_that_is_none_is_named(model, processor, clip):
+    with pytest.raises(InputError, match="clip 0 has .*give `audio`, `image` or `video`"):
+        model.predict_emotion(clip, processor)
+    with pytest.raises(InputError, match="nowhere.wav"):
+        model.predict_emotion({"audio": "nowhere.wav"}, processor)
+
+
+def test_conflict_is_nothing_where_paths_agree_and_all_where_they_are_opposite():
+    def at(valence, arousal, joy):
+        return PathEmotion(valence, arousal, {"joy": joy, "fear": 1 - joy})
+
+    assert conflict_of(at(0.3, 0.2, 0.4), at(0.3, 0.2, 0.4)) == pytest.approx(0)
+    assert conflict_of(at(1, 1, 1.0), at(-1, -1, 0.0)) == pytest.approx(1)
+    nearer = conflict_of(at(0.5, 0.5, 0.6), at(0.4, 0.5, 0.5))
+    assert 0 < nearer < conflict_of(at(0.5, 0.5, 0.9), at(-0.4, 0.5, 0.2)) < 1
+    assert conflict_of(PathEmotion(1, 0), PathEmotion(0, 0)) == pytest.approx(1 / 8**0.5)
+    assert conflict_of(None, at(0, 0, 1)) is None
+
+
+# ---- calibration
+
+
+def test_the_temperature_undoes_a_scale():
+    torch.manual_seed(0)
+    logits = torch.randn(4000, 5)
+    labels = torch.distributions.Categorical(logits=logits).sample()
+    targets = torch.nn.functional.one_hot(labels, 5)
+    assert calibration.fit_temperature(3 * logits, targets) == pytest.approx(3, rel=0.1)
+    sharp, calm = ((scale * logits).softmax(-1).numpy() for scale in (3, 1))
+    assert calibration.expected_calibration_error(sharp, targets.numpy()) > 0.15
+    assert calibration.expected_calibration_error(calm, targets.numpy()) < 0.03
+    always_right = torch.nn.functional.one_hot(labels, 5) * 1.0
+    assert 0 < calibration.fit_temperature(always_right, targets) < 1
+
+
+def test_error_of_calibration_by_hand():
+    probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6], [0.3, 0.7]])
+    targets = np.array([[1, 0], [0, 1], [0, 1], [0.5, 0.5]])
+    # bins of 0.1: {0.9, 0.9} right 0.5; {0.6} right 1; {0.7} right 0.5
+    expected = (2 * 0.4 + 0.4 + 0.2) / 4
+    assert calibration.expected_calibration_error(probabilities, targets, bins=10) == pytest.approx(expected)
+
+
+def test_intervals_hold_their_share_of_new_clips():
+    rng = np.random.default_rng(0)
+    held = []
+    for _ in range(300):
+        half = calibration.conformal_quantile(abs(rng.standard_normal(100)), 0.9)
+        held.append((abs(rng.standard_normal(1000)) <= half).mean())
+    assert 0.895 < np.mean(held) < 0.92
+    assert calibration.fewest_clips(0.9) == 30 and calibration.fewest_clips(0.99) == 99
+
+
+def test_calibrate_writes_what_predict_uses(folder, files, tmp_path, capsys):
+    manifest = write_world(tmp_path / "world", clips=40)
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    manifest.write_text("".join(json.dumps(row | {"split": "validation"}) + "\n" for row in rows))
+    target = tmp_path / "model"
+    model = VAEmotionLLMForConditionalGeneration.from_pretrained(folder)
+    model.save_pretrained(target)
+    VAEmotionLLMProcessor.from_pretrained(folder).save_pretrained(target)
+    assert main(["calibrate", "--model", str(target), "--manifest", str(manifest)]) == 0
+    assert "fitted on 40 clips" in capsys.readouterr().out
+    calibrated = VAEmotionLLMForConditionalGeneration.from_pretrained(target).eval()
+    found = calibrated.config.emotion_calibration
+    assert found["level"] == 0.9 and set(found["temperature"]) == set(found["valence"]) == {"audio", "visual", "av"}
+    processor = VAEmotionLLMProcessor.from_pretrained(target)
+    [reading] = calibrated.predict_emotion({"audio": files / "sound.wav"}, processor)
+    low, high = reading.audio.arousal_interval
+    assert -1 <= low <= reading.audio.arousal <= high <= 1
+    assert high == pytest.approx(min(reading.audio.arousal + found["arousal"]["audio"], 1))
+    [plain] = model.eval().predict_emotion({"audio": files / "sound.wav"}, processor)
+    hot, cold = (torch.tensor(list(r.audio.probabilities.values())).log() for r in (plain, reading))
+    spread = (hot.max() - hot.min()) / (cold.max() - cold.min())
+    assert spread == pytest.approx(found["temperature"]["audio"], rel=1e-3)
+    few = manifest.with_name("few.jsonl")
+    few.write_text("".join(line + "\n" for line in manifest.read_text().splitlines()[:29]))
+    assert main(["calibrate", "--model", str(target), "--manifest", str(few)]) == 2
+    assert "no path has 30 clips" in capsys.readouterr().err
+    calibrated.set_emotion_labels(["a", "b"])
+    assert calibrated.config.emotion_calibration is None
+
+
+# ---- the command
+
+
+def test_predict_prints_a_table_and_json_and_draws(folder, files, tmp_path, capsys):
+    pair = f"{files}/sound.wav+{files}/picture.png"
+    words = ["predict", "--model", str(folder), f"{files}/picture.png", f"{files}/film.mp4", pair, "--window-s", "1"]
+    assert main([*words, "--plot", str(tmp_path / "plots" / "plane.png")]) == 0
+    out = capsys.readouterr().out
+    assert "picture.png" in out and "3.0-4.0 s" in out and "not calibrated" in out
+    assert (tmp_path / "plots" / "plane.png").read_bytes().startswith(b"\x89PNG")
+    assert main([*words, "--json"]) == 0
+    picture, film, both = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert (
+        picture["audio"] is None and picture["curve"] == [] and set(picture["visual"]["probabilities"]) == set(LABELS)
+    )
+    assert [row["start_s"] for row in film["curve"]] == [0.0, 1.0, 2.0, 3.0] and film["conflict"] is not None
+    assert both["audio"]["valence"] != both["visual"]["valence"] and both["file"] == pair
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["nowhere.png"], "there is no file 'nowhere.png'"),
+        (["{files}/sound.wav+{files}/sound.wav"], "two of a kind"),
+        (["{files}/sound.wav+gone.png"], "one of them is not there"),
+        (["{files}/text.dat"], "neither an image nor a sound"),
+        (["{files}/sound.wav", "--window-s", "-1"], "--window-s is -1"),
+        (["{files}/sound.wav", "--plot", "x.txt"], "--plot"),
+    ],
+)
+def test_predict_says_what_it_cannot_read(folder, files, capsys, words, message):
+    (files / "text.dat").write_text("no picture")
+    assert main(["predict", "--model", str(folder), *(word.format(files=files) for word in words)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_windows_cover_the_whole():
+    assert prediction.windows(4.0, 1.0) == [(0, 1), (1, 2), (2, 3), (3, 4)]
+    assert prediction.windows(10.4, 5.0) == [(0, 5), (5, 10.4)] and prediction.windows(12.6, 5.0)[-1] == (10, 12.6)
+    assert prediction.windows(0.3, 5.0) == [(0, 0.3)]
