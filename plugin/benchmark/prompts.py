@@ -1,4 +1,4 @@
-"""A multiple-choice item as text: its prompt, the same in training and evaluation, and the reading of an answer."""
+"""A multiple-choice item as text: its prompt, and the reading of an answer."""
 
 import re
 from collections.abc import Sequence
@@ -7,10 +7,10 @@ ANSWER_REQUEST = "Answer with the option's letter."
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
-def multiple_choice(question: str, options: Sequence[str]) -> str:
+def multiple_choice(question: str, options: Sequence[str], request: str = ANSWER_REQUEST) -> str:
     """The question, one lettered line an option, and the request for a letter."""
     lines = [question, *(f"{chr(ord('A') + i)}. {option}" for i, option in enumerate(options))]
-    return "\n".join([*lines, ANSWER_REQUEST])
+    return "\n".join([*lines, request])
 
 
 def letter_of(options: Sequence[str], answer: str) -> str:

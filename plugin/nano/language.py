@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ..benchmark.prompts import multiple_choice
+from ..benchmark.prompts import ANSWER_REQUEST, multiple_choice
 from .labels import (
     ART_FORM_PHRASES,
     ART_FORMS,
@@ -39,11 +39,13 @@ OPEN_QUESTIONS = {
 }
 # aspect -> (question, labels)
 CHOICES = {"content": (CONTENT_QUESTION, CONTENTS), "emotion": (EMOTION_QUESTION, EMOTIONS)}
-# What stage 2 asks: nothing that the benchmark asks. The backbone knows both from learning to see.
+# What stage 2 asks: nothing in the benchmark's words. The backbone was taught all of it but `INSTRUCTION_CHOICE`, the
+# question and the request of a multiple choice, which stand in the place of words that it was taught.
+INSTRUCTION_CHOICE = ("What is this?", "Describe with the option's letter.")
 INSTRUCTION_QUESTIONS = tuple(
     question for question in OPEN_QUESTIONS if question not in (CONTENT_QUESTION, EMOTION_QUESTION)
 )
-INSTRUCTION_PROMPTS = (*CAPTION_PROMPTS, *INSTRUCTION_QUESTIONS)
+INSTRUCTION_PROMPTS = (*CAPTION_PROMPTS, *INSTRUCTION_QUESTIONS, "\n".join(INSTRUCTION_CHOICE))
 
 
 def _article(word: str) -> str:
@@ -78,12 +80,15 @@ def _draw_options(rng, labels, answer: str | None = None) -> list[str]:
     return options
 
 
-def choice_instruction(rng: np.random.Generator, row: Mapping, aspect: str | None = None) -> tuple[str, str]:
-    """A multiple-choice prompt in the benchmark's format and the letter of its answer."""
+def choice_instruction(
+    rng: np.random.Generator, row: Mapping, aspect: str | None = None, words: tuple[str, str] | None = None
+) -> tuple[str, str]:
+    """A multiple-choice prompt and the letter of its answer; question and request are the benchmark's, or `words`."""
     aspect = aspect or _pick(rng, tuple(CHOICES))
     question, labels = CHOICES[aspect]
+    question, request = words or (question, ANSWER_REQUEST)
     options = _draw_options(rng, labels, row[aspect])
-    return multiple_choice(question, options), LETTERS[options.index(row[aspect])]
+    return multiple_choice(question, options, request), LETTERS[options.index(row[aspect])]
 
 
 def open_instruction(rng: np.random.Generator, row: Mapping) -> tuple[str, str]:
@@ -99,9 +104,12 @@ def caption_instruction(rng: np.random.Generator, row: Mapping) -> tuple[str, st
 
 
 def instruction(rng: np.random.Generator, row: Mapping) -> tuple[str, str, str]:
-    """(kind, prompt, answer) for stage 2, from the labels of `row`: captions, which name content and emotion, and free
-    questions on valence and arousal."""
-    if rng.random() < 0.7:
+    """(kind, prompt, answer) for stage 2, from the labels of `row`: choices, captions and free questions."""
+    kind = rng.random()
+    if kind < 0.5:
+        aspect = _pick(rng, tuple(CHOICES))
+        return f"{aspect}_choice", *choice_instruction(rng, row, aspect, INSTRUCTION_CHOICE)
+    if kind < 0.8:
         return "caption", *caption_instruction(rng, row)
     question = _pick(rng, INSTRUCTION_QUESTIONS)
     return "valence_arousal", question, OPEN_QUESTIONS[question](row)
