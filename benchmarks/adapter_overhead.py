@@ -1,4 +1,4 @@
-"""Generation with the EmoAdapter on against off: tokens a second, paired.
+"""Generation with the EmoAdapter on, its readings returned, against off: tokens a second, paired.
 
     python benchmarks/adapter_overhead.py [--rounds 9] [--new-tokens 48]
 
@@ -53,8 +53,8 @@ def main() -> None:
         def generate(use_adapter: bool) -> None:
             tokens = model.generate(
                 **inputs, use_adapter=use_adapter, do_sample=False, min_new_tokens=args.new_tokens,
-                max_new_tokens=args.new_tokens,
-            )  # fmt: skip
+                max_new_tokens=args.new_tokens, return_dict_in_generate=True,
+            ).sequences  # fmt: skip
             assert tokens.shape[1] == inputs["input_ids"].shape[1] + args.new_tokens
 
         runs = {"off": partial(generate, False), "on": partial(generate, True)}

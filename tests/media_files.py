@@ -50,6 +50,7 @@ def write_video(
     pitch_hz: float = 440.0,
     seed: int = 0,
     faststart: bool = False,
+    sound_s: float | None = None,
 ) -> Path:
     """An mp4 (mpeg4 + AAC). The grey level of frame i is about 10 + 8 * i, so that a test can tell frames apart."""
     import av
@@ -72,7 +73,7 @@ def write_video(
             container.mux(video.encode(frame))
         container.mux(video.encode(None))
         if audio is not None:
-            wave = tone(seconds, pitch_hz=pitch_hz)
+            wave = tone(seconds if sound_s is None else sound_s, pitch_hz=pitch_hz)
             for begin in range(0, len(wave), 1024):
                 block = av.AudioFrame.from_ndarray(wave[None, begin : begin + 1024], format="fltp", layout="mono")
                 block.sample_rate = 16_000

@@ -6,6 +6,7 @@ import torch
 from test_model import IMAGE, LONG_AUDIO, MIXED, SHORT_AUDIO, VIDEO, encode, text, trained_adapter, user
 
 from vaemotionllm import VAEmotionLLMConfig, VAEmotionLLMForConditionalGeneration, VAEmotionLLMProcessor
+from vaemotionllm.model.emotion_adapter import EmotionEnhancer, MediaTokens
 from vaemotionllm.train.freezing import freeze_all_but, set_modes
 
 LABELS = ["calm", "joy", "fear"]
@@ -51,6 +52,36 @@ def test_the_residual_sees_the_other_modality_of_its_own_sample_alone(model, pro
     length = alone.logits.shape[1]
     torch.testing.assert_close(together.logits[:1, -length:], alone.logits, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(together.emotion_logits[:1], alone.emotion_logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("context", [True, False])
+@pytest.mark.parametrize("gate", [True, False])
+@torch.no_grad()
+def test_the_enhancer_is_what_a_loop_over_tokens_gives(model, context, gate):
+    config = VAEmotionLLMConfig(
+        vlm_config=model.config.vlm_config, enhancer_rank=4, enhancer_context=context, enhancer_gate=gate
+    )
+    torch.manual_seed(0)
+    enhancer = EmotionEnhancer(config).requires_grad_(False)
+    enhancer.up.weight.normal_()
+    width = enhancer.up.out_features
+    tokens, is_audio = torch.randn(9, width), torch.tensor([0, 0, 1, 1, 1, 0, 0, 1, 1]).bool()
+    sample = torch.tensor([0, 0, 0, 0, 0, 1, 1, 2, 2])  # both, a picture, a sound
+    for token, heard, row, found in zip(tokens, is_audio, sample, enhancer(tokens, MediaTokens(is_audio, sample, 3))):
+        hidden = enhancer.down(torch.nn.functional.rms_norm(token, (width,))) + enhancer.modality.weight[int(heard)]
+        others = tokens[(sample == row) & (is_audio != heard)]
+        if context and len(others):
+            hidden = hidden + enhancer.context(torch.nn.functional.rms_norm(others.mean(0), (width,)))
+        hidden = torch.nn.functional.gelu(hidden)
+        residual = enhancer.up(hidden) * (torch.sigmoid(enhancer.gate(hidden)) if gate else 1)
+        torch.testing.assert_close(found, token + residual, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["prompt_lookup_num_tokens", "prefill_chunk_size"])
+def test_generation_that_cuts_the_prompt_is_refused_where_something_enters_it(model, processor, name):
+    batch = encode(processor, MIXED)
+    with pytest.raises(ValueError, match=f"{name} was given.*one pass over the prompt"):
+        model.generate(**batch, max_new_tokens=2, **{name: 3})
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
@@ -118,23 +149,39 @@ def test_other_labels_keep_valence_and_arousal(model, processor, tmp_path):
         after = model(**batch)
     torch.testing.assert_close(after.valence, before.valence, equal_nan=True)
     assert after.emotion_logits.shape == (4, 3, 2) and (after.emotion_logits[0, 0] == 0).all()
+    model.set_emotion_labels(LABELS)
+    trained_adapter(model)
+    with torch.no_grad():
+        before = model(**batch)
+        model.set_emotion_labels(["new", "fear", "calm"])  # what stays keeps its heads
+        after = model(**batch)
+    torch.testing.assert_close(
+        after.emotion_logits[0, 0], before.emotion_logits[0, 0][[0, 2, 0]] * torch.tensor([0, 1, 1])
+    )
+    model.set_emotion_labels(["one", "two"])
     model.save_pretrained(tmp_path)
     loaded = VAEmotionLLMForConditionalGeneration.from_pretrained(tmp_path)
     assert loaded.config.emotion_labels == ["one", "two"]
     model.set_emotion_labels(None)
     assert model(**batch).emotion_logits is None
-    with pytest.raises(ValueError, match="emotion_labels is .*'one', 'one'"):
-        model.set_emotion_labels(["one", "one"])
+    for wrong, words in ((["one", "one"], "emotion_labels is .*'one', 'one'"), ("manifest", "give a list of names")):
+        with pytest.raises(ValueError, match=words):
+            model.set_emotion_labels(wrong)
 
 
 @pytest.mark.parametrize(
     "fields, words",
     [({"enhancer_layers": [-1]}, "enhancer_layers is"), ({"enhancer_layers": [0, 0]}, "allowed are different"),
-     ({"enhancer_layers": [999]}, "to 79"), ({"emotion_labels": ["joy"]}, "at least two different")],
+     ({"emotion_labels": ["joy"]}, "at least two different")],
 )  # fmt: skip
 def test_fields_that_make_no_adapter_are_named(fields, words):
     with pytest.raises(ValueError, match=words):
         VAEmotionLLMConfig(**fields)
+
+
+def test_a_layer_that_the_llm_lacks_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"enhancer_layers is \[2\].*from 0 \(before the LLM\) to 1"):
+        tiny.make_vaemotionllm(tmp_path, enhancer_layers=[2])
 
 
 def test_without_enhancer_the_supervisor_still_reads(tmp_path):

@@ -7,12 +7,12 @@ import pytest
 import tiny
 import torch
 from media_files import write_png, write_video, write_wav, write_world
-from test_model import trained_adapter
+from test_model import encode, text, trained_adapter, user
 
 from vaemotionllm import InputError, VAEmotionLLMForConditionalGeneration, VAEmotionLLMProcessor
 from vaemotionllm.cli.main import main
 from vaemotionllm.evaluation import calibration, prediction
-from vaemotionllm.model.emotion_prediction import PathEmotion, conflict_of
+from vaemotionllm.model.emotion_prediction import PROMPT, PathEmotion, conflict_of
 
 LABELS = ["calm", "fear", "joy", "sadness"]
 
@@ -58,14 +58,33 @@ def test_each_path_is_read_from_its_own_media_alone(model, processor, files):
     assert heard.visual is heard.av is heard.conflict is None
     assert sum(both.av.probabilities.values()) == pytest.approx(1) and both.av.label in LABELS
     assert both.av.valence_interval is None
-    [single] = model.predict_emotion({"audio": np.zeros(16_000, np.float32), "image": picture}, processor)
-    assert single.visual == pytest.approx(seen.visual, abs=1e-5) or single.visual.label == seen.visual.label
+    # As training shows them: the picture first.
+    turn = user({"type": "image", "path": str(picture)}, {"type": "audio", "path": sound}, text(PROMPT))
+    with torch.no_grad():
+        expected = model(**encode(processor, [turn])).valence[0]
+    assert both.av.valence == pytest.approx(expected[2].item(), abs=1e-5)
+    many = model.predict_emotion(
+        [{"audio": np.zeros(16_000, np.float32)}, {"image": picture}] * 2, processor, batch_size=3
+    )
+    assert many[3].visual.probabilities == pytest.approx(seen.visual.probabilities, abs=1e-5) and many[3].audio is None
+
+
+def test_a_supervisor_that_was_never_trained_says_so(tmp_path, processor, files, capsys):
+    path = tiny.make_vaemotionllm(tmp_path, emotion_labels=LABELS)
+    model = VAEmotionLLMForConditionalGeneration.from_pretrained(path).eval()
+    with pytest.raises(InputError, match="was never trained"):
+        model.predict_emotion({"audio": files / "sound.wav"}, processor)
+    assert main(["predict", "--model", str(path), f"{files}/sound.wav"]) == 2
+    assert "Train stage 2" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("clip", [{}, {"sound": "a.wav"}, {"image": "a.png", "video": "b.mp4"}])
 def test_a_clip_that_is_none_is_named(model, processor, clip):
     with pytest.raises(InputError, match="clip 0 has .*give `audio`, `image` or `video`"):
         model.predict_emotion(clip, processor)
+    for word in ("song.wav", ["song.wav"]):
+        with pytest.raises(InputError, match="clip 0 is 'song.wav'; give a mapping"):
+            model.predict_emotion(word, processor)
     with pytest.raises(InputError, match="nowhere.wav"):
         model.predict_emotion({"audio": "nowhere.wav"}, processor)
 
@@ -125,7 +144,8 @@ def test_calibrate_writes_what_predict_uses(folder, files, tmp_path, capsys):
     model.save_pretrained(target)
     VAEmotionLLMProcessor.from_pretrained(folder).save_pretrained(target)
     assert main(["calibrate", "--model", str(target), "--manifest", str(manifest)]) == 0
-    assert "fitted on 40 clips" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "fitted on split validation" in out and out.count(" 40 ") == 3
     calibrated = VAEmotionLLMForConditionalGeneration.from_pretrained(target).eval()
     found = calibrated.config.emotion_calibration
     assert found["level"] == 0.9 and set(found["temperature"]) == set(found["valence"]) == {"audio", "visual", "av"}
@@ -146,6 +166,18 @@ def test_calibrate_writes_what_predict_uses(folder, files, tmp_path, capsys):
     assert calibrated.config.emotion_calibration is None
 
 
+def test_training_drops_a_calibration(folder, tmp_path):
+    from training import stage1_values, train
+
+    model = VAEmotionLLMForConditionalGeneration.from_pretrained(folder)
+    model.config.emotion_calibration = {"level": 0.9, "valence": {"audio": 0.1}}
+    model.save_pretrained(tmp_path / "model")
+    VAEmotionLLMProcessor.from_pretrained(folder).save_pretrained(tmp_path / "model")
+    manifest = write_world(tmp_path / "world", clips=4)
+    train(stage1_values(tmp_path / "model", manifest, tmp_path / "run", max_steps=1))
+    assert VAEmotionLLMForConditionalGeneration.from_pretrained(tmp_path / "run").config.emotion_calibration is None
+
+
 # ---- the command
 
 
@@ -163,6 +195,14 @@ def test_predict_prints_a_table_and_json_and_draws(folder, files, tmp_path, caps
     )
     assert [row["start_s"] for row in film["curve"]] == [0.0, 1.0, 2.0, 3.0] and film["conflict"] is not None
     assert both["audio"]["valence"] != both["visual"]["valence"] and both["file"] == pair
+
+
+def test_a_film_whose_sound_ends_early_has_a_curve_of_what_is_there(folder, tmp_path, capsys):
+    write_video(tmp_path / "film.mp4", 4.0, sound_s=1.0)
+    words = ["predict", "--model", str(folder), str(tmp_path / "film.mp4"), "--window-s", "1", "--json"]
+    assert main(words) == 0
+    curve = json.loads(capsys.readouterr().out)["curve"]
+    assert curve[0]["audio"] is not None and curve[3]["audio"] is None and curve[3]["visual"] is not None
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from training import losses_of, make_setup, stage2_values, train
 
 from vaemotionllm import InputError, VAEmotionLLMForConditionalGeneration
+from vaemotionllm.cli.main import main
 from vaemotionllm.data.collator import emotion_target
 from vaemotionllm.train.losses import consistency_loss, emotion_loss
 
@@ -122,6 +123,11 @@ def all_equal(number, row):
     row.update(valence=0.25, arousal=0.25)
 
 
+def awe(number, row):
+    if number == 0:
+        row["emotion"] = "awe"
+
+
 def shares(number, row):
     row["emotion"] = {row["emotion"]: 0.75, "other": 0.25}
 
@@ -149,6 +155,18 @@ def test_the_labels_of_the_head_follow_the_config(setup, tmp_path):
     # A model that has labels keeps them where they cover the clips.
     train(stage2_values(tmp_path / "a", setup[1], tmp_path / "b", max_steps=1, max_clips=1))
     assert VAEmotionLLMForConditionalGeneration.from_pretrained(tmp_path / "b").config.emotion_labels == labels
+    manifest = with_labels(setup[1], "awe.jsonl", awe)
+    train(stage2_values(tmp_path / "a", manifest, tmp_path / "d", max_steps=1))
+    assert VAEmotionLLMForConditionalGeneration.from_pretrained(tmp_path / "d").config.emotion_labels == [
+        *labels,
+        "awe",
+    ]
+    with pytest.raises(
+        InputError, match="has awe, which the model does not know, and `train_emotion_adapter` is false"
+    ):
+        train(stage2_values(tmp_path / "a", manifest, tmp_path / "e", max_steps=1, train_emotion_adapter=False))
+    assert main(["export", str(tmp_path / "a"), "--out", str(tmp_path / "out")]) == 0
+    assert VAEmotionLLMForConditionalGeneration.from_pretrained(tmp_path / "out").config.emotion_labels == labels
     train(stage2_values(tmp_path / "a", setup[1], tmp_path / "c", max_steps=1, emotion_labels=None))
     assert VAEmotionLLMForConditionalGeneration.from_pretrained(tmp_path / "c").config.emotion_labels is None
     assert not any(name.startswith("emotion_") and name.endswith("_loss") for name in losses_of(tmp_path / "c")[0])
@@ -157,7 +175,7 @@ def test_the_labels_of_the_head_follow_the_config(setup, tmp_path):
 @pytest.mark.parametrize(
     "labels, words",
     [(["joy", "sadness"], r"clip 'train-\d+' has the emotion .* not in `emotion_labels`: joy, sadness"),
-     (["joy"], "at least two different names"), ("all", "allowed are a list of names, `manifest` or null")],
+     ([True, "joy"], "at least two different names"), ("all", "a list of at least two different names")],
 )  # fmt: skip
 def test_labels_that_do_not_fit_are_named(setup, tmp_path, labels, words):
     with pytest.raises(InputError, match=words):

@@ -39,8 +39,11 @@ def run(args: argparse.Namespace) -> None:
     check_model_folder(args.model)
     model, processor = load_model(args.model, args.device), load_processor(args.model)
     found = calibrate(Path(args.model), model, processor, clips, args.level, batch_size=args.batch_size, progress=True)
-    print(f"{'path':8} {'temperature':>12} {'valence +-':>12} {'arousal +-':>12}")
+    heads = ("clips", "temperature", "ECE before", "ECE after", "valence +-", "arousal +-")
+    print(f"{'path':8} " + " ".join(f"{head:>12}" for head in heads))
     for path in ("audio", "visual", "av"):
-        cells = [found[name].get(path) for name in ("temperature", "valence", "arousal")]
-        print(f"{path:8} " + " ".join(f"{'n/a' if cell is None else f'{cell:.3f}':>12}" for cell in cells))
-    print(f"fitted on {found['clips']} clips of split {args.split}; written into {Path(args.model) / 'config.json'}")
+        before, after = found["ece"].get(path, (None, None))
+        cells = [found["temperature"].get(path), before, after, found["valence"].get(path), found["arousal"].get(path)]
+        numbers = " ".join(f"{'n/a' if cell is None else f'{cell:.3f}':>12}" for cell in cells)
+        print(f"{path:8} {found['clips'].get(path, 0):>12} {numbers}")
+    print(f"fitted on split {args.split}; written into {Path(args.model) / 'config.json'}")

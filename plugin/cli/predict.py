@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     if args.window_s < 0:
         raise InputError(f"--window-s is {args.window_s}; give seconds, or 0 for no curve.")
-    if args.plot and Path(args.plot).suffix not in (".png", ".svg", ".pdf"):
+    if args.plot and Path(args.plot).suffix.lower() not in (".png", ".svg", ".pdf"):
         raise InputError(f"--plot is {args.plot!r}; the name of a .png, .svg or .pdf file is needed.")
     from ..evaluation.prediction import read_sources, source_of
 
@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> None:
         from ..evaluation.figures import require_matplotlib
 
         require_matplotlib()
+        Path(args.plot).parent.mkdir(parents=True, exist_ok=True)
     from ..evaluation.loading import check_model_folder, load_model, load_processor
 
     check_model_folder(args.model)
@@ -53,7 +54,6 @@ def run(args: argparse.Namespace) -> None:
     if args.plot:
         from ..evaluation.plots import draw_predictions
 
-        Path(args.plot).parent.mkdir(parents=True, exist_ok=True)
         draw_predictions(readings).savefig(args.plot, bbox_inches="tight", dpi=150)
     if not args.json and model.config.emotion_calibration is None:
         print("No intervals: this model is not calibrated, see `vaemotionllm calibrate`.")

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from ..data.collator import emotion_target
-from ..data.dataset import MODALITIES_OF_PATH, ClipEncoder
+from ..data.dataset import MODALITIES_OF_PATH, ClipEncoder, carries
 from ..data.manifest import Clip
 from ..errors import InputError
 from ..model.emotion_adapter import PATHS
@@ -52,7 +52,7 @@ def read_clips(
             batch = clips[begin : begin + batch_size]
             for path in PATHS:
                 wanted = MODALITIES_OF_PATH[path]
-                usable = [clip for clip in batch if all(_has(clip, modality) for modality in wanted)]
+                usable = [clip for clip in batch if all(carries(clip, modality) for modality in wanted)]
                 if not usable:
                     continue
                 media = [[encoder.encode(clip, modality) for modality in wanted] for clip in usable]
@@ -75,17 +75,21 @@ def fit(readings: dict[str, Readings], level: float = LEVEL) -> dict[str, Any]:
         level: share of annotated values that an interval is to hold.
 
     Returns:
-        {"level", "temperature": {path: T}, "valence": {path: half width}, "arousal": {path: half width}}. An interval
-        is split conformal (Vovk et al., 2005): it holds the value of another clip of the same kind with at least this
-        probability, whatever the model.
+        {"level", "clips": {path: number with any label}, "temperature": {path: T}, "ece": {path: [before, after]},
+        "valence": {path: half width}, "arousal": {path: half width}}. An interval is split conformal (Vovk et al.,
+        2005): it holds the value of another clip of the same kind with at least this probability, whatever the model.
+        The calibration error is that of each half of the clips with the temperature of the other half.
     """
     fewest = fewest_clips(level)
-    found: dict[str, Any] = {"level": level, "temperature": {}, "valence": {}, "arousal": {}}
+    found: dict[str, Any] = {"level": level, "clips": {}, "ece": {}, "temperature": {}, "valence": {}, "arousal": {}}
     for path, reading in readings.items():
         labelled = [i for i, target in enumerate(reading.targets) if not torch.isnan(target).any()]
+        on_plane = [i for i, pair in enumerate(reading.true_plane) if np.isfinite(pair).any()]
+        found["clips"][path] = len({*labelled, *on_plane})
         if len(labelled) >= fewest:
             logits, targets = (torch.stack([rows[i] for i in labelled]) for rows in (reading.logits, reading.targets))
             found["temperature"][path] = round(fit_temperature(logits, targets), 4)
+            found["ece"][path] = [round(value, 4) for value in calibration_errors(logits, targets)]
         for column, name in enumerate(("valence", "arousal")):
             misses = np.asarray([abs(p[column] - t[column]) for p, t in zip(reading.plane, reading.true_plane)])
             misses = misses[np.isfinite(misses)]
@@ -127,6 +131,22 @@ def conformal_quantile(misses: np.ndarray, level: float) -> float:
     return float(np.sort(misses)[rank - 1])
 
 
+def calibration_errors(logits: torch.Tensor, targets: torch.Tensor) -> tuple[float, float]:
+    """Expected calibration error of the logits as they are, and of each half at the other half's temperature.
+
+    Args:
+        logits: (N, K).
+        targets: (N, K) distributions.
+    """
+    tempered = logits.double().clone()
+    for here, there in ((slice(0, None, 2), slice(1, None, 2)), (slice(1, None, 2), slice(0, None, 2))):
+        tempered[here] /= fit_temperature(logits[there], targets[there])
+    before, after = (
+        expected_calibration_error(values.softmax(-1).numpy(), targets.numpy()) for values in (logits, tempered)
+    )
+    return before, after
+
+
 def expected_calibration_error(probabilities: np.ndarray, targets: np.ndarray, bins: int = 15) -> float:
     """Mean distance of the highest probability from how often it is right, over bins of equal width (Guo et al.).
 
@@ -154,15 +174,10 @@ def calibrate(model_dir: Path, model, processor, clips: Sequence[Clip], level: f
             f"no path has {fewest_clips(level)} clips with an emotion that the model knows, or with valence and "
             "arousal; an interval cannot be told from fewer. Give more labelled clips."
         )
-    found["clips"] = len(clips)
     model.config.emotion_calibration = found
     file = Path(model_dir) / "config.json"
     write_json(file, json.loads(file.read_text(encoding="utf-8")) | {"emotion_calibration": found})
     return found
-
-
-def _has(clip: Clip, modality: str) -> bool:
-    return clip.audio is not None if modality == "audio" else clip.image is not None or clip.video is not None
 
 
 def _number(value: float | None) -> float:

@@ -1,6 +1,6 @@
 """Draws the figures of the report with matplotlib; colours come from a palette, so that a theme can replace them.
 
-Every `draw_*` takes the palette `c` (name -> colour) as its last argument and returns a matplotlib figure.
+Every `draw_*` returns a matplotlib figure; those of the report take the palette `c` (name -> colour) as last argument.
 """
 
 from collections.abc import Iterable

@@ -70,16 +70,15 @@ def read_sources(model, processor, sources: Sequence[Source], window_s: float | 
     """
     encoder = ClipEncoder(processor, processor.num_frames, processor.max_audio_s)
 
-    def predict(clips: Sequence[Clip]) -> list[EmotionPrediction]:
-        return model.predict_emotion([_features(encoder, clip) for clip in clips], processor)
+    def predict(clip: Clip, part: bool = False) -> EmotionPrediction:
+        return model.predict_emotion(_features(encoder, clip, part), processor)[0]
 
     for source in sources:
-        [whole] = predict([source.clip()])
+        whole = predict(source.clip())
         curve = []
         if window_s is not None and source.duration_s is not None and source.duration_s > window_s:
             for begin, end in windows(source.duration_s, window_s):
-                [found] = predict([source.clip(begin, end)])
-                curve.append((begin, end, found))
+                curve.append((begin, end, predict(source.clip(begin, end), part=True)))
         yield Reading(source, whole, curve)
 
 
@@ -89,12 +88,21 @@ def windows(duration_s: float, window_s: float) -> list[tuple[float, float]]:
     return [(i * window_s, duration_s if i == count - 1 else (i + 1) * window_s) for i in range(count)]
 
 
-def _features(encoder: ClipEncoder, clip: Clip) -> dict:
-    found = {}
-    if clip.visual is not None:
-        found[clip.visual] = encoder.encode(clip, "visual")
-    if clip.audio is not None:
-        found["audio"] = encoder.encode(clip, "audio")
+def _features(encoder: ClipEncoder, clip: Clip, part: bool = False) -> dict:
+    """Features of what a clip has; in a part of it sound or sight may have ended before the other."""
+    wanted = [(str(clip.visual), "visual")] * (clip.visual is not None) + [("audio", "audio")] * (
+        clip.audio is not None
+    )
+    found, last = {}, None
+    for kind, modality in wanted:
+        try:
+            found[kind] = encoder.encode(clip, modality)
+        except InputError as error:
+            if not part:
+                raise
+            last = error
+    if last is not None and not found:
+        raise last
     return found
 
 
@@ -106,7 +114,7 @@ def _single(name: str) -> Source:
         raise InputError(f"there is no file {name!r}; give an image, a sound, a film, or SOUND{PAIR}PICTURE.")
     try:
         with Image.open(name) as image:
-            if getattr(image, "n_frames", 1) == 1:
+            if getattr(image, "n_frames", 1) == 1 or image.format == "MPO":  # as phones write: a picture and more
                 return Source(name, image=name)
     except UnidentifiedImageError:
         pass

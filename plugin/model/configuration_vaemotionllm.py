@@ -56,11 +56,12 @@ class VAEmotionLLMConfig(PreTrainedConfig):
     emotion_calibration: dict | None = None
 
     def __post_init__(self, **kwargs):
+        backbone_given = self.vlm_config is not None
         super().__post_init__(**kwargs)
         for name in ("projector_stride", "enhancer_rank", "supervisor_hidden_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        layers = getattr(self.vlm_config.get_text_config(), "num_hidden_layers", None)
+        layers = getattr(self.vlm_config.get_text_config(), "num_hidden_layers", None) if backbone_given else None
         for layer in self.enhancer_layers:
             if layer < 0 or (layers is not None and layer >= layers) or self.enhancer_layers.count(layer) > 1:
                 raise ValueError(

@@ -76,9 +76,10 @@ class EmotionEnhancer(nn.Module):
     def _means(tokens: torch.Tensor, media: MediaTokens) -> torch.Tensor:
         """Mean of each sample's visual tokens (row 2 b) and audio tokens (row 2 b + 1), zeros where it has none."""
         row = 2 * media.sample + media.is_audio  # (N,)
-        # As a product, since on a GPU index_add adds in another order each time.
+        # As a product, since on a GPU index_add adds in another order each time; the weights keep it in the range of
+        # half precision, which autocast may choose.
         members = nn.functional.one_hot(row, 2 * media.samples).T.float()  # (2 B, N)
-        return (members @ tokens.float() / members.sum(1, keepdim=True).clamp(min=1)).to(tokens.dtype)
+        return ((members / members.sum(1, keepdim=True).clamp(min=1)) @ tokens.float()).to(tokens.dtype)
 
 
 class EmotionSupervisor(nn.Module):

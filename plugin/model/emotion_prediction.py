@@ -53,7 +53,7 @@ class EmotionPrediction:
 
 @torch.inference_mode()
 def read_path(
-    model, processor, path: str, media: Sequence[Sequence[Any]], prompt: str = PROMPT
+    model, processor, path: str, media: Sequence[Sequence[Any]]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """The Supervisor's readings of clips that are given with the media of one path alone.
 
@@ -61,14 +61,21 @@ def read_path(
         model: a VAEmotionLLM.
         processor: its processor.
         path: "audio", "visual" or "av".
-        media: for each of B clips its `MediaFeatures`, sight before sound.
-        prompt: what is asked beside the media.
+        media: for each of B clips its `MediaFeatures`, sight before sound, as in training.
 
     Returns:
         valence and arousal (B,), and logits (B, K) or None without labels; float32 on the CPU.
+
+    Raises:
+        InputError: the Supervisor was never trained, and would read 0 from everything.
     """
+    if not any(head.weight.any() for head in model.emotion_adapter.supervisor.planes):
+        raise InputError(
+            "the Supervisor of this model was never trained, so it reads no emotion. Train stage 2 on clips with "
+            "valence and arousal first."
+        )
     conversations = [
-        [{"role": "user", "content": [*({"type": part.kind} for part in parts), {"type": "text", "text": prompt}]}]
+        [{"role": "user", "content": [*({"type": part.kind} for part in parts), {"type": "text", "text": PROMPT}]}]
         for parts in media
     ]
     texts = processor.apply_chat_template(conversations, tokenize=False, add_generation_prompt=True)
@@ -87,22 +94,29 @@ def read_path(
 
 
 def predict_emotion(
-    model, processor, clips: Mapping[str, Any] | Sequence[Mapping[str, Any]], prompt: str = PROMPT
+    model, processor, clips: Mapping[str, Any] | Sequence[Mapping[str, Any]], batch_size: int = 16
 ) -> list[EmotionPrediction]:
     """The emotion of clips on each path that they carry, each path from its own media alone.
 
     See `VAEmotionLLMForConditionalGeneration.predict_emotion`.
     """
-    clips = [clips] if isinstance(clips, Mapping) else list(clips)
-    encoded = [_encode(processor, clip, number) for number, clip in enumerate(clips)]
-    found: list[dict[str, PathEmotion]] = [{} for _ in clips]
+    clips = [clips] if isinstance(clips, (Mapping, str, bytes, os.PathLike)) else list(clips)
+    found: list[EmotionPrediction] = []
+    for begin in range(0, len(clips), batch_size):
+        batch = [_encode(processor, clip, begin + n) for n, clip in enumerate(clips[begin : begin + batch_size])]
+        found += _predict_batch(model, processor, batch)
+    return found
+
+
+def _predict_batch(model, processor, encoded: list[dict[str, Any]]) -> list[EmotionPrediction]:
+    found: list[dict[str, PathEmotion]] = [{} for _ in encoded]
     for path in PATHS:
         wanted = ("visual", "audio") if path == "av" else (path,)
         rows = [row for row, parts in enumerate(encoded) if all(name in parts for name in wanted)]
         if not rows:
             continue
         media = [[encoded[row][name] for name in wanted] for row in rows]
-        valence, arousal, logits = read_path(model, processor, path, media, prompt)
+        valence, arousal, logits = read_path(model, processor, path, media)
         for place, row in enumerate(rows):
             found[row][path] = path_emotion(
                 model.config,
@@ -153,6 +167,8 @@ def conflict_of(audio: PathEmotion | None, visual: PathEmotion | None) -> float 
 
 def _encode(processor, clip: Mapping[str, Any], number: int) -> dict[str, Any]:
     """{"visual", "audio"} features of what a clip has."""
+    if not isinstance(clip, Mapping):
+        raise InputError(f"clip {number} is {clip!r}; give a mapping, such as {{'audio': FILE}} or {{'image': FILE}}.")
     kinds = [kind for kind in (*VISUAL_KINDS, "audio") if clip.get(kind) is not None]
     unknown = sorted(set(clip) - {*VISUAL_KINDS, "audio"})
     if unknown or not kinds or len(kinds) - ("audio" in kinds) > 1:

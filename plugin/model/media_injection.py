@@ -94,9 +94,9 @@ class MediaInjection:
     @contextlib.contextmanager
     def entered(self, decoder: nn.Module):
         """Runs the body with the media at the decoder's input. Hooks live for one call; no state stays."""
+        layers = {name: decoder.layers[int(name)] for name in self.enhancers or () if name != "0"}
         before = decoder.register_forward_pre_hook(self.before_decoder, with_kwargs=True)
         after = decoder.register_forward_hook(self.after_decoder)
-        layers = {name: decoder.layers[int(name)] for name in self.enhancers or () if name != "0"}
         try:
             for name, layer in layers.items():
                 decoder.layers[int(name)] = EnhancedLayer(layer, partial(self.before_layer, name))

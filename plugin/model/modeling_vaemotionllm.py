@@ -20,7 +20,7 @@ from transformers.modeling_outputs import ModelOutput
 from .audio_projector import AudioProjector
 from .configuration_vaemotionllm import VAEmotionLLMConfig, check_config_fields
 from .emotion_adapter import EmotionAdapter, ZeroLinear
-from .emotion_prediction import PROMPT, EmotionPrediction, predict_emotion
+from .emotion_prediction import EmotionPrediction, predict_emotion
 from .media_injection import MediaInjection
 from .processing_vaemotionllm import add_audio_token
 
@@ -147,19 +147,30 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def set_emotion_labels(self, labels: Sequence[str] | None) -> None:
         """Makes the Supervisor give probabilities for these labels, in this order; None for no label.
 
-        All else stays as it is; the labels' heads start anew, and a calibration goes. Labels that are there already in
-        this order change nothing.
+        All else stays as it is, the heads of labels that stay too; those of new ones start anew, and a calibration
+        goes. Labels that are there already in this order change nothing.
+
+        Raises:
+            ValueError: fewer than two, or the same twice.
         """
+        if isinstance(labels, str):
+            raise ValueError(f"labels is {labels!r}; give a list of names, or None.")
         labels = None if labels is None else list(labels)
         if labels == self.config.emotion_labels:
             return
         config = type(self.config).from_dict({**self.config.to_dict(), "emotion_labels": labels})  # which checks them
         supervisor = self.emotion_adapter.supervisor
         new = type(supervisor)(config).labels
-        if new is not None:
+        if new is not None and labels is not None:
             new.to(next(supervisor.parameters()))
-            for head in new:
+            before = self.config.emotion_labels or []
+            kept = [(place, before.index(label)) for place, label in enumerate(labels) if label in before]
+            for number, head in enumerate(new):
                 self._init_weights(head)
+                with torch.no_grad():
+                    for to, of in kept:
+                        head.weight[to] = supervisor.labels[number].weight[of]
+                        head.bias[to] = supervisor.labels[number].bias[of]
         supervisor.labels = new
         self.config.emotion_labels, self.config.emotion_calibration = labels, None
 
@@ -320,6 +331,13 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if self.generation_config is not None:
             self.vlm.generation_config = self.generation_config
         injection = self._prepare_injection(input_ids, input_features, audio_num_tokens, use_adapter)
+        for name in ("assistant_model", "prompt_lookup_num_tokens", "prefill_chunk_size"):
+            given = kwargs.get(name, getattr(kwargs.get("generation_config") or self.generation_config, name, None))
+            if injection is not None and given is not None:
+                raise ValueError(
+                    f"{name} was given, which cuts the prompt into passes of its own: sound and the adapter enter in "
+                    "one pass over the prompt. Leave it out, or generate without audio and with use_adapter=False."
+                )
         backbone_ids = self._backbone_ids(input_ids)
         with self._entered(injection):
             generated = self.vlm.generate(input_ids=backbone_ids, **kwargs)
@@ -349,7 +367,7 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self,
         clips: Mapping[str, object] | Sequence[Mapping[str, object]],
         processor,
-        prompt: str | None = None,
+        batch_size: int = 16,
     ) -> list[EmotionPrediction]:
         """The emotion of one clip or of several, on each path that they carry.
 
@@ -361,16 +379,17 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 one of the two. Values are files (paths or bytes) or `MediaFeatures` of the processor; a sound may be
                 float32 (samples,) at `processor.sampling_rate`, an image a PIL image.
             processor: the processor saved with this model.
-            prompt: what is asked beside the media; the one that the intervals were fitted with if not given.
+            batch_size: clips that go through the model at a time.
 
         Returns:
             A prediction for each clip: valence, arousal, probabilities of `config.emotion_labels`, intervals where the
             model is calibrated (`vaemotionllm calibrate`), and how far sound and sight disagree.
 
         Raises:
-            InputError: a clip without media or with too many, a file that cannot be decoded.
+            InputError: a clip without media or with too many, a file that cannot be decoded, a model whose Supervisor
+                was never trained.
         """
-        return predict_emotion(self, processor, clips, prompt or PROMPT)
+        return predict_emotion(self, processor, clips, batch_size)
 
     def _entered(self, injection: MediaInjection | None):
         return contextlib.nullcontext() if injection is None else injection.entered(self.vlm.get_decoder())

@@ -38,6 +38,8 @@ def export(run: Path, out: Path, step: int | None = None) -> Path:
     cls = CONFIGS[settings["stage"]]
     names = {field.name for field in own_fields(cls)} | {"seed"}
     values = {name: value for name, value in settings.items() if name in names}
+    if settings["stage"] == 2:
+        values.setdefault("emotion_labels", None)  # a run from before there were labels
     config = build_config(cls, values | {"output_dir": str(run), "use_cpu": True})
     model, processor = load_untrained(config)
     lora = getattr(config, "lora", None)

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from ..data.manifest import Clip, read_manifest
 from ..errors import InputError
 from . import checkpoint, stage1_data, stage2_data
 from .attention import attention_candidates, weights_dtype
@@ -48,7 +47,6 @@ _FREE_FIELDS = {
     "attn_implementation",
     "zero3_replicate_frozen",
 }
-_MAX_LABELS = 256  # beyond, the column holds free text rather than labels
 _FIXED_LIBRARY_FIELDS = (
     "seed",
     "learning_rate",
@@ -82,8 +80,7 @@ def run(config: StageConfig) -> str:
     stage1 = isinstance(config, Stage1Config)
     if not stage1:
         # In the config, so that run.json names them and an export of the run knows the head.
-        found = read_manifest(config.manifest, config.split, limit=config.max_clips)
-        config.emotion_labels = emotion_labels(config.emotion_labels, found, labels_of(config.model))
+        config.emotion_labels = stage2_data.emotion_labels(config)
     settings = run_settings(config)
     state = checkpoint.inspect_output(output_dir, settings, config.overwrite)
     if state == "finished":
@@ -216,6 +213,7 @@ def _load_parts(config: StageConfig, attention: str | None):
         processor = Processor.from_pretrained(config.model)
         if isinstance(config, Stage2Config):
             model.set_emotion_labels(config.emotion_labels)
+        model.config.emotion_calibration = None  # it was fitted on what training changes
         # What the model is trained with is what its processor gives to those who load it.
         processor.num_frames, processor.max_audio_s = config.num_frames, config.max_audio_s
     else:
@@ -228,53 +226,6 @@ def _load_parts(config: StageConfig, attention: str | None):
             config.vlm, config.audio, max_audio_s=config.max_audio_s, num_frames=config.num_frames, **stride
         )
     return model, processor
-
-
-def emotion_labels(wanted: str | list[str] | None, clips: list[Clip], current: list[str] | None) -> list[str] | None:
-    """The labels of the Supervisor, by the config field of that name.
-
-    Args:
-        wanted: the field.
-        clips: what is trained on.
-        current: the model's labels, which are kept where the manifest is to decide and needs no other.
-
-    Raises:
-        InputError: a clip has another label, or there are fewer than two, or too many to be a set of labels.
-    """
-    found: dict[str, str] = {}  # label -> a clip that has it
-    for clip in clips:
-        if clip.emotion is not None:
-            for name in [clip.emotion] if isinstance(clip.emotion, str) else clip.emotion:
-                found.setdefault(name, clip.id)
-    if wanted is None:
-        return None
-    if wanted == "manifest":
-        if found.keys() <= set(current or ()):
-            return current
-        if not 2 <= len(found) <= _MAX_LABELS:
-            raise InputError(
-                f"the clips have {len(found)} different values of `emotion`; the Supervisor takes 2 to {_MAX_LABELS} "
-                "labels. Give `emotion_labels` as a list, or null to leave labels out."
-            )
-        return sorted(found)
-    if len(wanted) < 2 or len(set(wanted)) < len(wanted):
-        raise InputError(f"config field `emotion_labels` is {wanted}; at least two different names are needed.")
-    for name, clip_id in found.items():
-        if name not in wanted:
-            raise InputError(
-                f"clip {clip_id!r} has the emotion {name!r}, which is not in `emotion_labels`: {', '.join(wanted)}."
-            )
-    return list(wanted)
-
-
-def labels_of(model: str | None) -> list[str] | None:
-    """Emotion labels of a model's folder or Hub name; None where there is none that can be read."""
-    from ..model.configuration_vaemotionllm import VAEmotionLLMConfig
-
-    try:
-        return None if model is None else VAEmotionLLMConfig.from_pretrained(model).emotion_labels
-    except (OSError, ValueError):
-        return None  # what is wrong with it, the loading of the model says
 
 
 def trained_parts(config: StageConfig) -> list[str]:

@@ -85,10 +85,12 @@ class Stage2Config(StageConfig):
         ):  # fmt: skip
             if not getattr(self, name) >= 0:
                 raise InputError(f"config field `{name}` is {getattr(self, name)!r}; it must be at least 0.")
-        if isinstance(self.emotion_labels, str) and self.emotion_labels != "manifest":
+        labels = self.emotion_labels
+        listed = isinstance(labels, list) and all(isinstance(name, str) for name in labels)
+        if labels not in (None, "manifest") and not (listed and len(set(labels)) == len(labels) > 1):
             raise InputError(
-                f"config field `emotion_labels` is {self.emotion_labels!r}; allowed are a list of names, `manifest` "
-                "or null."
+                f"config field `emotion_labels` is {self.emotion_labels!r}; allowed are a list of at least two "
+                "different names (in quotes, where YAML would read another thing), `manifest` or null."
             )
         if self.lora is not None:
             self._check_lora()

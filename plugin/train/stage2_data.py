@@ -18,6 +18,8 @@ from .stage2_config import Stage2Config
 
 logger = logging.getLogger(__name__)
 
+_MAX_LABELS = 256  # beyond, the column holds free text rather than labels
+
 
 def read_data(config: Stage2Config) -> tuple[list[Clip], InstructionSource, list[Conversation]]:
     """Everything that a run reads but media, checked before a large model is loaded.
@@ -48,6 +50,62 @@ def checked_instructions(instructions: str | Sequence[dict[str, str]]) -> Instru
     source = instruction_source(instructions)
     refuse_benchmark_texts(source.prompts(), benchmark_texts())
     return source
+
+
+def emotion_labels(config: Stage2Config) -> list[str] | None:
+    """The labels of the Supervisor, by the config field of that name.
+
+    With `manifest` a model's labels are kept, and those that it lacks are put behind them.
+
+    Raises:
+        InputError: a clip has a label that the field does not list, there are too many to be a set of labels, or new
+            ones where the EmoAdapter is not trained.
+    """
+    wanted = config.emotion_labels
+    if wanted is None:
+        return None
+    current = _labels_of(config.model) or []
+    found: dict[str, str] = {}  # label -> a clip that has it
+    for clip in read_manifest(config.manifest, config.split, limit=config.max_clips):
+        for name in [clip.emotion] if isinstance(clip.emotion, str) else clip.emotion or ():
+            found.setdefault(name, clip.id)
+    if wanted == "manifest":
+        wanted = [*current, *sorted(found.keys() - set(current))]
+        if not current and (len(wanted) < 2 or not config.train_emotion_adapter):
+            if wanted:
+                logger.info(
+                    "The Supervisor is given no labels: they need the EmoAdapter to be trained, and two kinds."
+                )
+            return None
+        if len(wanted) > _MAX_LABELS:
+            raise InputError(
+                f"the clips have {len(found)} different values of `emotion`; the Supervisor takes at most "
+                f"{_MAX_LABELS} labels. Give `emotion_labels` as a list, or null to leave labels out."
+            )
+    for name, clip_id in found.items():
+        if name not in wanted:
+            raise InputError(
+                f"clip {clip_id!r} has the emotion {name!r}, which is not in `emotion_labels`: {', '.join(wanted)}."
+            )
+    new = sorted(set(wanted) - set(current))
+    if new and not config.train_emotion_adapter:
+        raise InputError(
+            f"`emotion_labels` has {', '.join(new)}, which the model does not know, and `train_emotion_adapter` is "
+            "false: their heads would stay untrained. Set it to true, or leave them out."
+        )
+    if current and list(wanted) != current:
+        logger.warning("The Supervisor's labels were %s and are now %s.", ", ".join(current), ", ".join(wanted))
+    return list(wanted)
+
+
+def _labels_of(model: str | None) -> list[str] | None:
+    """Emotion labels of a model's folder or Hub name; None where there is none that can be read."""
+    from ..model.configuration_vaemotionllm import VAEmotionLLMConfig
+
+    try:
+        return None if model is None else VAEmotionLLMConfig.from_pretrained(model).emotion_labels
+    except (OSError, ValueError):
+        return None  # what is wrong with it, the loading of the model says
 
 
 def paths_of_clips(clips: Sequence[Clip], weights: Mapping[str, float]) -> dict[str, tuple[str, ...]]:

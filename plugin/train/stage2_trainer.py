@@ -13,13 +13,19 @@ class Stage2Trainer(StageTrainer):
 
     The Supervisor's losses are of the whole step's clips, over ranks and accumulated micro-batches: a correlation of
     two clips says nothing. With accumulation the micro-batches are therefore read once without a gradient before the
-    first of them is trained on, which costs a forward pass; with dropout in LoRA the two readings differ by it.
+    first of them is trained on, which costs a forward pass; with dropout in LoRA the two readings differ by it. Where
+    the Supervisor's losses have no weight nothing of this is done.
     """
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._micro_batch, self._read = 0, self._read_ahead(batches) if len(batches) > 1 else [None] * len(batches)
+        ahead = len(batches) > 1 and self._supervised
+        self._micro_batch, self._read = 0, self._read_ahead(batches) if ahead else [None] * len(batches)
         return batches, num_items
+
+    @property
+    def _supervised(self) -> bool:
+        return any(self.loss_weights.values())
 
     @torch.no_grad()
     def _read_ahead(self, batches) -> list[torch.Tensor]:
@@ -51,6 +57,8 @@ class Stage2Trainer(StageTrainer):
         rows = self._rows(output, batch)
         # Where no clip has a label the heads would be left without a gradient, see `SameModules`.
         terms[f"ce_{path}_loss"] = terms[f"ce_{path}_loss"] + 0.0 * torch.nan_to_num(rows).sum()
+        if not self._supervised:
+            return terms
         # The gradient reaches this rank's rows of this micro-batch alone.
         step, self._micro_batch = list(self._read), self._micro_batch + 1
         step[self._micro_batch - 1] = rows
