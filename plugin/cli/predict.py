@@ -67,10 +67,10 @@ def as_json(reading) -> dict:
 
 
 def describe(reading) -> str:
-    """Lines of the table: the whole, then each window."""
-    rows = [(reading.source.name, reading.whole)]
-    rows += [(f"  {begin:.1f}-{end:.1f} s", prediction) for begin, end, prediction in reading.curve]
-    lines = []
+    """Lines of the table: the file's name, the whole, then each window."""
+    rows = [("whole" if reading.curve else "", reading.whole)]
+    rows += [(f"{begin:.1f}-{end:.1f} s", prediction) for begin, end, prediction in reading.curve]
+    lines = [reading.source.name]
     for name, prediction in rows:
         for path in ("audio", "visual", "av"):
             found = getattr(prediction, path)
@@ -81,7 +81,7 @@ def describe(reading) -> str:
             plane = (
                 _number(getattr(found, axis), getattr(found, f"{axis}_interval")) for axis in ("valence", "arousal")
             )
-            lines.append(_line(name, path, label, *plane, conflict))
+            lines.append(_line(f"  {name}", path, label, *plane, conflict))
             name = ""
     return "\n".join(lines)
 
@@ -91,4 +91,4 @@ def _number(value: float, interval) -> str:
 
 
 def _line(name: str, path: str, label: str, valence: str, arousal: str, conflict: str) -> str:
-    return f"{name:28} {path:7} {label:20} {valence:22} {arousal:22} {conflict}".rstrip()
+    return f"{name:16} {path:7} {label:20} {valence:22} {arousal:22} {conflict}".rstrip()
