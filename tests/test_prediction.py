@@ -222,6 +222,11 @@ def test_predict_says_what_it_cannot_read(folder, files, capsys, words, message)
     assert message in capsys.readouterr().err
 
 
+def test_a_title_names_each_file_once(files):
+    pair = prediction.source_of(f"{files}/picture.png+{files}/sound.wav")
+    assert pair.title == "sound.wav+picture.png" and prediction.source_of(f"{files}/film.mp4").title == "film.mp4"
+
+
 def test_windows_cover_the_whole():
     assert prediction.windows(4.0, 1.0) == [(0, 1), (1, 2), (2, 3), (3, 4)]
     assert prediction.windows(10.4, 5.0) == [(0, 5), (5, 10.4)] and prediction.windows(12.6, 5.0)[-1] == (10, 12.6)

@@ -4,7 +4,6 @@ Every `draw_*` returns a matplotlib figure; those of the report take the palette
 """
 
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 
@@ -324,7 +323,7 @@ def draw_predictions(readings):
 
     curves = [reading for reading in readings if reading.curve]
     figure = Figure(figsize=(6.0, 6.0 + 2.6 * len(curves)))
-    grid = {"height_ratios": [6.0] + [2.0] * len(curves), "hspace": 0.3}
+    grid = {"height_ratios": [6.0] + [2.0] * len(curves), "hspace": 0.5}
     axes = figure.subplots(1 + len(curves), 1, squeeze=False, gridspec_kw=grid)[:, 0]
     plane = axes[0]
     plane.axhline(0, color="0.8", lw=0.8, zorder=0)
@@ -339,9 +338,7 @@ def draw_predictions(readings):
                 interval, value = getattr(found, f"{axis}_interval"), getattr(found, axis)
                 if interval is not None:
                     spans[side] = [[max(value - interval[0], 0)], [max(interval[1] - value, 0)]]
-            name = f"{Path(reading.source.name).name}, {PATH_LABELS[path]}" + (
-                f": {found.label}" if found.label else ""
-            )
+            name = f"{reading.source.title}, {PATH_LABELS[path]}" + (f": {found.label}" if found.label else "")
             look = {"color": colour, "marker": MARKERS[path], "ls": "", "elinewidth": 0.6}
             plane.errorbar(found.valence, found.arousal, label=name, **look, **spans)
     plane.set(xlim=(-1.05, 1.05), ylim=(-1.05, 1.05), xlabel="valence", ylabel="arousal")
@@ -356,6 +353,6 @@ def draw_predictions(readings):
                     values = [getattr(p, name) for _, _, p in found]
                     look = {"color": colour, "marker": MARKERS[path], "ms": 4}
                     axis.plot(middles, values, style, label=f"{name}, {PATH_LABELS[path]}", **look)
-        axis.set(xlabel="time, s", ylim=(-1.05, 1.05), title=Path(reading.source.name).name)
+        axis.set(xlabel="time, s", ylim=(-1.05, 1.05), title=reading.source.title)
         axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     return figure

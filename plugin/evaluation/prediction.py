@@ -22,6 +22,12 @@ class Source:
     video: str | None = None
     duration_s: float | None = None  # of what has time
 
+    @property
+    def title(self) -> str:
+        """The names of its files, without folders."""
+        files = (self.audio, self.image, self.video)
+        return PAIR.join(dict.fromkeys(Path(file).name for file in files if file is not None))
+
     def clip(self, start_s: float | None = None, end_s: float | None = None) -> Clip:
         """It, or a part of it, as a clip."""
         return Clip(
