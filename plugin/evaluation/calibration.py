@@ -19,7 +19,7 @@ from ..data.dataset import MODALITIES_OF_PATH, ClipEncoder, carries
 from ..data.manifest import Clip
 from ..errors import InputError
 from ..model.emotion_adapter import PATHS
-from ..model.emotion_prediction import read_path
+from ..model.emotion_prediction import check_supervisor, read_path
 from ..train.checkpoint import write_json
 
 LEVEL = 0.9
@@ -166,8 +166,9 @@ def calibrate(model_dir: Path, model, processor, clips: Sequence[Clip], level: f
     """Fit on clips and write the result into `config.json` of the model's folder. Returns it.
 
     Raises:
-        InputError: too few labelled clips, see also `read_clips`.
+        InputError: too few labelled clips, a Supervisor that was never trained; see also `read_clips`.
     """
+    check_supervisor(model)
     found = fit(read_clips(model, processor, clips, **options), level)
     if not any(found[name] for name in ("temperature", "valence", "arousal")):
         raise InputError(

@@ -65,15 +65,7 @@ def read_path(
 
     Returns:
         valence and arousal (B,), and logits (B, K) or None without labels; float32 on the CPU.
-
-    Raises:
-        InputError: the Supervisor was never trained, and would read 0 from everything.
     """
-    if not any(head.weight.any() for head in model.emotion_adapter.supervisor.planes):
-        raise InputError(
-            "the Supervisor of this model was never trained, so it reads no emotion. Train stage 2 on clips with "
-            "valence and arousal first."
-        )
     conversations = [
         [{"role": "user", "content": [*({"type": part.kind} for part in parts), {"type": "text", "text": PROMPT}]}]
         for parts in media
@@ -100,12 +92,22 @@ def predict_emotion(
 
     See `VAEmotionLLMForConditionalGeneration.predict_emotion`.
     """
+    check_supervisor(model)
     clips = [clips] if isinstance(clips, (Mapping, str, bytes, os.PathLike)) else list(clips)
     found: list[EmotionPrediction] = []
     for begin in range(0, len(clips), batch_size):
         batch = [_encode(processor, clip, begin + n) for n, clip in enumerate(clips[begin : begin + batch_size])]
         found += _predict_batch(model, processor, batch)
     return found
+
+
+def check_supervisor(model) -> None:
+    """Raises an InputError where the Supervisor was never trained, and would read 0 from everything."""
+    if not any(head.weight.any() for head in model.emotion_adapter.supervisor.planes):
+        raise InputError(
+            "the Supervisor of this model was never trained, so it reads no emotion. Train stage 2 on clips with "
+            "valence and arousal first."
+        )
 
 
 def _predict_batch(model, processor, encoded: list[dict[str, Any]]) -> list[EmotionPrediction]:
