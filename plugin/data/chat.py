@@ -1,11 +1,11 @@
 """Chat samples: JSONL, one conversation a line in the messages format of Hugging Face's libraries."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from .manifest import read_json_lines
 
 ROLES = ("system", "user", "assistant")
 MEDIA_KINDS = ("image", "video", "audio")
@@ -27,20 +27,9 @@ def read_chat(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     if not path.is_file():
         raise InputError(f"chat samples not found: {path}. Give the path of a .jsonl file.")
     empty = True
-    with open(path, "rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            where, empty = f"{path}, line {number}", False
-            try:
-                row = json.loads(line)
-            except ValueError as error:  # no JSON, or no UTF-8
-                raise InputError(
-                    f"{where}: not valid JSON ({error}). Write one JSON object a line, in UTF-8."
-                ) from None
-            if not isinstance(row, dict):
-                raise InputError(f"{where}: expected a JSON object, found {type(row).__name__}.")
-            yield where, row | {"messages": _check_messages(row.get("messages"), where)}
+    for number, row in read_json_lines(path, "line"):
+        where, empty = f"{path}, line {number}", False
+        yield where, row | {"messages": _check_messages(row.get("messages"), where)}
     if empty:
         raise InputError(f"{path} holds no sample. Write one JSON object with `messages` a line.")
 

@@ -122,6 +122,11 @@ def _read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         return
     if path.suffix not in (".jsonl", ".json"):
         raise InputError(f"manifest {path} ends in {path.suffix!r}: allowed are .jsonl and .parquet.")
+    yield from read_json_lines(path, "row")
+
+
+def read_json_lines(path: Path, unit: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields (number, object) of each line that is not empty; `unit` is what errors call a line."""
     with open(path, "rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
@@ -130,10 +135,10 @@ def _read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 row = json.loads(line)
             except ValueError as error:  # no JSON, or no UTF-8
                 raise InputError(
-                    f"{path}, row {number}: not valid JSON ({error}). Write one JSON object a line, in UTF-8."
+                    f"{path}, {unit} {number}: not valid JSON ({error}). Write one JSON object a line, in UTF-8."
                 ) from None
             if not isinstance(row, dict):
-                raise InputError(f"{path}, row {number}: expected a JSON object, found {type(row).__name__}.")
+                raise InputError(f"{path}, {unit} {number}: expected a JSON object, found {type(row).__name__}.")
             yield number, row
 
 

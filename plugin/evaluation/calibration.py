@@ -50,14 +50,15 @@ def read_clips(
     with tqdm(total=len(clips), desc="readings", unit="clip", disable=not progress) as bar:
         for begin in range(0, len(clips), batch_size):
             batch = clips[begin : begin + batch_size]
+            encoded = [{m: encoder.encode(clip, m) for m in ("visual", "audio") if carries(clip, m)} for clip in batch]
             for path in PATHS:
                 wanted = MODALITIES_OF_PATH[path]
-                usable = [clip for clip in batch if all(carries(clip, modality) for modality in wanted)]
+                usable = [(clip, parts) for clip, parts in zip(batch, encoded) if parts.keys() >= set(wanted)]
                 if not usable:
                     continue
-                media = [[encoder.encode(clip, modality) for modality in wanted] for clip in usable]
+                media = [[parts[modality] for modality in wanted] for _, parts in usable]
                 valence, arousal, logits = read_path(model, processor, path, media)
-                for row, clip in enumerate(usable):
+                for row, (clip, _) in enumerate(usable):
                     found[path].plane.append((valence[row].item(), arousal[row].item()))
                     found[path].true_plane.append((_number(clip.valence), _number(clip.arousal)))
                     if logits is not None:

@@ -31,7 +31,7 @@ class VAEmotionLLMConfig(PreTrainedConfig):
             the input of its layer k (counted from 0). An empty list leaves the Enhancer out.
         supervisor_hidden_size: width of the hidden layer of the Supervisor's heads.
         emotion_labels: names that the Supervisor gives probabilities for; None leaves it at valence and arousal.
-        emotion_calibration: what `vaemotionllm calibrate` fitted, see `emotion_prediction`.
+        emotion_calibration: what `vaemotionllm calibrate` fitted: temperatures, and half widths of intervals.
     """
 
     model_type = "vaemotionllm"

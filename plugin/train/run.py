@@ -79,8 +79,9 @@ def run(config: StageConfig) -> str:
     output_dir = Path(config.output_dir)
     stage1 = isinstance(config, Stage1Config)
     if not stage1:
+        clips, instructions, general = stage2_data.read_data(config)
         # In the config, so that run.json names them and an export of the run knows the head.
-        config.emotion_labels = stage2_data.emotion_labels(config)
+        config.emotion_labels = stage2_data.emotion_labels(config, clips)
     settings = run_settings(config)
     state = checkpoint.inspect_output(output_dir, settings, config.overwrite)
     if state == "finished":
@@ -90,7 +91,6 @@ def run(config: StageConfig) -> str:
         clips, columns = stage1_data.read_clips(config)
         modalities = stage1_data.decoded_modalities(config)
     else:
-        clips, instructions, general = stage2_data.read_data(config)
         modalities = stage2_data.decoded_modalities(config)
     model, processor = load_model(config)
     if stage1:

@@ -43,8 +43,8 @@ class Stage2Config(StageConfig):
     emotion_labels: str | list[str] | None = field(
         default="manifest",
         metadata={
-            "help": "Names that the Supervisor gives probabilities for: a list, `manifest` for those of the clips, "
-            "sorted, or null for none."
+            "help": "Names that the Supervisor gives probabilities for: a list, `manifest` for the model's own and "
+            "behind them those that the clips add, sorted, or null for none."
         },
     )
     consistency_weight: float = field(

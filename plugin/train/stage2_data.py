@@ -52,7 +52,7 @@ def checked_instructions(instructions: str | Sequence[dict[str, str]]) -> Instru
     return source
 
 
-def emotion_labels(config: Stage2Config) -> list[str] | None:
+def emotion_labels(config: Stage2Config, clips: Sequence[Clip]) -> list[str] | None:
     """The labels of the Supervisor, by the config field of that name.
 
     With `manifest` a model's labels are kept, and those that it lacks are put behind them.
@@ -66,7 +66,7 @@ def emotion_labels(config: Stage2Config) -> list[str] | None:
         return None
     current = _labels_of(config.model) or []
     found: dict[str, str] = {}  # label -> a clip that has it
-    for clip in read_manifest(config.manifest, config.split, limit=config.max_clips):
+    for clip in clips:
         for name in [clip.emotion] if isinstance(clip.emotion, str) else clip.emotion or ():
             found.setdefault(name, clip.id)
     if wanted == "manifest":
