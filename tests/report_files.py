@@ -85,8 +85,18 @@ def respond(items: list[dict], skill: float, rng) -> list[str]:
 
 
 def write_va(path: Path, rows: list[dict], noise: float, rng) -> None:
-    """What `vaemotionllm evaluate-va` writes; with noise 1 the predictions know nothing of the truth."""
-    result: dict = {"prompt": "Which emotion does this artwork express?", "benchmark": "nano"}
+    """What `vaemotionllm evaluate-emotion` writes; with noise 1 the predictions know nothing of the truth."""
+    result: dict = {"prompt": "Which emotion does this artwork express?", "benchmark": "nano", "level": 0.9}
+    knows = noise < 1
+    n = len(rows)
+    agreeing, disagreeing = rng.uniform(0, 0.5, n), rng.uniform(0.25 * knows, 0.5 + 0.5 * knows, n)
+    result["conflict"] = {
+        "auroc": float(np.mean(disagreeing[:, None] > agreeing[None, :])),
+        "clip_ids": [row["id"] for row in rows],
+        "agreeing": agreeing.tolist(),
+        "disagreeing": disagreeing.tolist(),
+        "reason": None,
+    }
     true = np.array([[row["valence"], row["arousal"]] for row in rows])
     for name in PATHS:
         predicted = np.clip(true * (noise < 1) + noise * rng.normal(size=true.shape), -1, 1)
@@ -97,6 +107,10 @@ def write_va(path: Path, rows: list[dict], noise: float, rng) -> None:
             "clip_ids": [row["id"] for row in rows],
             "predicted": predicted.tolist(),
             "true": true.tolist(),
+            "accuracy": 0.7 if knows else 0.125,
+            "ece": 0.04,
+            "valence_coverage": 0.875,
+            "arousal_coverage": 0.9375,
         }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result))
@@ -126,7 +140,7 @@ def write_run(out: Path, n_clips: int = 48, seed: int = 0, skill: dict | None = 
                 for cell in ("content_audio", "emotion_audio"):
                     tasks[f"artemo_{cell}_{control}"] = (by_cell[cell], respond(by_cell[cell], 0.25, rng))
         write_evaluation(out / f"eval/{stage}/lmms_eval", tasks)
-        write_va(out / f"eval/{stage}/valence_arousal.json", rows, 0.2 if stage == "stage2" else 1.0, rng)
+        write_va(out / f"eval/{stage}/emotion.json", rows, 0.2 if stage == "stage2" else 1.0, rng)
         (out / stage).mkdir(parents=True)
         curve = [
             {
@@ -154,7 +168,7 @@ def write_run(out: Path, n_clips: int = 48, seed: int = 0, skill: dict | None = 
         "assemble",
         "stage1",
         "stage2",
-        *(f"{kind}_{s}" for s in STAGES for kind in ("eval", "va")),
+        *(f"{kind}_{s}" for s in STAGES for kind in ("eval", "emotion")),
     ]
     steps = {
         name: {
@@ -184,7 +198,7 @@ def write_run(out: Path, n_clips: int = 48, seed: int = 0, skill: dict | None = 
             "curves": {stage: f"{stage}/metrics.jsonl" for stage in STAGES},
         },
     }
-    (out / "demo.json").write_text(json.dumps(state))
+    (out / "steps.json").write_text(json.dumps(state))
     return out
 
 

@@ -329,7 +329,7 @@ def test_help_lists_the_commands(capsys):
     assert all(word in text for word in ("use", "show", "validate"))
     with pytest.raises(SystemExit):
         main(["--help"])
-    assert "evaluate-va" in capsys.readouterr().out
+    assert "evaluate-emotion" in capsys.readouterr().out
 
 
 def test_documents_carry_what_the_modality_may_see(folder, monkeypatch):

@@ -35,7 +35,7 @@ def by_name(steps: list[Step]) -> dict[str, Step]:
 
 def test_plan_is_what_a_user_would_type(backbone):
     steps = demo.plan(Path("runs/demo"), 3, demo.Sizes(backbone=str(backbone)))
-    evaluations = [f"{kind}_{stage}" for stage in STAGES for kind in ("eval", "va")]
+    evaluations = [f"{kind}_{stage}" for stage in STAGES for kind in ("eval", "emotion")]
     names = [
         "world",
         "backbone",
@@ -44,6 +44,7 @@ def test_plan_is_what_a_user_would_type(backbone):
         "stage1",
         *evaluations[2:4],
         "stage2",
+        "calibrate_stage2",
         *evaluations[4:],
         "report",
     ]
@@ -75,9 +76,9 @@ def test_seed_reaches_every_step_that_draws(backbone):
 
 
 def test_sizes_reach_the_commands(backbone):
-    sizes = demo.Sizes(24, 4, 16, 5, 6, batch_size=7, backbone=str(backbone), stage1=("logging_steps=1",))
+    sizes = demo.Sizes(24, 40, 16, 5, 6, batch_size=7, backbone=str(backbone), stage1=("logging_steps=1",))
     typed = {step.name: step.typed() for step in demo.plan(Path("x"), 0, sizes)}
-    assert typed["world"].endswith("--train 24 --validation 4 --benchmark 16")
+    assert typed["world"].endswith("--train 24 --validation 40 --benchmark 16")
     assert typed["stage1"].endswith("max_steps=5 logging_steps=1") and typed["stage2"].endswith("max_steps=6")
     assert "--batch_size 7 " in typed["eval_stage1"]
 
@@ -86,6 +87,11 @@ def test_sizes_reach_the_commands(backbone):
 def test_sizes_below_one_are_refused(name, value):
     with pytest.raises(InputError, match=f"--{name.replace('_', '-')} is {value}"):
         demo.Sizes(**{name: value})
+
+
+def test_too_few_clips_to_fit_intervals_on_are_refused_before_an_hour():
+    with pytest.raises(InputError, match="--validation-clips is 4; give at least 30"):
+        demo.Sizes(validation_clips=4)
 
 
 def test_a_backbone_folder_that_lacks_a_part_is_named(tmp_path):
@@ -261,7 +267,7 @@ def test_the_whole_way(tmp_path, backbone):
     assert set(report["controls"]) == set(report["controls_stage1"]) == {"silence", "noise", "mismatch"}
     assert "--scale tiny: these figures mean nothing" in report["statement"] and str(backbone) in report["statement"]
     assert "million parameters" not in report["statement"] and report["arguments"]["train_clips"] is None
-    state = json.loads((out / "demo.json").read_text())
+    state = json.loads((out / "steps.json").read_text())
     assert state["status"] == "complete" and all(entry["status"] == "done" for entry in state["steps"].values())
     assert all(cost["wall_s"] > 0 for cost in report["cost"].values())
     # With --backbone that step is a copy, which may end before its memory is first read.

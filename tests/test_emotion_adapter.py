@@ -202,3 +202,41 @@ def test_the_adapter_is_small_beside_a_full_size_backbone():
         model = VAEmotionLLMForConditionalGeneration(config)
     ours, backbone = (sum(p.numel() for p in part.parameters()) for part in (model.emotion_adapter, model.vlm))
     assert backbone > 8e9 and 0 < ours < 0.01 * backbone
+
+
+@torch.no_grad()
+def test_an_adapter_that_is_made_anew_has_the_form_of_its_fields(model, processor, tmp_path):
+    trained_adapter(model)
+    model.config.emotion_calibration = {"level": 0.9}
+    batch = encode(processor, MIXED)
+    backbone = model(**batch, use_adapter=False).logits
+    model.reset_emotion_adapter(enhancer_layers=[1], enhancer_context=False, enhancer_rank=3)
+    assert list(model.emotion_adapter.enhancers) == ["1"] and model.config.enhancer_rank == 3
+    assert model.emotion_adapter.enhancers["1"].context is None and model.config.emotion_calibration is None
+    assert model.config.emotion_labels == LABELS and model.config.supervisor_hidden_size == 8
+    fresh = model(**batch)
+    assert torch.equal(fresh.logits, backbone)  # untrained, it is the identity
+    assert not fresh.valence.nan_to_num().any()
+    model.save_pretrained(tmp_path)
+    again = VAEmotionLLMForConditionalGeneration.from_pretrained(tmp_path).eval()
+    assert again.config.enhancer_layers == [1]
+    assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), model.state_dict().values()))
+    model.half().reset_emotion_adapter()
+    assert {p.dtype for p in model.emotion_adapter.parameters()} == {torch.float16}
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        ({"projector_stride": 2}, "'projector_stride' is no field to choose here; fields are enhancer_rank"),
+        ({"enhancer_rank": 0}, "enhancer_rank is 0"),
+        ({"enhancer_layers": [7]}, "enhancer_layers is"),
+        ({"enhancer_context": "yes"}, "enhancer_context"),
+    ],
+)
+def test_fields_that_no_adapter_can_take_leave_it_as_it_is(model, fields, words):
+    before = {name: value.clone() for name, value in model.emotion_adapter.state_dict().items()}
+    with pytest.raises(ValueError, match=words):
+        model.reset_emotion_adapter(**fields)
+    assert before.keys() == model.emotion_adapter.state_dict().keys()
+    assert model.config.enhancer_layers == [0, 1] and model.config.enhancer_rank == 4

@@ -17,7 +17,7 @@ from PIL import Image
 from vaemotionllm import InputError
 from vaemotionllm.benchmark import schema
 from vaemotionllm.cli.main import main
-from vaemotionllm.evaluation import artemo, cli_exit, valence_arousal
+from vaemotionllm.evaluation import artemo, cli_exit, emotion
 from vaemotionllm.evaluation.lmms_model import VAEmotionLLM
 from vaemotionllm.evaluation.requests import cut, generation_arguments
 
@@ -210,7 +210,7 @@ def test_a_model_file_that_is_cut_off_is_named(model_folder, folder, tmp_path, c
     with pytest.raises(InputError, match=f"the model '{bad}' cannot be loaded"):
         VAEmotionLLM(pretrained=str(bad), device="cpu")
     out = str(tmp_path / "va.json")
-    assert main(["evaluate-va", "--model", str(bad), "--benchmark", str(folder), "--out", out]) == 2
+    assert main(["evaluate-emotion", "--model", str(bad), "--benchmark", str(folder), "--out", out]) == 2
     assert f"the model '{bad}' cannot be loaded" in capsys.readouterr().err
 
 
@@ -312,7 +312,7 @@ def test_valence_and_arousal_of_each_path(model_folder, folder, tmp_path, capsys
     assert (
         main(
             [
-                "evaluate-va",
+                "evaluate-emotion",
                 "--model",
                 str(model_folder),
                 "--benchmark",
@@ -327,11 +327,16 @@ def test_valence_and_arousal_of_each_path(model_folder, folder, tmp_path, capsys
     )
     assert "valence CCC" in capsys.readouterr().out
     result = json.loads(out.read_text())
-    again = valence_arousal.evaluate(model_folder, folder, batch_size=1, device="cpu")
-    for path in valence_arousal.PATHS:
+    again = emotion.evaluate(model_folder, folder, batch_size=1, device="cpu")
+    for path in emotion.PATHS:
         assert result[path]["n"] == 6 and result[path]["clip_ids"] == [f"clip-{i}" for i in range(6)]
         assert result[path]["true"][1] == [-0.6, 0.55]
         assert np.isfinite(result[path]["predicted"]).all() and np.abs(result[path]["predicted"]).max() <= 1
         np.testing.assert_allclose(result[path]["predicted"], again[path]["predicted"], atol=1e-5)
-    assert main(["evaluate-va", "--model", str(tmp_path), "--benchmark", str(folder), "--out", str(out)]) == 2
-    assert main(["evaluate-va", "--model", str(model_folder), "--benchmark", str(tmp_path), "--out", str(out)]) == 2
+    # Without labels and calibration there is nothing to say about them, and the conflict is measured all the same.
+    assert result["labels"] is None and result["level"] is None and result["av"]["ece"] is None
+    assert result["av"]["valence_coverage"] is None and 0 <= result["conflict"]["auroc"] <= 1
+    assert main(["evaluate-emotion", "--model", str(tmp_path), "--benchmark", str(folder), "--out", str(out)]) == 2
+    assert (
+        main(["evaluate-emotion", "--model", str(model_folder), "--benchmark", str(tmp_path), "--out", str(out)]) == 2
+    )

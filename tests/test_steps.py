@@ -38,7 +38,7 @@ def runner(out: Path, steps: list[Step], overwrite: bool = False, **arguments) -
 
 
 def state(out: Path) -> dict:
-    return json.loads((out / "demo.json").read_text())
+    return json.loads((out / "steps.json").read_text())
 
 
 @pytest.fixture
@@ -110,14 +110,14 @@ def test_a_step_that_does_not_resume_starts_from_nothing(out):
 def test_a_complete_run_and_one_of_other_arguments_are_replaced_only_when_asked(out):
     runner(out, [step(out, "a")]).run()
     (out / "kept.txt").write_text("the user's own")
-    before = (out / "demo.json").read_text()
+    before = (out / "steps.json").read_text()
     second = runner(out, [step(out, "a")])
     second.run()
     assert second.finished and not second.resumed and calls(out) == ["a"]
     for other in ({"seed": 1}, {"scale": "tiny"}):
         with pytest.raises(InputError, match=f"the finished run with seed 0, made with --{next(iter(other))}"):
             runner(out, [step(out, "a")], **other)
-    assert (out / "demo.json").read_text() == before and (out / "a.txt").exists()
+    assert (out / "steps.json").read_text() == before and (out / "a.txt").exists()
     third = runner(out, [step(out, "a")], overwrite=True)
     assert third.replaced == "the finished run with seed 0" and not third.resumed and not (out / "a.txt").exists()
     third.run()
@@ -174,8 +174,8 @@ def test_a_step_that_a_signal_ended_has_its_code(out):
     [
         (lambda out: (out.mkdir(), (out / "thesis.txt").write_text("mine")), "did not write"),
         (lambda out: out.write_text("mine"), "is a file"),
-        (lambda out: (out.mkdir(), (out / "demo.json").write_text("{")), "cannot be read"),
-        (lambda out: (out.mkdir(), (out / "demo.json").write_text('{"format": 99}')), "format 99"),
+        (lambda out: (out.mkdir(), (out / "steps.json").write_text("{")), "cannot be read"),
+        (lambda out: (out.mkdir(), (out / "steps.json").write_text('{"format": 99}')), "format 99"),
     ],
 )
 def test_a_folder_of_somebody_else_is_refused_and_left_alone(out, make, words):
@@ -206,11 +206,11 @@ def test_two_runs_do_not_share_a_folder(out):
     busy = state(out)
     process = psutil.Process()
     busy["running"] = {"pid": process.pid, "create_time": process.create_time()}
-    (out / "demo.json").write_text(json.dumps(busy))
+    (out / "steps.json").write_text(json.dumps(busy))
     with pytest.raises(InputError, match=f"another run works in .*{process.pid}"):
         runner(out, [step(out, "a")])
     busy["running"]["create_time"] -= 1000  # the number has gone to another process since
-    (out / "demo.json").write_text(json.dumps(busy))
+    (out / "steps.json").write_text(json.dumps(busy))
     runner(out, [step(out, "a")]).run()
 
 

@@ -181,3 +181,25 @@ def test_labels_that_do_not_fit_are_named(setup, tmp_path, labels, words):
     with pytest.raises(InputError, match=words):
         train(stage2_values(*setup, tmp_path / "run", emotion_labels=labels))
     assert not (tmp_path / "run").exists()
+
+
+# ---- an EmoAdapter of another form
+
+
+def test_a_given_model_starts_with_an_adapter_of_the_form_that_is_asked_for(setup, tmp_path):
+    values = stage2_values(*setup, tmp_path / "run", max_steps=1)
+    train(values | {"model_fields": {"enhancer_layers": [], "supervisor_hidden_size": 8}})
+    model = VAEmotionLLMForConditionalGeneration.from_pretrained(tmp_path / "run")
+    assert model.config.enhancer_layers == [] and not len(model.emotion_adapter.enhancers)
+    assert model.emotion_adapter.supervisor.planes[0].in_features == 8
+    # Another form is another run.
+    with pytest.raises(InputError, match="model_fields"):
+        train(values | {"model_fields": {"enhancer_layers": [1]}})
+
+
+def test_a_given_model_keeps_its_other_fields(setup, tmp_path):
+    values = stage2_values(*setup, tmp_path / "run") | {"model_fields": {"projector_stride": 2}}
+    with pytest.raises(InputError, match="`model_fields.projector_stride` shapes a new model.*enhancer_rank"):
+        train(values)
+    with pytest.raises(InputError, match="enhancer_rank is 0"):
+        train(values | {"model_fields": {"enhancer_rank": 0}})

@@ -21,8 +21,9 @@ COMMANDS = {
     "calibrate": "fit how sure the predictions are, on labelled clips that were not trained on",
     "nano": "build the embedded default: the procedural art world, its benchmark and its backbone",
     "benchmark": "choose the data set that the lmms-eval tasks `artemo` read",
-    "evaluate-va": "measure valence and arousal on each path of a benchmark's clips",
+    "evaluate-emotion": "measure what the Supervisor reads on each path of a benchmark's clips",
     "report": "make the report of a demo anew from its files, or the mean of several over their seeds",
+    "ablation": "train the nano model with and without each of its parts, over seeds, and compare",
     "demo": "run everything on the nano world: backbone, both stages, lmms-eval, report",
 }
 

@@ -8,11 +8,12 @@ import importlib.metadata
 import importlib.resources
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import InputError
+from .calibration import LEVEL, fewest_clips
 from .results import CONTROL_STAGES, STAGES
 from .steps import Step
 
@@ -58,6 +59,11 @@ class Sizes:
         for name, value in vars(self).items():
             if isinstance(value, int) and value < 1:
                 raise InputError(f"--{name.replace('_', '-')} is {value}; give a whole number from 1")
+        if self.validation_clips is not None and self.validation_clips < fewest_clips(LEVEL):
+            raise InputError(
+                f"--validation-clips is {self.validation_clips}; give at least {fewest_clips(LEVEL)}: intervals are "
+                "fitted on them"
+            )
 
 
 def layout() -> dict:
@@ -71,8 +77,49 @@ def layout() -> dict:
 
 def plan(out: Path, seed: int, sizes: Sizes) -> list[Step]:
     """The steps of a demo in `out`, the report being the last."""
+    steps = [*nano_steps(out, seed, sizes), *evaluate("backbone", out, sizes)]
+    steps.append(
+        train_step(
+            "stage1",
+            "teach it to hear: VG-Align, no label is read",
+            "stage1_nano",
+            out / "backbone",
+            out,
+            seed,
+            # `init --like` has shaped the model with the config's fields.
+            ("model_fields=null", *_setting(max_steps=sizes.stage1_steps), *sizes.stage1),
+        )
+    )
+    steps += evaluate("stage1", out, sizes)
+    steps.append(
+        train_step(
+            "stage2",
+            "teach it emotion: EmoAdapter, valence and arousal",
+            "stage2_nano",
+            out / "stage1",
+            out,
+            seed,
+            (*_setting(max_steps=sizes.stage2_steps), *sizes.stage2),
+        )
+    )
+    steps.append(calibrate_step("stage2", out, sizes))
+    steps += evaluate("stage2", out, sizes)
+    steps.append(
+        Step(
+            "report",
+            "make the report",
+            _words("vaemotionllm report", out),
+            makes=tuple(out / f"report.{kind}" for kind in ("json", "md", "html")),
+            owns=(*(out / f"report.{kind}" for kind in ("json", "md", "html")), out / "figures"),
+        )
+    )
+    return steps
+
+
+def nano_steps(out: Path, seed: int, sizes: Sizes) -> list[Step]:
+    """World, backbone and the model that cannot hear yet: `world`, `nano_backbone` and `backbone` in `out`."""
     world, nano = out / "world", out / "nano_backbone"
-    steps = [
+    return [
         Step(
             "world",
             "write the procedural art world as media files",
@@ -107,20 +154,6 @@ def plan(out: Path, seed: int, sizes: Sizes) -> list[Step]:
             owns=(out / "backbone",),
         ),
     ]
-    steps += evaluate("backbone", out, sizes)
-    for number, (stage, before) in enumerate((("stage1", "backbone"), ("stage2", "stage1")), 1):
-        steps.append(train_step(number, stage, before, out, seed, sizes))
-        steps += evaluate(stage, out, sizes)
-    steps.append(
-        Step(
-            "report",
-            "make the report",
-            _words("vaemotionllm report", out),
-            makes=tuple(out / f"report.{kind}" for kind in ("json", "md", "html")),
-            owns=(*(out / f"report.{kind}" for kind in ("json", "md", "html")), out / "figures"),
-        )
-    )
-    return steps
 
 
 def backbone_step(nano: Path, seed: int, sizes: Sizes) -> Step:
@@ -152,41 +185,52 @@ def nano_cache(seed: int) -> Path:
     return cached_path(seed)
 
 
-def train_step(number: int, stage: str, before: str, out: Path, seed: int, sizes: Sizes) -> Step:
-    steps = (sizes.stage1_steps, sizes.stage2_steps)[number - 1]
-    titles = ("teach it to hear: VG-Align, no label is read", "teach it emotion: EmoAdapter, valence and arousal")
-    words = [
-        f"model={out / before}",
-        f"manifest={out / 'world' / 'manifest.jsonl'}",
-        f"output_dir={out / stage}",
-        f"seed={seed}",
-    ]
-    if number == 1:
-        words.append("model_fields=null")  # `init --like` has shaped the model with them
-    if steps is not None:
-        words.append(f"max_steps={steps}")
-    words += (sizes.stage1, sizes.stage2)[number - 1]
+def train_step(name: str, title: str, config: str, model: Path, out: Path, seed: int, words: Sequence[str]) -> Step:
+    """A training of the model in the folder `model` on the world of `out`, written to `out / name`."""
     return Step(
-        stage,
-        titles[number - 1],
-        _words("vaemotionllm train --config", f"{stage}_nano", *words),
-        makes=(out / stage / "config.json", out / stage / "metrics.jsonl"),
-        owns=(out / stage,),
+        name,
+        title,
+        _words(
+            "vaemotionllm train --config",
+            config,
+            f"model={model}",
+            f"manifest={out / 'world' / 'manifest.jsonl'}",
+            f"output_dir={out / name}",
+            f"seed={seed}",
+            *words,
+        ),
+        makes=(out / name / "config.json", out / name / "metrics.jsonl"),
+        owns=(out / name,),
         resumes=True,
     )
 
 
-def evaluate(stage: str, out: Path, sizes: Sizes) -> list[Step]:
-    """lmms-eval on one stage's model, with the controls where it can hear, and its valence and arousal."""
-    folder, benchmark = out / "eval" / stage, out / "world" / "benchmark"
-    tasks = "artemo,artemo_controls" if stage in CONTROL_STAGES else "artemo"
+def calibrate_step(name: str, out: Path, sizes: Sizes) -> Step:
+    """Fits how sure the model `out / name` is, on clips that it was not trained on; written into its config.json."""
+    manifest = out / "world" / "manifest.jsonl"
+    return Step(
+        f"calibrate_{name}",
+        f"fit how sure the {name} model is, on the validation split",
+        _words("vaemotionllm calibrate --model", out / name, "--manifest", manifest, "--batch-size", sizes.batch_size),
+        makes=(out / name / "config.json",),
+    )
+
+
+def evaluate(name: str, out: Path, sizes: Sizes, controls: bool | None = None) -> list[Step]:
+    """lmms-eval on the model `out / name`, and what its Supervisor reads.
+
+    Args:
+        controls: whether the sound is replaced as well; if not given, for the stages of the demo that can hear.
+    """
+    folder, benchmark = out / "eval" / name, out / "world" / "benchmark"
+    tasks = "artemo,artemo_controls" if (name in CONTROL_STAGES if controls is None else controls) else "artemo"
     return [
         Step(
-            f"eval_{stage}",
-            f"ask the {stage} model every question of the benchmark",
+            f"eval_{name}",
+            f"ask the {name} model every question of the benchmark",
             _words(
                 "lmms-eval --model vaemotionllm --model_args",
-                f"pretrained={out / stage}",
+                f"pretrained={out / name}",
                 "--tasks",
                 tasks,
                 "--batch_size",
@@ -200,20 +244,20 @@ def evaluate(stage: str, out: Path, sizes: Sizes) -> list[Step]:
             env={"ARTEMO_DATASET": str(benchmark)},
         ),
         Step(
-            f"va_{stage}",
-            f"read valence and arousal off the {stage} model",
+            f"emotion_{name}",
+            f"read the emotion off the {name} model",
             _words(
-                "vaemotionllm evaluate-va --model",
-                out / stage,
+                "vaemotionllm evaluate-emotion --model",
+                out / name,
                 "--benchmark",
                 benchmark,
                 "--out",
-                folder / "valence_arousal.json",
+                folder / "emotion.json",
                 "--batch-size",
                 sizes.batch_size,
             ),
-            makes=(folder / "valence_arousal.json",),
-            owns=(folder / "valence_arousal.json",),
+            makes=(folder / "emotion.json",),
+            owns=(folder / "emotion.json",),
         ),
     ]
 
@@ -253,6 +297,10 @@ def _words(*parts: object) -> tuple[str, ...]:
 
 def _options(**values: object) -> list[str]:
     return [word for name, value in values.items() if value is not None for word in (f"--{name}", str(value))]
+
+
+def _setting(**values: object) -> list[str]:
+    return [f"{name}={value}" for name, value in values.items() if value is not None]
 
 
 def environment(base: Mapping[str, str]) -> dict[str, str]:

@@ -112,7 +112,7 @@ def valence_arousal(run: Run, report: dict) -> Figure:
         f"Audio-visual path after stage 2, {scores['n']} held-out clips. Left: each line leads from the true point "
         "(ring) to the predicted one (dot). Middle and right: predicted against true; on the diagonal they agree.",
         f"valence CCC {scores['valence_ccc']:.2f}, arousal CCC {scores['arousal_ccc']:.2f}",
-        run.command("va_stage2"),
+        run.command("emotion_stage2"),
     )
 
 

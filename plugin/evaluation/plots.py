@@ -16,7 +16,7 @@ PATH_LABELS = {"audio": "sound", "visual": "picture", "av": "both"}
 
 def draw_accuracy(cells: dict, c: dict):
     """Two panels, content and emotion; x is the stage, one line for each input."""
-    figure, axes = _axes(1, 2, 9.0, 3.5, c, sharey=True)
+    figure, axes = axes_of(1, 2, 9.0, 3.5, c, sharey=True)
     for axis, aspect in zip(axes, ASPECTS, strict=True):
         ceiling = cells["backbone"][f"{aspect}_visual"]["accuracy"]
         chance = cells["backbone"][f"{aspect}_audio"]["chance"]
@@ -77,7 +77,7 @@ def spread(values: list[float], gap: float) -> list[float]:
 
 def draw_controls(stages: dict, c: dict):
     """Two panels, content and emotion; a row a sound, in it a ring or dot for each stage of `stages`."""
-    figure, axes = _axes(1, 2, 9.0, 3.0, c, sharey=True)
+    figure, axes = axes_of(1, 2, 9.0, 3.0, c, sharey=True)
     labels = {
         "own": "the clip's own sound",
         "silence": "silence",
@@ -113,7 +113,7 @@ def draw_plane(run: Run, scores: dict, c: dict):
     """The valence-arousal plane, and each dimension's predicted against true."""
     from matplotlib.collections import LineCollection
 
-    figure, axes = _axes(1, 3, 9.0, 3.3, c)
+    figure, axes = axes_of(1, 3, 9.0, 3.3, c)
     p = run.va["stage2"]["av"]
     plane = axes[0]
     # (clips, 2 ends, 2 coordinates)
@@ -178,7 +178,7 @@ def confusion(outcomes: Iterable[Outcome]) -> tuple[list[str], list[str], np.nda
 def draw_confusion(outcomes: list[Outcome], colour: str, c: dict):
     labels, columns, counts = confusion(outcomes)
     side = max(2.8, 0.42 * len(columns) + 1.2)
-    figure, (axis,) = _axes(1, 1, side + 0.6, side, c)
+    figure, (axis,) = axes_of(1, 1, side + 0.6, side, c)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     for row, column in np.ndindex(counts.shape):
         if counts[row, column]:
@@ -250,7 +250,7 @@ def draw_curves(curves: dict[str, list[dict]], c: dict):
     """One panel a training: its accuracies where it logs some, else its losses, logarithmic if above zero."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    figure, axes = _axes(1, len(STAGES), 9.0, 2.9, c)
+    figure, axes = axes_of(1, len(STAGES), 9.0, 2.9, c)
     colours = [c["visual"], c["audio"], c["av"], c["other"], c["muted"], c["ink"]]
     for axis, stage in zip(axes, STAGES, strict=True):
         terms = curve_terms(curves[stage])
@@ -290,7 +290,8 @@ def draw_curves(curves: dict[str, list[dict]], c: dict):
     return figure
 
 
-def _axes(rows: int, columns: int, width: float, height: float, c: dict, **kwargs):
+def axes_of(rows: int, columns: int, width: float, height: float, c: dict, **kwargs):
+    """A figure of `width` by `height` inches, and its axes in the style of the report."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Canvas
 

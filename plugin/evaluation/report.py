@@ -14,6 +14,7 @@ from .intervals import accuracy_interval, ccc, ccc_interval, paired
 from .report_checks import checks
 from .report_words import controls_key, headline
 from .results import ASPECTS, CONTROL_STAGES, PATHS, STAGES, Outcome, PathPredictions, Run
+from .sureness import read_sureness
 
 FORMAT = 1
 TINY_STATEMENT = "Made with --scale tiny: these figures mean nothing."
@@ -77,8 +78,8 @@ def build_report(run: Run) -> dict:
 
     Returns:
         A dictionary that `json.dumps` takes, with `stages`, `controls` (after stage 2), `controls_stage1`, `ceiling`,
-        `hearing`, `av_gain`, `checks`, `cost`, `seed`, `arguments`, `versions`, `headline` and the `statement` about
-        what the figures must not be taken for.
+        `hearing`, `av_gain`, `kept`, `sureness`, `checks`, `cost`, `seed`, `arguments`, `versions`, `headline` and
+        the `statement` about what the figures must not be taken for.
     """
     stages = {
         stage: {
@@ -102,6 +103,8 @@ def build_report(run: Run) -> dict:
         "ceiling": {aspect: stages["backbone"]["cells"][f"{aspect}_visual"]["accuracy"] for aspect in ASPECTS},
         "hearing": {aspect: hearing(run, aspect) for aspect in ASPECTS},
         "av_gain": {aspect: av_gain(run, aspect) for aspect in ASPECTS},
+        "kept": {aspect: kept(run, aspect) for aspect in ASPECTS},
+        "sureness": read_sureness(run.out / run.state["layout"]["evaluations"]["stage2"] / "emotion.json"),
         **{
             controls_key(stage): {
                 control: {cell: accuracy(outcomes) for cell, outcomes in cells.items()}
@@ -129,6 +132,16 @@ def hearing(run: Run, aspect: str) -> dict:
     return {
         "ratio": float(np.mean(heard[1])) / mean_seen if mean_seen else None,
         "ci95": list(paired(heard, seen, np.divide)) if mean_seen else None,
+    }
+
+
+def kept(run: Run, aspect: str) -> dict:
+    """Accuracy by picture alone after stage 2 minus that of the backbone, paired by clip: what training cost it."""
+    after = scores_by_clip(run.cells["stage2"][f"{aspect}_visual"])
+    before = scores_by_clip(run.cells["backbone"][f"{aspect}_visual"])
+    return {
+        "difference": float(np.mean(after[1]) - np.mean(before[1])),
+        "ci95": list(paired(after, before, np.subtract)),
     }
 
 

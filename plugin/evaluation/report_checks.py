@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 from .intervals import accuracy_interval
-from .report_words import CONTROL_WORDS, PATH_WORDS, controls_key, percent, points, scored, span, stage_word
+from .report_words import CONTROL_WORDS, PATH_WORDS, controls_key, percent, points, scored, span, stage_word, two
 from .results import ASPECTS, CONTROL_STAGES, CONTROLS, Outcome, Run
 
-CEILING_RATIO, CCC_FLOOR = 0.85, 0.80
+CEILING_RATIO, CCC_FLOOR, AUROC_FLOOR, FORGOTTEN = 0.85, 0.80, 0.85, 0.01
 # Cells that are compared with chance, by kind: one wrong verdict among a kind's cells has a chance of 5% at most.
 BEFORE_FAMILY = len(ASPECTS)
 CONTROLS_FAMILY = len(CONTROL_STAGES) * len(CONTROLS) * len(ASPECTS)
@@ -67,6 +67,24 @@ def checks(report: dict, run: Run) -> list[dict]:
             av[f"{name}_ccc"] >= CCC_FLOOR,
             " ".join(scored(av, name)),
             f"at least {CCC_FLOOR:.2f}",
+        )
+    conflict = report["sureness"]["conflict"]
+    auroc = "n/a"
+    if conflict["auroc"] is not None:
+        auroc = f"AUROC {two(conflict['auroc'])} [{', '.join(map(two, conflict['ci95']))}]"
+    add(
+        "conflict score against clips with another clip's sound, after stage 2",
+        conflict["auroc"] is not None and conflict["auroc"] >= AUROC_FLOOR,
+        auroc,
+        f"at least {AUROC_FLOOR:.2f}",
+    )
+    for aspect in ASPECTS:
+        kept = report["kept"][aspect]
+        add(
+            f"{aspect} by picture, after stage 2 minus backbone",
+            kept["difference"] >= -FORGOTTEN,
+            f"{points(kept['difference'], signed=True)} {span(kept['ci95'], signed=True)}",
+            f"at most {points(FORGOTTEN)} lost",
         )
     for stage in CONTROL_STAGES:
         for control in CONTROLS:

@@ -8,9 +8,17 @@ from .examples import Example
 from .figures import Figure
 from .plots import PATH_LABELS, STAGE_LABELS
 from .report_checks import CHECKS_NOTE
-from .report_markdown import CCC_NOTE, EXAMPLES_NOTE, MEMORY_NOTE, comparison, versions_line
+from .report_markdown import (
+    CCC_NOTE,
+    EXAMPLES_NOTE,
+    MEMORY_NOTE,
+    SURENESS_NOTE,
+    comparison,
+    sureness_rows,
+    versions_line,
+)
 from .report_style import STYLE
-from .report_words import CONTROL_WORDS, controls_key, percent, scored, span, stage_word
+from .report_words import CONTROL_WORDS, conflict_words, controls_key, percent, scored, span, stage_word
 from .results import ASPECTS, CONTROL_STAGES, CONTROLS, PATHS, STAGES
 
 
@@ -40,6 +48,10 @@ def render(report: dict, figures: Sequence[Figure], clips: list[Example]) -> str
         show("valence_arousal"),
         f"<p>{CCC_NOTE}</p>",
         ccc_table(report),
+        "<h2>How sure is it?</h2>",
+        f"<p>{escape(SURENESS_NOTE)}</p>",
+        sureness_table(report),
+        f"<p>{escape(conflict_words(report['sureness']))}</p>",
         "<h2>Mistakes</h2>",
         f'<div class="pair">{show("confusion_emotion", True)}{show("confusion_content", True)}</div>',
         "<h2>Learning curves</h2>",
@@ -137,6 +149,12 @@ def ccc_table(report: dict) -> str:
                 cells.append(f"{score}<span class=ci>{interval}</span>")
         rows.append(("", cells))
     return table(["CCC", *(PATH_LABELS[path] for path in PATHS * 2)], rows, groups=("valence", "arousal"))
+
+
+def sureness_table(report: dict) -> str:
+    head, rows = sureness_rows(report)
+    cells = [[f"{text}<span class=ci>{interval}</span>" if interval else text for text, interval in r] for r in rows]
+    return table(head, [("", row) for row in cells])
 
 
 def checks_table(report: dict) -> str:

@@ -6,13 +6,30 @@ from . import examples
 from .examples import Example
 from .figures import Figure
 from .report_checks import CHECKS_NOTE
-from .report_words import CONTROL_WORDS, PATH_WORDS, controls_key, percent, points, scored, span, stage_word
+from .report_words import (
+    CONTROL_WORDS,
+    PATH_WORDS,
+    conflict_words,
+    controls_key,
+    interval_words,
+    percent,
+    points,
+    scored,
+    share_of,
+    span,
+    stage_word,
+)
 from .results import ASPECTS, CONTROL_STAGES, CONTROLS, PATHS, STAGES
 
 CCC_NOTE = "Concordance correlation coefficient (CCC) of the Supervisor's heads. Before stage 2 they are untrained."
 EXAMPLES_NOTE = (
     "What each stage answered from the sound alone, without the picture, for the first clips of each art form in the "
     "benchmark's order."
+)
+SURENESS_NOTE = (
+    "After stage 2. Accuracy of the Supervisor's label, chosen among all; its expected calibration error (ECE, 15 "
+    "bins) with the temperature, and how often the intervals hold the annotated value. Both were fitted on the "
+    "validation split."
 )
 MEMORY_NOTE = (
     "Peak memory is that of the command and all processes it starts, summed; pages that they share count for each."
@@ -40,6 +57,10 @@ def render(report: dict, figures: Sequence[Figure], clips: list[Example]) -> str
         CCC_NOTE,
         ccc_table(report),
         figure_block(figures, "valence_arousal", report["seed"]),
+        "## How sure is it?",
+        SURENESS_NOTE,
+        sureness_table(report),
+        conflict_words(report["sureness"]),
         "## Mistakes",
         figure_block(figures, "confusion_emotion", report["seed"]),
         figure_block(figures, "confusion_content", report["seed"]),
@@ -124,6 +145,24 @@ def ccc_table(report: dict) -> str:
                 row.append(" ".join(scored(report["stages"][stage]["va"][path], name)))
         rows.append(row)
     return table(["", *(f"{name}, {PATH_WORDS[path]}" for name in ("valence", "arousal") for path in PATHS)], rows)
+
+
+def sureness_rows(report: dict) -> tuple[list[str], list[list[tuple[str, str]]]]:
+    """Head and rows of the table of `sureness`; a cell is a figure and its interval."""
+    sureness = report["sureness"]
+    head = ["", "label", "ECE", *(f"{interval_words(sureness)} of {name}" for name in ("valence", "arousal"))]
+    rows = []
+    for path in PATHS:
+        found = sureness[path]
+        error = "n/a" if found["ece"] is None else f"{found['ece']:.3f}"
+        coverage = [share_of(found, f"{name}_coverage") for name in ("valence", "arousal")]
+        rows.append([(PATH_WORDS[path], ""), share_of(found, "accuracy"), (error, ""), *coverage])
+    return head, rows
+
+
+def sureness_table(report: dict) -> str:
+    head, rows = sureness_rows(report)
+    return table(head, [[" ".join(filter(None, cell)) for cell in row] for row in rows])
 
 
 def checks_table(report: dict) -> str:

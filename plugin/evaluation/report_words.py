@@ -42,6 +42,31 @@ def span(interval: Sequence[float], signed: bool = False) -> str:
     return f"[{100 * interval[0]:{sign}.1f}, {100 * interval[1]:{sign}.1f}]"
 
 
+def interval_words(sureness: dict) -> str:
+    """What the intervals are, for the head of a column."""
+    return "interval" if sureness["level"] is None else f"{percent(sureness['level'], 0)} interval"
+
+
+def share_of(scores: dict, name: str, digits: int = 1) -> tuple[str, str]:
+    """A share and its interval as text; "n/a" where it was not measured."""
+    if scores[name] is None:
+        return "n/a", ""
+    return percent(scores[name], digits), span(scores[f"{name}_ci95"]) if scores.get(f"{name}_ci95") else ""
+
+
+def conflict_words(sureness: dict) -> str:
+    """A sentence about the conflict score."""
+    conflict = sureness["conflict"]
+    if conflict["auroc"] is None:
+        return f"The conflict score was not measured: {conflict['reason']}"
+    low, high = conflict["ci95"]
+    return (
+        f"The conflict score, how far sound and sight disagree, is higher for a clip with another clip's sound than "
+        f"for a clip with its own with probability {two(conflict['auroc'])} [{two(low)}, {two(high)}] (AUROC, "
+        f"{conflict['n']} clips each)."
+    )
+
+
 def headline(report: dict) -> str:
     """Two or three sentences that say what came out, whatever it is."""
     stages, ratios, gain = report["stages"], report["hearing"], report["av_gain"]["emotion"]

@@ -82,7 +82,7 @@ def read_run(out: Path) -> Run:
             f"{out / STATE_FILE} has no entry {error}; run `vaemotionllm demo --out {out}` again"
         ) from error
     benchmark = read_json(benchmark_dir / "benchmark.json", "the benchmark's description")
-    items = [json.loads(line) for line in _lines(benchmark_dir / "test.jsonl", "the benchmark's items")]
+    items = read_items(benchmark_dir)
     cells = {
         stage: {
             cell: read_task(evaluations[stage] / "lmms_eval", f"artemo_{cell}", cell_items(items, cell))
@@ -104,7 +104,7 @@ def read_run(out: Path) -> Run:
         }
         for stage in CONTROL_STAGES
     }
-    va = {stage: read_valence_arousal(evaluations[stage] / "valence_arousal.json") for stage in STAGES}
+    va = {stage: read_emotion(evaluations[stage] / "emotion.json") for stage in STAGES}
     return Run(
         out=out,
         state=state,
@@ -116,6 +116,11 @@ def read_run(out: Path) -> Run:
         curves={stage: read_metrics(path) for stage, path in curves.items()},
         items={item["id"]: item for item in items},
     )
+
+
+def read_items(benchmark_dir: Path) -> list[dict]:
+    """The benchmark's items as they stand in its file."""
+    return [json.loads(line) for line in _lines(benchmark_dir / "test.jsonl", "the benchmark's items")]
 
 
 def cell_items(items: list[dict], cell: str) -> list[dict]:
@@ -190,9 +195,9 @@ def read_task(folder: Path, task: str, items: list[dict]) -> list[Outcome]:
     return ordered
 
 
-def read_valence_arousal(path: Path) -> dict[str, PathPredictions]:
-    """Predictions that `vaemotionllm evaluate-va` wrote, by path; their CCC is computed anew in the report."""
-    written = read_json(path, "what `vaemotionllm evaluate-va` writes")
+def read_emotion(path: Path) -> dict[str, PathPredictions]:
+    """Predictions that `vaemotionllm evaluate-emotion` wrote, by path; their CCC is computed anew in the report."""
+    written = read_json(path, "what `vaemotionllm evaluate-emotion` writes")
     found = {}
     for name in PATHS:
         try:
@@ -201,8 +206,8 @@ def read_valence_arousal(path: Path) -> dict[str, PathPredictions]:
             predicted, true = (np.array(written[name][key], dtype=np.float64) for key in ("predicted", "true"))
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
-                f"{path} has no complete predictions of the {name!r} path ({error!r}); run `vaemotionllm evaluate-va` "
-                "again"
+                f"{path} has no complete predictions of the {name!r} path ({error!r}); run "
+                "`vaemotionllm evaluate-emotion` again"
             ) from error
         if not clip_ids or not predicted.shape == true.shape == (len(clip_ids), 2):
             raise InputError(

@@ -55,7 +55,7 @@ def seeds_table(reports: Sequence[dict]) -> str:
 
     def mean(*keys: str, words: Callable[[float], str] = percent) -> str:
         values = [reduce(lambda part, key: part[key], keys, report) for report in reports]
-        if None in values:  # a share of a ceiling that is zero
+        if None in values:  # a share of a ceiling that is zero, a model that was not calibrated
             return "undefined"
         return f"{words(sum(values) / len(values))} ({words(min(values))} to {words(max(values))})"
 
@@ -77,7 +77,17 @@ def seeds_table(reports: Sequence[dict]) -> str:
             for aspect in ASPECTS:
                 cell = mean(controls_key(stage), control, f"{aspect}_audio", "accuracy")
                 lines.append(f"| {aspect} with {CONTROL_WORDS[control]}, {stage_word(stage)} | {cell} | | |")
+    sure = {
+        "ece": "calibration error of the labels",
+        "valence_coverage": "inside the valence interval",
+        "arousal_coverage": "inside the arousal interval",
+    }
+    for name, words in sure.items():
+        cells = [mean("sureness", path, name) for path in PATHS]
+        lines.append(f"| {words}, {stage_word(last)} | " + " | ".join(cells) + " |")
     lines.append("")
+    auroc = mean("sureness", "conflict", "auroc", words=two)
+    lines.append(f"- conflict score against clips with another clip's sound, AUROC: {auroc}")
     for aspect in ASPECTS:
         share = mean("hearing", aspect, "ratio")
         lines.append(f"- {aspect} by sound after stage 1, share of what the backbone reaches by seeing: {share}")

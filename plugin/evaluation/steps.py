@@ -24,7 +24,7 @@ from .child import run_child
 
 logger = logging.getLogger(__name__)
 
-STATE_FILE = "demo.json"
+STATE_FILE = "steps.json"
 LOG_FOLDER = "logs"
 FORMAT = 1
 # Facts that decide the results as the arguments do: a run must not go on with other ones.

@@ -1,5 +1,6 @@
 """Configuration of VAEmotionLLM."""
 
+from collections.abc import Sequence
 from dataclasses import field
 
 from huggingface_hub.dataclasses import strict
@@ -88,19 +89,30 @@ class VAEmotionLLMConfig(PreTrainedConfig):
 VAEmotionLLMConfig.register_for_auto_class()
 
 
-def check_config_fields(fields: dict) -> None:
-    """Checks the fields that a caller may choose for a new model; the library would take unknown names in silence.
+# What the form of EmoAdapter hangs on, but for the Supervisor's labels.
+EMOTION_ADAPTER_FIELDS = tuple(
+    name for name in VAEmotionLLMConfig.__annotations__ if name.startswith(("enhancer_", "supervisor_"))
+)
+
+
+def check_config_fields(fields: dict, allowed: Sequence[str] | None = None) -> None:
+    """Checks the fields that a caller may choose; the library would take unknown names in silence.
+
+    Args:
+        fields: name -> value.
+        allowed: names that may be chosen; if not given, those of a new model.
 
     Raises:
         ValueError: naming the field and what is allowed.
     """
-    allowed = sorted(
-        set(VAEmotionLLMConfig.__annotations__)
-        - {"vlm_config", "audio_config", "audio_token_id", "emotion_calibration"}
-    )
+    if allowed is None:
+        allowed = sorted(
+            set(VAEmotionLLMConfig.__annotations__)
+            - {"vlm_config", "audio_config", "audio_token_id", "emotion_calibration"}
+        )
     for name in fields:
         if name not in allowed:
-            raise ValueError(f"{name!r} is no field to choose for a new model; fields are {', '.join(allowed)}.")
+            raise ValueError(f"{name!r} is no field to choose here; fields are {', '.join(allowed)}.")
     try:
         VAEmotionLLMConfig(**fields)
     except StrictDataclassError as error:

@@ -18,7 +18,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 
 from .audio_projector import AudioProjector
-from .configuration_vaemotionllm import VAEmotionLLMConfig, check_config_fields
+from .configuration_vaemotionllm import EMOTION_ADAPTER_FIELDS, VAEmotionLLMConfig, check_config_fields
 from .emotion_adapter import EmotionAdapter, ZeroLinear
 from .emotion_prediction import EmotionPrediction, predict_emotion
 from .media_injection import MediaInjection
@@ -143,6 +143,24 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             init.zeros_(module.weight)
         elif isinstance(module, AudioProjector):
             init.normal_(module.boundary, std=self.config.get_text_config().initializer_range)
+
+    def reset_emotion_adapter(self, **config_fields) -> None:
+        """Makes EmoAdapter anew, untrained, in another form; a calibration goes.
+
+        Args:
+            **config_fields: fields of [`VAEmotionLLMConfig`] that begin with `enhancer_` or `supervisor_`.
+
+        Raises:
+            ValueError: another field, or a value that is not allowed.
+        """
+        check_config_fields(config_fields, EMOTION_ADAPTER_FIELDS)
+        changed = {**self.config.to_dict(), **config_fields, "emotion_calibration": None}
+        config = type(self.config).from_dict(changed)  # which checks the layers against the backbone's
+        old = next(self.emotion_adapter.parameters())
+        self.emotion_adapter = EmotionAdapter(config).to(old)
+        self.emotion_adapter.apply(self._init_weights)
+        for name in (*config_fields, "emotion_calibration"):
+            setattr(self.config, name, getattr(config, name))
 
     def set_emotion_labels(self, labels: Sequence[str] | None) -> None:
         """Makes the Supervisor give probabilities for these labels, in this order; None for no label.

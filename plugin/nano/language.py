@@ -70,7 +70,7 @@ def _pick(rng: np.random.Generator, sequence):
     return sequence[int(rng.integers(len(sequence)))]
 
 
-def _draw_options(rng, labels, answer: str | None = None) -> list[str]:
+def draw_options(rng, labels, answer: str | None = None) -> list[str]:
     """Four different labels in random order; with `answer`, one of them is it."""
     if answer is None:
         return [labels[i] for i in rng.permutation(len(labels))[: len(LETTERS)]]
@@ -87,7 +87,7 @@ def choice_instruction(
     aspect = aspect or _pick(rng, tuple(CHOICES))
     question, labels = CHOICES[aspect]
     question, request = words or (question, ANSWER_REQUEST)
-    options = _draw_options(rng, labels, row[aspect])
+    options = draw_options(rng, labels, row[aspect])
     return multiple_choice(question, options, request), LETTERS[options.index(row[aspect])]
 
 
@@ -120,7 +120,7 @@ def stage1_prompt(rng: np.random.Generator) -> tuple[str, str]:
     kind = rng.random()
     if kind < 0.2:
         question, labels = CHOICES[_pick(rng, tuple(CHOICES))]
-        return "choice", multiple_choice(question, _draw_options(rng, labels))
+        return "choice", multiple_choice(question, draw_options(rng, labels))
     # A caption tells content and emotion in one response, so it teaches the most a step.
     if kind < 0.4:
         return "question", _pick(rng, tuple(OPEN_QUESTIONS))

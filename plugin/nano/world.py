@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 # Raise it when the same config gives other files than before.
 FORMAT = 1
-DEFAULT_SIZES = {"train": 2400, "validation": 192, "benchmark": 384}
+DEFAULT_SIZES = {"train": 2400, "validation": 384, "benchmark": 384}
 WORLD_FILE = "world.json"
 
 

@@ -2,7 +2,7 @@
 
 import os
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import TrainingArguments
 
@@ -35,12 +35,19 @@ def join_cpu_ranks(config: TrainingArguments) -> None:
 class StageConfig(TrainingArguments):
     """Fields of both stages, beside those of `TrainingArguments`."""
 
+    # Those of `model_fields` that may change a given `model`.
+    fields_of_given_model: ClassVar[tuple[str, ...]] = ()
+
     stage: int = field(default=0, metadata={"help": "1 (VG-Align) or 2 (EmoAdapter)."})
     model: str | None = field(default=None, metadata={"help": "Folder or Hub name of a VAEmotionLLM to go on from."})
     vlm: str | None = field(default=None, metadata={"help": "Backbone to bolt hearing onto; give `audio` with it."})
     audio: str | None = field(default=None, metadata={"help": "Audio encoder (with its feature extractor) for `vlm`."})
     model_fields: dict[str, Any] | None = field(
-        default=None, metadata={"help": "Fields of VAEmotionLLMConfig for a model made from `vlm` and `audio`."}
+        default=None,
+        metadata={
+            "help": "Fields of VAEmotionLLMConfig for a model made from `vlm` and `audio`; in stage 2 those of "
+            "EmoAdapter also for `model`, which then starts with an EmoAdapter of that form, untrained."
+        },
     )
     manifest: str | None = field(default=None, metadata={"help": "Clip manifest, .jsonl or .parquet."})
     split: str = field(default="train", metadata={"help": "Split of the manifest to train on."})
@@ -94,8 +101,17 @@ class StageConfig(TrainingArguments):
                 "give either `model` (an existing VAEmotionLLM), or both `vlm` and `audio` (a backbone and an audio "
                 f"encoder); found model={self.model!r}, vlm={self.vlm!r}, audio={self.audio!r}."
             )
-        if self.model is not None and self.model_fields:
-            raise InputError("`model_fields` shape a new model and cannot change `model`. Remove one of the two.")
+        if self.model is not None:
+            for name in self.model_fields or ():
+                if name not in self.fields_of_given_model:
+                    raise InputError(
+                        f"`model_fields.{name}` shapes a new model and cannot change `model`; "
+                        + (
+                            f"of a given one {', '.join(self.fields_of_given_model)} can be changed. Remove it."
+                            if self.fields_of_given_model
+                            else "remove one of the two."
+                        )
+                    )
         for name in ("num_frames", "max_audio_s", "per_device_train_batch_size", "gradient_accumulation_steps"):
             self._check_positive(name)
         for name in ("max_clips", "peak_tflops"):

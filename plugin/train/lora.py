@@ -126,7 +126,7 @@ def save_adapter(
     if config.model is not None:
         adapter_config.base_model_name_or_path = config.model
         adapter_config.auto_mapping = {"base_model_class": "AutoModel", "parent_library": "transformers"}
-        adapter_config.auto_mapping["emotion_labels"] = config.emotion_labels
+        adapter_config.auto_mapping |= {**(config.model_fields or {}), "emotion_labels": config.emotion_labels}
     else:
         parts = {*parts, *_NEW_PARTS}
         adapter_config.auto_mapping = {

@@ -39,7 +39,7 @@ def model_config(config: StageConfig) -> VAEmotionLLMConfig:
             found = AutoConfig.from_pretrained(config.model)
             if not isinstance(found, VAEmotionLLMConfig):
                 raise ValueError(f"it is a {found.model_type!r}; give it as `vlm`, with `audio` beside it.")
-            return found
+            return type(found).from_dict({**found.to_dict(), **(config.model_fields or {})})
         fields = config.model_fields or {}
         check_config_fields(fields)
         vlm, audio = AutoConfig.from_pretrained(config.vlm), AutoConfig.from_pretrained(config.audio)

@@ -211,6 +211,8 @@ def _load_parts(config: StageConfig, attention: str | None):
     if config.model is not None:
         model = Model.from_pretrained(config.model, dtype="auto", **options)
         processor = Processor.from_pretrained(config.model)
+        if config.model_fields:
+            model.reset_emotion_adapter(**config.model_fields)
         if isinstance(config, Stage2Config):
             model.set_emotion_labels(config.emotion_labels)
         model.config.emotion_calibration = None  # it was fitted on what training changes

@@ -1,9 +1,10 @@
 """Config of stage 2, the Cross-Modal Emotion Adapter."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from ..errors import InputError
+from ..model.configuration_vaemotionllm import EMOTION_ADAPTER_FIELDS
 from ..model.emotion_adapter import PATHS
 from .base_config import StageConfig
 from .lora import check_settings
@@ -15,6 +16,8 @@ class Stage2Config(StageConfig):
 
     The paper (arXiv 2511.12077) names the parts; the loss's form and all weights are our choice.
     """
+
+    fields_of_given_model: ClassVar[tuple[str, ...]] = EMOTION_ADAPTER_FIELDS
 
     stage: int = field(default=2, metadata={"help": "2: EmoAdapter."})
     instructions: str | list[dict[str, str]] | None = field(

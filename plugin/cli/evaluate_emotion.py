@@ -1,4 +1,4 @@
-"""`vaemotionllm evaluate-va`: the Supervisor's valence and arousal on each path, against a benchmark's."""
+"""`vaemotionllm evaluate-emotion`: what the Supervisor reads on each path, against a benchmark's labels."""
 
 import argparse
 import json
@@ -6,6 +6,15 @@ import os
 from pathlib import Path
 
 from ..errors import InputError
+
+COLUMNS = {
+    "valence_ccc": "valence CCC",
+    "arousal_ccc": "arousal CCC",
+    "accuracy": "label accuracy",
+    "ece": "label ECE",
+    "valence_coverage": "valence inside",
+    "arousal_coverage": "arousal inside",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
     if out.suffix != ".json":
         raise InputError(f"--out is {args.out!r}; give the name of a .json file.")
     from ..benchmark import schema, select
-    from ..evaluation.valence_arousal import PATHS, evaluate
+    from ..evaluation.emotion import PATHS, evaluate
 
     benchmark = schema.load(select.find(args.benchmark)) if args.benchmark else select.resolve()
     result = evaluate(args.model, benchmark.folder, batch_size=args.batch_size, device=args.device, progress=True)
@@ -33,10 +42,19 @@ def run(args: argparse.Namespace) -> None:
     temporary = out.with_suffix(".tmp")
     temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     os.replace(temporary, out)
-    print(f"{'path':8} {'valence CCC':>12} {'arousal CCC':>12} {'clips':>6}")
+    print(f"{'path':8} " + " ".join(f"{head:>16}" for head in COLUMNS.values()) + f" {'clips':>6}")
     for path in PATHS:
         row = result[path]
-        cells = ["n/a" if row[key] is None else f"{row[key]:.3f}" for key in ("valence_ccc", "arousal_ccc")]
-        print(f"{path:8} {cells[0]:>12} {cells[1]:>12} {row['n']:>6}")
+        cells = " ".join(f"{number(row[key]):>16}" for key in COLUMNS)
+        print(f"{path:8} {cells} {row['n']:>6}")
+    conflict = result["conflict"]
+    print(
+        "conflict of sound and sight, AUROC against clips with another clip's sound: "
+        + (number(conflict["auroc"]) if conflict["reason"] is None else f"n/a ({conflict['reason']})")
+    )
     if benchmark.is_nano:
         print(select.NANO_NOTICE)
+
+
+def number(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.3f}"
