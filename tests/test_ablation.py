@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 from report_files import make_rows, respond, write_evaluation
 
 from vaemotionllm.cli.main import main
@@ -219,6 +220,32 @@ def test_one_seed_is_reported_as_one(tmp_path):
     [run] = ablation_results.read_runs([write_run(tmp_path / "a", 4, {})])
     found = ablation_results.measure([run], draws=200)
     assert found["seeds"] == [4] and len(found["variants"]["full"]["cells"]["emotion_av"]["by_seed"]) == 1
+
+
+def test_a_run_on_real_files_is_read_as_it_was_written(tmp_path, monkeypatch, capsys):
+    """Fewer variants, each through the commands that users type; a minute, most of it the start of processes."""
+    monkeypatch.setenv("VAEMOTIONLLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    for module in (ablation, ablation_results):
+        monkeypatch.setattr(module, "VARIANTS", (ablation.FULL, ablation.BY_NAME["backbone"]))
+        monkeypatch.setattr(module, "RECALLED", ("backbone", "full"))
+    backbone = tmp_path / "given"
+    backbone.mkdir()
+    tiny.make_backbone(backbone)
+    words = ["ablation", "run", "--scale", "tiny", "--backbone", str(backbone), "--out", "run", "--seed", "5"]
+    assert main(words) == 0, capsys.readouterr().out[-3000:]
+    [run] = ablation_results.read_runs([Path("run")])
+    assert run.seed == 5 and run.clips == 16 and set(run.right) == {"full", "backbone"}
+    assert run.state["train_clips"] == 24
+    measured = ablation_results.Ablation([run], draws=50)
+    assert 0 <= measured.score("full", "emotion_av")["mean"] <= 1
+    assert measured.of_full("av", "valence_coverage")["mean"] is not None  # it was calibrated
+    assert run.recalled["full"]["n"] == 512
+    # Without LoRA the LLM is the backbone's, and no medium enters: every answer in words is the same.
+    assert measured.recall_difference("full", "backbone")["mean"] == 0
+    assert run.recalled["full"]["responses"] == run.recalled["backbone"]["responses"]
+    capsys.readouterr()
+    assert main(words) == 0 and "is finished" in capsys.readouterr().out
 
 
 def edit(file: Path, **changes) -> None:

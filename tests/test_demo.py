@@ -21,12 +21,7 @@ from vaemotionllm.evaluation.steps import Step
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory) -> Path:
-    """A folder as `nano backbone --out` leaves it, with random weights."""
-    folder = tmp_path_factory.mktemp("backbone")
-    tiny.make_vlm("qwen2_5_vl", folder).rename(folder / "vlm")
-    tiny.make_audio("whisper", folder).rename(folder / "audio")
-    (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 3.0}\n{"step": 2, "loss": 2.0}\n')
-    return folder
+    return tiny.make_backbone(tmp_path_factory.mktemp("backbone"))
 
 
 def by_name(steps: list[Step]) -> dict[str, Step]:

@@ -38,7 +38,8 @@ def runs(setup, tmp_path_factory):
         "model_fields": {"projector_stride": 5}, "train_audio_projector": False, "train_audio_tower": False,
     }  # fmt: skip
     folder = tmp_path_factory.mktemp("runs")
-    for name, changes in {"whole": {}, "projector": PROJECTOR, "bolted": bolted}.items():
+    other_form = {"model_fields": {"enhancer_context": False, "enhancer_layers": [0, 1]}}
+    for name, changes in {"whole": {}, "projector": PROJECTOR, "bolted": bolted, "formed": other_form}.items():
         train(stage2_values(*setup, folder / name, max_steps=4) | changes)
     return folder
 
@@ -51,8 +52,8 @@ def start_of(run):
     """The model that a run started from, by what its adapter says."""
     config = adapter_config(run)
     if config["base_model_name_or_path"] is not None:
-        labels = config["auto_mapping"]["emotion_labels"]
-        return AutoModel.from_pretrained(config["base_model_name_or_path"], emotion_labels=labels).eval()
+        fields = config["auto_mapping"]["from_pretrained"]
+        return AutoModel.from_pretrained(config["base_model_name_or_path"], **fields).eval()
     return VAEmotionLLMForConditionalGeneration.from_backbone(**config["auto_mapping"]["from_backbone"]).eval()
 
 
@@ -84,7 +85,7 @@ def assert_close(found, expected, **tolerance):
 # ---- the adapter folder
 
 
-@pytest.mark.parametrize("name", ["whole", "projector", "bolted"])
+@pytest.mark.parametrize("name", ["whole", "projector", "bolted", "formed"])
 def test_peft_makes_the_run_s_model_of_start_and_adapter(runs, name):
     run = runs / name
     inputs = batch(VAEmotionLLMProcessor.from_pretrained(run))
@@ -149,12 +150,12 @@ def test_the_adapter_alone_loads_in_one_line(runs):
     run = runs / "projector"
     inputs = batch(VAEmotionLLMProcessor.from_pretrained(run))
     expected = answers(VAEmotionLLMForConditionalGeneration.from_pretrained(run).eval(), inputs)
-    labels = adapter_config(run)["auto_mapping"]["emotion_labels"]
+    fields = adapter_config(run)["auto_mapping"]["from_pretrained"]
     for auto in (AutoPeftModel, AutoModel):
         found = answers(auto.from_pretrained(run / "adapter").eval(), inputs)
         assert_close(found, {name: expected[name] for name in found}, atol=1e-4, rtol=1e-4)
         assert set(expected) - set(found) == {"emotion_logits"}  # labels that its start does not have
-    found = answers(AutoPeftModel.from_pretrained(run / "adapter", emotion_labels=labels).eval(), inputs)
+    found = answers(AutoPeftModel.from_pretrained(run / "adapter", **fields).eval(), inputs)
     assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 

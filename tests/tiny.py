@@ -169,3 +169,11 @@ def make_vaemotionllm(folder: Path, vlm: str = "qwen2_5_vl", audio: str = "whisp
     model.save_pretrained(target)
     processor.save_pretrained(target)
     return target
+
+
+def make_backbone(folder: Path) -> Path:
+    """Fills a folder as `nano backbone --out` leaves it, with random weights."""
+    make_vlm("qwen2_5_vl", folder).rename(folder / "vlm")
+    make_audio("whisper", folder).rename(folder / "audio")
+    (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 3.0}\n{"step": 2, "loss": 2.0}\n')
+    return folder

@@ -107,9 +107,9 @@ def save_adapter(
 
     It holds LoRA and, as `modules_to_save`, the modules that were trained whole. A run that made its model from `vlm`
     and `audio` has no saved start: the modules that it made anew are then in the adapter whether trained or not, and
-    `adapter_config.json` says in `auto_mapping` with what arguments `from_backbone` makes the start again. Where the
-    run gave the model labels that its start does not have, the start is to be loaded with them: `auto_mapping` has
-    them as `emotion_labels`, an argument of `from_pretrained`. PEFT leaves out what the start has no place for.
+    `adapter_config.json` says in `auto_mapping` with what arguments `from_backbone` makes the start again. Of a saved
+    start `auto_mapping` says what `from_pretrained` is to be given: the run's labels, and EmoAdapter's fields where the
+    run changed them. PEFT leaves out what the start has no place for.
 
     Args:
         model: the model with LoRA in it.
@@ -126,7 +126,8 @@ def save_adapter(
     if config.model is not None:
         adapter_config.base_model_name_or_path = config.model
         adapter_config.auto_mapping = {"base_model_class": "AutoModel", "parent_library": "transformers"}
-        adapter_config.auto_mapping |= {**(config.model_fields or {}), "emotion_labels": config.emotion_labels}
+        fields = {**(config.model_fields or {}), "emotion_labels": config.emotion_labels}
+        adapter_config.auto_mapping["from_pretrained"] = fields
     else:
         parts = {*parts, *_NEW_PARTS}
         adapter_config.auto_mapping = {
