@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..model.emotion_adapter import PATHS
 from ..nano.language import CAPTION_PROMPTS
 from ..nano.world import DEFAULT_SIZES
 from .demo import Sizes, calibrate_step, evaluate, facts, nano_steps, train_step
+from .results import PATHS
 from .steps import Step
 
 # Twice the demo's: differences of two points are to be told from none.

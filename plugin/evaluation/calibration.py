@@ -21,9 +21,7 @@ from ..errors import InputError
 from ..model.emotion_adapter import PATHS
 from ..model.emotion_prediction import check_supervisor, read_path
 from ..train.checkpoint import write_json
-
-LEVEL = 0.9
-_FEWEST_CLIPS = 30  # below, a quantile of 0.9 rests on two or three clips
+from .intervals import LEVEL, fewest_clips
 
 
 @dataclass
@@ -97,11 +95,6 @@ def fit(readings: dict[str, Readings], level: float = LEVEL) -> dict[str, Any]:
             if len(misses) >= fewest:
                 found[name][path] = round(float(conformal_quantile(misses, level)), 6)
     return found
-
-
-def fewest_clips(level: float) -> int:
-    """Labelled clips that an interval of a level needs: with fewer no miss is rare enough to bound it."""
-    return max(_FEWEST_CLIPS, ceil(level / (1 - level)))
 
 
 def fit_temperature(logits: torch.Tensor, targets: torch.Tensor) -> float:

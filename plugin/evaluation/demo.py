@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import InputError
-from .calibration import LEVEL, fewest_clips
+from .intervals import fewest_clips
 from .results import CONTROL_STAGES, STAGES
 from .steps import Step
 
@@ -59,9 +59,9 @@ class Sizes:
         for name, value in vars(self).items():
             if isinstance(value, int) and value < 1:
                 raise InputError(f"--{name.replace('_', '-')} is {value}; give a whole number from 1")
-        if self.validation_clips is not None and self.validation_clips < fewest_clips(LEVEL):
+        if self.validation_clips is not None and self.validation_clips < fewest_clips():
             raise InputError(
-                f"--validation-clips is {self.validation_clips}; give at least {fewest_clips(LEVEL)}: intervals are "
+                f"--validation-clips is {self.validation_clips}; give at least {fewest_clips()}: intervals are "
                 "fitted on them"
             )
 

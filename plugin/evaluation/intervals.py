@@ -6,12 +6,16 @@ a ratio or a difference of two cells therefore draws whole clips, and both cells
 """
 
 from collections.abc import Callable, Sequence
+from math import ceil
 from statistics import NormalDist
 
 import numpy as np
 
 BOOTSTRAP_DRAWS = 10_000
 BOOTSTRAP_SEED = 0
+# The share of values that a conformal interval is to hold.
+LEVEL = 0.9
+_FEWEST_CLIPS = 30  # below, a quantile of 0.9 rests on two or three clips
 
 
 def wilson(correct: int, n: int, level: float = 0.95) -> tuple[float, float]:
@@ -35,6 +39,11 @@ def wilson(correct: int, n: int, level: float = 0.95) -> tuple[float, float]:
     half = z / (1 + z * z / n) * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
     # Exact at the ends, where the formula is a rounding error away.
     return (0.0 if correct == 0 else centre - half), (1.0 if correct == n else centre + half)
+
+
+def fewest_clips(level: float = LEVEL) -> int:
+    """Labelled clips that a conformal interval of a level needs: with fewer no miss is rare enough to bound it."""
+    return max(_FEWEST_CLIPS, ceil(level / (1 - level)))
 
 
 def clip_means(clips: Sequence[str], values: Sequence[float]) -> tuple[np.ndarray, np.ndarray, list[str]]:

@@ -47,11 +47,11 @@ def interval_words(sureness: dict) -> str:
     return "interval" if sureness["level"] is None else f"{percent(sureness['level'], 0)} interval"
 
 
-def share_of(scores: dict, name: str, digits: int = 1) -> tuple[str, str]:
+def share_of(scores: dict, name: str) -> tuple[str, str]:
     """A share and its interval as text; "n/a" where it was not measured."""
     if scores[name] is None:
         return "n/a", ""
-    return percent(scores[name], digits), span(scores[f"{name}_ci95"]) if scores.get(f"{name}_ci95") else ""
+    return percent(scores[name]), span(scores[f"{name}_ci95"]) if scores.get(f"{name}_ci95") else ""
 
 
 def conflict_words(sureness: dict) -> str:
