@@ -108,8 +108,8 @@ def save_adapter(
     It holds LoRA and, as `modules_to_save`, the modules that were trained whole. A run that made its model from `vlm`
     and `audio` has no saved start: the modules that it made anew are then in the adapter whether trained or not, and
     `adapter_config.json` says in `auto_mapping` with what arguments `from_backbone` makes the start again. Of a saved
-    start it says what `from_pretrained` is to be given: the run's labels, and EmoAdapter's fields where the run changed
-    them. PEFT leaves out what the start has no place for.
+    start it says what `from_pretrained` is to be given: the run's labels, and the fields of EmoAdapter that the run
+    changed. PEFT leaves out what the start has no place for.
 
     Args:
         model: the model with LoRA in it.
