@@ -149,12 +149,12 @@ def test_answers_in_the_options_own_script():
 
 
 def test_scores_count_what_names_no_option_as_wrong(folder):
-    document = {"options": OPTIONS, "answer": "joyful", "clip_id": "c"}
+    document = {"id": "i", "options": OPTIONS, "answer": "joyful", "clip_id": "c"}
     right = artemo.process_results(document, ["B"])
     assert (right["accuracy"], right["unparsable"]) == (1.0, 0.0)
     silent = artemo.process_results(document, [""])
     assert (silent["accuracy"], silent["unparsable"]) == (0.0, 1.0)
-    assert silent["ci95_low"] == {"accuracy": 0.0, "clip_id": "c"}
+    assert silent["ci95_low"] == {"accuracy": 0.0, "clip_id": "c", "item_id": "i"}
 
 
 def test_intervals_know_clips():

@@ -261,7 +261,7 @@ def test_a_run_of_the_command(model_folder, folder, documents, alone, tmp_path):
     (nano / "benchmark.json").write_text(json.dumps({**info, "nano": True}))
     done = lmms_eval(
         "--model", "vaemotionllm", "--model_args", f"pretrained={model_folder},device=cpu",
-        "--tasks", "artemo,artemo_controls", "--batch_size", 5, "--gen_kwargs", "max_new_tokens=6",
+        "--tasks", "artemo,artemo_controls,artemo_circular,artemo_va", "--batch_size", 5, "--gen_kwargs", "max_new_tokens=6",
         "--log_samples", "--output_path", "out", cwd=tmp_path, dataset=nano,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
