@@ -1,7 +1,8 @@
-"""`vaemotionllm benchmark`: choose, show and check the data set that the lmms-eval tasks `artemo` read."""
+"""`vaemotionllm benchmark`: choose, show and check the data set that the lmms-eval tasks `artemo` read; compare."""
 
 import argparse
 from collections import Counter
+from pathlib import Path
 
 from ..benchmark import schema, select
 
@@ -15,6 +16,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions.add_parser("show", help="say which benchmark is in force, and why")
     validate = actions.add_parser("validate", help="check a benchmark folder: columns, answers, media files")
     validate.add_argument("folder", metavar="DIR", help="a folder with test.jsonl")
+    compare = actions.add_parser("compare", help="two evaluations of one benchmark: paired differences and gains")
+    for name in ("a", "b"):
+        compare.add_argument(name, metavar=name.upper(), help="lmms-eval's --output_path, or a *_results.json in it")
+    compare.add_argument("--json", metavar="FILE", help="write the comparison to a file as well")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -38,8 +43,19 @@ def run(args: argparse.Namespace) -> None:
             print(select.NANO_NOTICE)  # and not its counts: that would build it
         else:
             print(describe(schema.load(select.find(chosen.name))))
+    elif args.action == "compare":
+        run_compare(args)
     else:
         print(f"{describe(schema.load(args.folder))}: no error found.")
+
+
+def run_compare(args: argparse.Namespace) -> None:
+    from ..evaluation.compare import as_json, as_text, compare
+
+    result = compare(args.a, args.b)
+    print(as_text(result))
+    if args.json:
+        Path(args.json).write_text(as_json(result) + "\n", encoding="utf-8")
 
 
 def describe(benchmark: schema.Benchmark) -> str:

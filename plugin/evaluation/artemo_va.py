@@ -17,7 +17,8 @@ from .cli_exit import stop
 from .intervals import ccc, draw_weights, percentile_interval
 
 DIMENSIONS = ("valence", "arousal")
-METRICS = ("ccc", *(f"{name}_{dimension}" for name in ("ccc", "pearson", "rmse") for dimension in DIMENSIONS))
+FUNCTIONS: dict[str, Callable] = {"ccc": ccc, "pearson": metrics.pearson, "rmse": metrics.rmse}
+METRICS = ("ccc", *(f"{name}_{dimension}" for name in FUNCTIONS for dimension in DIMENSIONS))
 
 
 def documents(modality: str) -> Callable:
@@ -78,7 +79,7 @@ def pooled(values: Sequence[dict]) -> tuple[np.ndarray, np.ndarray]:
 def aggregation(name: str) -> Callable[[Sequence[dict]], float]:
     """The aggregation of one of `METRICS`; `ccc` is the mean of both dimensions' CCC. NaN below two answers."""
     metric, _, dimension = name.partition("_")
-    function: Callable[..., float] = {"ccc": ccc, "pearson": metrics.pearson, "rmse": metrics.rmse}[metric]
+    function = FUNCTIONS[metric]
     columns = [DIMENSIONS.index(dimension)] if dimension else [0, 1]
 
     def aggregate(values: Sequence[dict]) -> float:
