@@ -185,6 +185,7 @@ def test_a_score_that_is_not_defined_is_null(tmp_path, capsys):
     silent = evaluate(tmp_path / "a", lambda task, doc: "", ("va_audio",))
     assert math.isnan(compare(silent, silent)["tasks"]["artemo_va_audio"]["a"]["value"])
     assert main(["benchmark", "compare", str(silent), str(silent), "--json", str(tmp_path / "c.json")]) == 0
+    assert capsys.readouterr().out.count("not defined") == 3
     assert json.loads((tmp_path / "c.json").read_text())["tasks"]["artemo_va_audio"]["difference"]["value"] is None
 
 

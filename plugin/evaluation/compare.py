@@ -170,6 +170,8 @@ def as_text(result: dict) -> str:
 
 def with_interval(found: dict, sign: str = "") -> str:
     low, high = found["ci95"]
+    if math.isnan(found["value"]):
+        return "not defined"
     return f"{found['value']:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
 
 
