@@ -27,6 +27,17 @@ PATCHES = {
         "versions": "lmms-eval >=0.7.3,<0.8",
         "until": "lmms-eval lets a model state its modalities and a task require them",
     },
+    "lmms_eval_huggingface": {
+        "target": "lmms_eval.models.chat.huggingface.Huggingface.__init__ and AutoModel in its module",
+        "why": "`lmms-eval --model huggingface` loads every vision-language model without its head, and hands each "
+        "processor the argument `audios`, which transformers 5 refuses: it evaluates nothing, with or without sound.",
+        "how": "loads the class with a head; wraps the processor, which gets `audio` as waveforms and films as frames",
+        "upstream": "no report known; the code is lmms_eval/models/chat/huggingface.py of "
+        "https://github.com/EvolvingLMMs-Lab/lmms-eval, the refusal "
+        "https://github.com/huggingface/transformers/blob/main/src/transformers/processing_utils.py",
+        "versions": "lmms-eval >=0.7.3,<0.8",
+        "until": "the adapter looks a config's class up, and says `audio`",
+    },
     "lmms_eval_power": {
         "target": "lmms_eval.cli.power_utils.collect_task_sizes",
         "why": "`lmms-eval power --tasks artemo` would leave the group out without a word and count nothing.",
