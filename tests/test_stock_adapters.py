@@ -1,6 +1,7 @@
 """lmms-eval's own generic adapter on our tasks, unchanged: tiny models with random weights, on the CPU."""
 
 import json
+import os
 import sys
 import types
 import warnings
@@ -59,6 +60,30 @@ def test_a_model_that_hears_gets_the_sound(hearing_folder, folder, tmp_path):
     }  # fmt: skip
     assert answers["emotion_audio"] != answers["emotion_audio_noise"], "the model did not get the sound"
     assert len(set(answers["emotion_visual"])) > 1, "a model that always says the same would prove nothing"
+
+
+def test_the_adapter_of_qwen2_5_vl_sees_and_is_refused_sound(tmp_path):
+    """It drops sound without a word: with the check overruled it answers all the same, see `hearing`."""
+    folder = benchmark_files.write_benchmark(tmp_path / "paintings", clips=2)
+    model = tiny.make_vlm("qwen2_5_vl", tmp_path / "vlm")
+    # The adapter imports decord, which it needs for films alone; where it is not installed a name stands for it.
+    (tmp_path / "stand_in").mkdir()
+    (tmp_path / "stand_in" / "decord.py").write_text("VideoReader = cpu = None")
+    paths = [path for path in (os.environ.get("PYTHONPATH"), str(tmp_path / "stand_in")) if path]
+
+    def evaluate(tasks: str, out: str, **environment):
+        return lmms_eval(
+            "--model", "qwen2_5_vl", "--model_args", f"pretrained={model},device=cpu,device_map=cpu",
+            "--tasks", tasks, "--gen_kwargs", "max_new_tokens=4", "--output_path", out,
+            cwd=tmp_path, dataset=folder, PYTHONPATH=os.pathsep.join(paths), **environment,
+        )  # fmt: skip
+
+    done = evaluate("artemo_content_visual,artemo_blind", "out")
+    assert list((tmp_path / "out").glob("*/*_results.json")), done.stdout[-2000:] + done.stderr[-2000:]
+    done = evaluate("artemo_content_audio", "refused")
+    assert done.returncode == 2 and "Qwen2_5_VL cannot hear" in done.stderr and not (tmp_path / "refused").exists()
+    done = evaluate("artemo_content_audio", "deaf", ARTEMO_MODEL_HEARS="1")
+    assert list((tmp_path / "deaf").glob("*/*_results.json")), "the adapter refuses sound itself: drop our check"
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
