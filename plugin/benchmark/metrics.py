@@ -98,7 +98,7 @@ def jensen_shannon(p: Mapping[str, float], q: Mapping[str, float], base: float =
     return (_relative_entropy(a, middle, base) + _relative_entropy(b, middle, base)) / 2
 
 
-def pearson(predicted: np.ndarray, true: np.ndarray) -> float:
+def pearson(predicted: Sequence[float] | np.ndarray, true: Sequence[float] | np.ndarray) -> float:
     """Pearson's correlation of two arrays of shape (n,); NaN with fewer than two values or where one is constant."""
     p, t = _pairs(predicted, true)
     if len(p) < 2 or np.ptp(p) == 0 or np.ptp(t) == 0:
@@ -107,13 +107,15 @@ def pearson(predicted: np.ndarray, true: np.ndarray) -> float:
     return float(p @ t / np.sqrt((p @ p) * (t @ t)))
 
 
-def rmse(predicted: np.ndarray, true: np.ndarray) -> float:
+def rmse(predicted: Sequence[float] | np.ndarray, true: Sequence[float] | np.ndarray) -> float:
     """Root of the mean squared error of two arrays of shape (n,), in their unit; NaN with no value."""
     p, t = _pairs(predicted, true)
     return float(np.sqrt(np.mean(np.square(p - t)))) if len(p) else float("nan")
 
 
-def _pairs(predicted: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _pairs(
+    predicted: Sequence[float] | np.ndarray, true: Sequence[float] | np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     p, t = np.asarray(predicted, dtype=np.float64), np.asarray(true, dtype=np.float64)
     if p.ndim != 1 or p.shape != t.shape:
         raise ValueError(f"two arrays of one shape (n,) are needed; got {p.shape} and {t.shape}")
