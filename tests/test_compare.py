@@ -13,7 +13,7 @@ from vaemotionllm.benchmark import select
 from vaemotionllm.cli.main import main
 from vaemotionllm.evaluation import artemo, artemo_circular, artemo_conflict, artemo_va, gains
 from vaemotionllm.evaluation.compare import compare
-from vaemotionllm.evaluation.intervals import draw_weights, paired
+from vaemotionllm.evaluation.intervals import draw_weights, paired, wilson
 
 CELLS = [f"{aspect}_{path}" for aspect in ("content", "emotion") for path in ("audio", "visual", "av")]
 DATE = "20260102_030405"
@@ -133,6 +133,23 @@ def test_gains_and_synergy_by_hand(tmp_path):
     assert found["a"]["synergy"]["ci95"] == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=1e-9)
 
 
+def test_groups_pool_their_items_and_draw_clips(tmp_path):
+    tasks = (*CELLS, "content_blind", "emotion_blind", "content_audio_noise")
+    found = compare(evaluate(tmp_path / "a", A, tasks), evaluate(tmp_path / "b", B, tasks))["groups"]
+    assert set(found) == {"artemo", "artemo_blind"}
+    group = found["artemo"]
+    # Both aspects: 4 + 6 + 9 and 8 + 6 + 7 of 36.
+    assert (group["n"], group["clips"]) == (72, 12)
+    assert [group[side]["value"] for side in "ab"] == pytest.approx([19 / 36, 21 / 36], abs=1e-12)
+    # A clip's six questions stand or fall together: far wider than 72 independent answers.
+    low, high = group["a"]["ci95"]
+    narrow = wilson(38, 72)
+    assert low < narrow[0] and narrow[1] < high
+    each = np.array([sum(i < limit for limit in (4, 6, 9)) / 3 for i in sorted(range(12), key=str)])
+    assert [low, high] == pytest.approx(np.quantile(draw_weights(12) @ each / 12, [0.025, 0.975]), abs=1e-9)
+    assert group["difference"]["value"] == pytest.approx(2 / 36, abs=1e-12)
+
+
 def test_gains_need_the_same_clips():
     cells = {path: (["x", "y"], [1.0, 0.0]) for path in gains.PATHS}
     with pytest.raises(ValueError, match=r"a visual differs in 2, such as \['y', 'z'\]"):
@@ -175,6 +192,7 @@ def test_the_command_prints_and_writes(tmp_path, capsys):
     a, b = evaluate(tmp_path / "a", A, (*CELLS, "content_blind")), evaluate(tmp_path / "b", B, (*CELLS, "va_audio"))
     assert main(["benchmark", "compare", str(a), str(b), "--json", str(tmp_path / "c.json")]) == 0
     out = capsys.readouterr().out
+    assert out.count("artemo  ") == 1
     assert "artemo_content_audio   accuracy  12  0.333 [0.138, 0.609]  0.667 [0.391, 0.862]  +0.333 [" in out
     assert "Only in A: artemo_content_blind" in out and "Only in B: artemo_va_audio" in out
     assert "emotion  synergy" in out and "test set, version 1" in out

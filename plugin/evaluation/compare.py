@@ -8,12 +8,21 @@ from typing import Any
 
 import numpy as np
 
+from ..benchmark.controls import KINDS
 from ..errors import InputError
 from .gains import GAINS, PATHS, path_gains
-from .intervals import ccc, draw_weights, paired, percentile_interval
+from .intervals import accuracy_interval, ccc, draw_weights, paired, percentile_interval
 from .task_samples import Evaluation, Samples, read_evaluation
 
 ASPECTS = ("content", "emotion")
+CELLS = tuple(f"{aspect}_{path}" for aspect in ASPECTS for path in PATHS)
+# The groups of eval_tasks/artemo whose tasks have one metric, so that their items can be pooled.
+GROUPS = {
+    "artemo": [f"artemo_{cell}" for cell in CELLS],
+    "artemo_circular": [f"artemo_{cell}_circular" for cell in CELLS],
+    "artemo_blind": [f"artemo_{aspect}_blind" for aspect in ASPECTS],
+    **{f"artemo_{kind}": [f"artemo_{aspect}_audio_{kind}" for aspect in ASPECTS] for kind in KINDS},
+}
 
 
 def compare(a: str | Path, b: str | Path) -> dict:
@@ -24,8 +33,10 @@ def compare(a: str | Path, b: str | Path) -> dict:
 
     Returns:
         "a" and "b" (path, model, model_args), "benchmark" (name, version), "tasks" (task -> metric, n, clips, score of
-        each with interval and share of unparsable answers, difference), "gains" (aspect -> a, b, difference -> audio
-        gain, visual gain, synergy), "only_in_a" and "only_in_b" (tasks that the other one lacks).
+        each with interval and share of unparsable answers, difference), "groups" (likewise, where both have all tasks
+        of a group: its items pooled, with intervals that draw whole clips, which lmms-eval's groups have not), "gains"
+        (aspect -> a, b, difference -> audio gain, visual gain, synergy), "only_in_a" and "only_in_b" (tasks that the
+        other one lacks).
 
         A difference's interval is a bootstrap that draws whole clips, the same for both. The score is the accuracy; in
         circular tasks that of all rotations, in `artemo_conflict` the share that follows sight, in `artemo_va_*` the
@@ -64,6 +75,11 @@ def compare(a: str | Path, b: str | Path) -> dict:
         "b": second.facts,
         "benchmark": first.tasks[shared[0]].benchmark,
         "tasks": tasks,
+        "groups": {
+            group: compare_group([first.tasks[name] for name in names], [second.tasks[name] for name in names])
+            for group, names in GROUPS.items()
+            if all(name in shared for name in names)
+        },
         "gains": gains,
         "only_in_a": [task for task in first.tasks if task not in second.tasks],
         "only_in_b": [task for task in second.tasks if task not in first.tasks],
@@ -101,6 +117,26 @@ def compare_task(a: Samples, b: Samples) -> dict:
         value, ci95 = samples.score()
         found[side] = {"value": value, "ci95": list(ci95), "unparsable": samples.unparsable}
     interval = ccc_difference(a, b) if a.metric == "ccc" else paired(b.cell, a.cell, np.subtract)
+    found["difference"] = {"value": found["b"]["value"] - found["a"]["value"], "ci95": list(interval)}
+    return found
+
+
+def compare_group(a: list[Samples], b: list[Samples]) -> dict:
+    """The entry of a group in what `compare` returns: the items of its tasks as one."""
+    cells = []
+    found: dict[str, Any] = {"metric": a[0].metric}
+    for side, tasks in (("a", a), ("b", b)):
+        clips = [clip for samples in tasks for clip in samples.cell[0]]
+        scores = [score for samples in tasks for score in samples.cell[1]]
+        cells.append((clips, scores))
+        unparsable = sum(samples.unparsable * samples.answers for samples in tasks)
+        found |= {"n": len(clips), "clips": len(set(clips))}
+        found[side] = {
+            "value": sum(scores) / len(scores),
+            "ci95": list(accuracy_interval(clips, scores)[1]),
+            "unparsable": unparsable / sum(samples.answers for samples in tasks),
+        }
+    interval = paired(cells[1], cells[0], np.subtract)
     found["difference"] = {"value": found["b"]["value"] - found["a"]["value"], "ci95": list(interval)}
     return found
 
@@ -144,7 +180,7 @@ def as_text(result: dict) -> str:
         "",
     ]
     rows: list[tuple[str, ...]] = [("task", "metric", "n", "A", "B", "B - A", "unparsable A, B")]
-    for task, found in result["tasks"].items():
+    for task, found in {**result["groups"], **result["tasks"]}.items():
         unparsable = ", ".join(f"{found[side]['unparsable']:.3f}" for side in ("a", "b"))
         scores = [with_interval(found[side]) for side in ("a", "b")]
         rows.append(

@@ -29,6 +29,7 @@ class Samples:
         items: item id -> clip id, in the task's order.
         prompts: item id -> what was asked, to tell whether two evaluations asked the same.
         values: item id -> score in {0.0, 1.0}; for "ccc" (predicted or None, true), each (valence, arousal).
+        answers: how many answers there are, all rotations of an item counted.
         unparsable: share of the answers that could not be read.
     """
 
@@ -37,6 +38,7 @@ class Samples:
     items: dict[str, str]
     prompts: dict[str, Any]
     values: dict[str, Any]
+    answers: int
     unparsable: float
 
     @property
@@ -125,7 +127,7 @@ def _read_samples(file: Path, results: dict, task: str) -> Samples:
         raise InputError(f"{path} or {file} lacks what the tasks write ({error!r}); evaluate {task} again.") from error
     if len(rows) != expected:
         raise InputError(f"{path} holds {len(rows)} of {expected} answers; evaluate {task} again.")
-    samples = Samples(metric, benchmark, items, prompts, values, unparsable)
+    samples = Samples(metric, benchmark, items, prompts, values, len(rows), unparsable)
     if not items:
         raise InputError(f"{path} holds no item under every rotation of its options; evaluate without --limit.")
     score = samples.score()[0]
