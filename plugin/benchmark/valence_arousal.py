@@ -12,10 +12,10 @@ ANSWER_REQUEST = "Answer in the form: valence: NUMBER, arousal: NUMBER"
 
 _MINUS = str.maketrans(dict.fromkeys("−–‒﹣－", "-"))
 _NUMBER = re.compile(r"[+-]?(?:\d+(?:[.,]\d+)?|\.\d+)")
+# "-1 and 1" by itself may be an answer; "between -1 and 1" is not.
 _SCALE = re.compile(
-    r"(?:from|between|range|scale)?\s*(?:of\s*)?[\[(]?-\s?1(?:\.0+)?\s*(?:to|and|until|through|\.\.\.?)\s*\+?1(?:\.0+)?"
-    r"(?![\d.,]*\d)[\])]?",
-    re.IGNORECASE,
+    r"(?:(?:from|between) ?[\[(]?-1(?:\.0+)? ?and|[\[(]?-1(?:\.0+)? ?(?:to|until|through|\.\.\.?)) ?\+?1(?:\.0+)?"
+    r"(?![\d.,]*\d)[\])]?"
 )
 _NAMES = ("valence", "arousal")
 _FARTHEST = 40  # characters between a word and its number
@@ -44,7 +44,9 @@ def parse_valence_arousal(response: str | None) -> tuple[float, float] | None:
     text = unicodedata.normalize("NFKC", response or "").translate(_MINUS)
     for line in QUESTION.splitlines():
         text = text.replace(line, " ")
-    text = _SCALE.sub(" ", re.sub(r"[*_`#\"']", "", text)).lower()
+    # One blank at a time from here on, so that no pattern below has to look far.
+    text = " ".join(re.sub(r"[*_`#\"']", "", text).lower().split())
+    text = " ".join(_SCALE.sub(" ", text).split())
     numbers = [(match.start(), _value(text, match)) for match in _NUMBER.finditer(text)]
     named = [_behind(name, text, numbers) for name in _NAMES]
     if all(named):
@@ -74,7 +76,8 @@ def _behind(name: str, text: str, numbers: list[tuple[int, float | None]]) -> se
 
 def _value(text: str, match: re.Match) -> float | None:
     """The number at `match`, or None where its sign or its digits can be read in two ways."""
-    number, before, behind = match[0], text[: match.start()], text[match.end() :]
+    number, before = match[0], text[max(0, match.start() - 2) : match.start()]
+    behind = text[match.end() : match.end() + 2]
     signed = number[0] in "+-"
     # "- 0.5" may be a dash, "valence-0.5" a hyphen, "0.3-0.5" is a range; "1.2.3", "50%", "1e-3" are no such numbers.
     if before.endswith(".") or (not signed and re.search(r"[+-]\s*$", before)):
