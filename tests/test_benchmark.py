@@ -108,6 +108,13 @@ def test_prompt_snapshot():
         ("The answer is A painting of something", None),
         ("It is not joyful.", None),
         ("It is not joyful; it is tense.", "tense"),
+        ("The answer is (B) joyful, not (D) tense.", "joyful"),
+        ("It is not joyful but tense", "tense"),
+        ("I can't hear well, but it seems joyful", "joyful"),
+        ("<answer>B</answer>", "joyful"),
+        ("<think>A. is too slow. (C)? Or D?</think>\n<answer>B</answer>", "joyful"),
+        ("<think>It may be (D)</think>", None),
+        ('{"answer": "B"}', "joyful"),
         # More than one.
         ("A, B", None),
         ("A,B,C,D", None),

@@ -175,6 +175,7 @@ def test_blind_asks_each_question_once_and_without_media():
         ("Arousal and valence are 0.5 and -0.2", (-0.2, 0.5)),
         ("valence (from -1 to 1): 0.5, arousal (from -1 to 1): 0.2", (0.5, 0.2)),
         ("On a scale of -1 to 1 I would say 0.5 and 0.2", (0.5, 0.2)),
+        ("<think>Is it 0.9, 0.9?</think> 0.5, -0.2", (0.5, -0.2)),
         ("Between -1 and 1, I would say 0.5 and 0.2", (0.5, 0.2)),
         ("Valence and arousal are -1 and 1", (-1, 1)),
         ("valence: 0.5, so valence: 0.5, arousal: 0.1", (0.5, 0.1)),

@@ -17,6 +17,8 @@ _BRACKETS = str.maketrans(
     }
 )
 _MARKUP = re.compile(r"\\boxed|\\text|[*_`#$\"“”„‟]")
+# Thoughts that a reasoning model shows are no answer; of other tags only the marks go ("<B>" is a bracket).
+_TAGS = re.compile(r"<think>.*?</think>|</?[A-Za-z]\w+>", re.DOTALL)
 _ANSWER_WORDS = (
     "answer|option|choice|antwort|réponse|respuesta|resposta|risposta|ответ|"
     "答案|答え|回答|正解|选项|選項|選択肢|选|選|정답|답"
@@ -32,7 +34,7 @@ _SET_OFF = re.compile(rf"(?:{_LEAD})?(?:\(([A-Za-z])\)|([A-Z])\s*[.:,;)\n。])[.
 _MORE_LETTERS = re.compile(rf"(?:{_LEAD})?\(?[A-Z]\)?(?:[\s,/&+]|or\b|and\b)*\(?[A-Z]{_NO_WORD}")
 _LISTED = re.compile(r"(?:^|(?<=\s))\(?([A-Z])[).:](?=\s|$)")
 _MARKED = re.compile(rf"\(([A-Za-z])\)|(?<![A-Za-z]){_LEAD}([A-Z]){_NO_WORD}")
-_CLAUSE_END = re.compile(r"[.;!?\n。！？；]")
+_CLAUSE_END = re.compile(r"[.;!?\n。！？；]|,(?= (?:and )?(?:not|nor|rather|instead)\b)|\bbut\b", re.IGNORECASE)
 # A clause with one of these says what the answer is not, or that there is none.
 _NEGATION = re.compile(
     r"\b(?:not?|never|neither|nor|none|cannot|\w+n't|unable|unsure|unclear|impossible|sorry|wrong|incorrect|"
@@ -57,7 +59,7 @@ def parse_choice(response: str | None, options: Sequence[str]) -> str | None:
 
     Rules, the first that fits counts; all are our choice and need no judge model:
       1. The response is one letter, with or without brackets, punctuation or a leading "answer:": "B", "(b)", "【B】",
-         "「B」", "Ｂ", "**B.**", "The answer is B", "答案：B".
+         "「B」", "Ｂ", "**B.**", "The answer is B", "答案：B", "<think>...</think><answer>B</answer>".
       2. It starts with an upper-case letter that is set off by punctuation, or any letter in brackets: "B. joyful",
          "(B) joyful", "B: joyful". Not where the text of another option alone stands behind it, where a second letter
          follows ("A, B"), or where several lettered lines are repeated.
@@ -69,7 +71,7 @@ def parse_choice(response: str | None, options: Sequence[str]) -> str | None:
     since no option is shown under them; an answer in another script counts where it is an option's own text. A letter
     beyond the options names none.
     """
-    plain = unicodedata.normalize("NFKC", response or "").translate(_BRACKETS)
+    plain = _TAGS.sub(" ", unicodedata.normalize("NFKC", response or "")).translate(_BRACKETS)
     text = _MARKUP.sub("", plain).strip()
     text = re.sub(r"'([A-Za-z])'", r"(\1)", text)
     if not text:

@@ -42,6 +42,7 @@ def parse_valence_arousal(response: str | None) -> tuple[float, float] | None:
     any kind.
     """
     text = unicodedata.normalize("NFKC", response or "").translate(_MINUS)
+    text = re.sub(r"<think>.*?</think>", " ", text, flags=re.DOTALL)
     for line in QUESTION.splitlines():
         text = text.replace(line, " ")
     # One blank at a time from here on, so that no pattern below has to look far.
