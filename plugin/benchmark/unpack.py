@@ -119,10 +119,8 @@ def _written(value: object, column: str, where: str, out: Path) -> str | None:
     """Writes one embedded medium and returns its path relative to the benchmark folder."""
     name: object = None
     if isinstance(value, dict):
-        if value.get("bytes") is None and value.get("path") is None:
-            return None
-        value, name = value.get("bytes"), value.get("path")
-    elif value is None:
+        name, value = value.get("path"), value.get("bytes")
+    if value is None and name is None:
         return None
     if not isinstance(value, bytes):
         raise InputError(
