@@ -127,7 +127,7 @@ def _written(value: object, column: str, where: str, out: Path) -> str | None:
             f"{where}: column {column!r} embeds no bytes (path {name!r}). Shards must embed their media; a benchmark "
             f"of separate files is a folder with {ITEMS_FILE}."
         )
-    relative = f"media/{hashlib.sha256(value).hexdigest()}{_suffix(name, value)}"
+    relative = f"media/{hashlib.sha256(value).hexdigest()}{suffix_of(name, value)}"
     if not (out / relative).is_file():
         temporary = out / "media" / "writing.tmp"
         temporary.write_bytes(value)
@@ -135,7 +135,8 @@ def _written(value: object, column: str, where: str, out: Path) -> str | None:
     return relative
 
 
-def _suffix(name: object, content: bytes) -> str:
+def suffix_of(name: object, content: bytes) -> str:
+    """Suffix of a medium's file: that of its name where it is a known one, else by what the file begins with."""
     suffix = os.path.splitext(name)[1].lower() if isinstance(name, str) else ""
     if suffix in SUFFIXES:
         return suffix

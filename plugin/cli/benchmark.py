@@ -20,11 +20,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_validate(
         actions.add_parser("validate", help="check a benchmark: items, media, duplicates, balance, licences")
     )
+    _add_build(actions.add_parser("build", help="make a benchmark from a manifest of annotated clips"))
 
 
 def run(args: argparse.Namespace) -> int | None:
     if args.action == "validate":
         return _validate(args)
+    if args.action == "build":
+        return _build(args)
     if args.action == "use":
         benchmark = select.use(args.name)
         if benchmark is None:
@@ -68,8 +71,7 @@ def _validate(args: argparse.Namespace) -> int:
     """0: no error; 1: errors were found. What cannot be read at all ends with 2, as every bad argument."""
     from ..benchmark.validation import validate
 
-    if args.workers is not None and args.workers < 1:
-        raise InputError(f"--workers is {args.workers}; at least 1 is needed.")
+    _check_workers(args.workers)
     report = validate(select.find(args.name), not args.no_media, args.against, args.workers, sys.stderr.isatty())
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
@@ -82,6 +84,33 @@ def _validate(args: argparse.Namespace) -> int:
     )
     print(f"{report.name} in {report.folder}: {report.items} items about {report.clips} clips; {found}.")
     return 1 if errors else 0
+
+
+def _add_build(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config", required=True, metavar="FILE.yaml", help="a YAML file, or the name of one in configs/benchmark/"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="single fields, such as seed=1")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="shards written at once; default: one a core, 8 at most"
+    )
+
+
+def _build(args: argparse.Namespace) -> int:
+    from ..benchmark.build import build
+    from ..benchmark.build_config import read_build_config
+
+    _check_workers(args.workers)
+    built = build(read_build_config(args.config, args.overrides), args.workers, sys.stderr.isatty())
+    for name, count in sorted(built.counts.items()):
+        print(f"{name.replace('_', ' ')}: {count}")
+    print(f"{built.folder}: {built.items} items about {built.clips} clips in {built.shards} shards")
+    return 0
+
+
+def _check_workers(workers: int | None) -> None:
+    if workers is not None and workers < 1:
+        raise InputError(f"--workers is {workers}; at least 1 is needed.")
 
 
 def describe(benchmark: schema.Benchmark) -> str:
