@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         actions.add_parser("validate", help="check a benchmark: items, media, duplicates, balance, licences")
     )
     _add_build(actions.add_parser("build", help="make a benchmark from a manifest of annotated clips"))
+    _add_push(actions.add_parser("push", help="upload a benchmark folder to the Hub as a data set"))
 
 
 def run(args: argparse.Namespace) -> int | None:
@@ -28,6 +29,8 @@ def run(args: argparse.Namespace) -> int | None:
         return _validate(args)
     if args.action == "build":
         return _build(args)
+    if args.action == "push":
+        return _push(args)
     if args.action == "use":
         benchmark = select.use(args.name)
         if benchmark is None:
@@ -105,6 +108,25 @@ def _build(args: argparse.Namespace) -> int:
     for name, count in sorted(built.counts.items()):
         print(f"{name.replace('_', ' ')}: {count}")
     print(f"{built.folder}: {built.items} items about {built.clips} clips in {built.shards} shards")
+    return 0
+
+
+def _add_push(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="DIR", help="a folder that `benchmark build` has made, or another benchmark")
+    parser.add_argument("--repo", required=True, metavar="OWNER/NAME", help="the data set on the Hub")
+    parser.add_argument("--private", action="store_true", help="make it private, where it is made")
+    parser.add_argument("--dry-run", action="store_true", help="check, and list what would go out; connect to nothing")
+
+
+def _push(args: argparse.Namespace) -> int:
+    from ..benchmark.push import push
+
+    done = push(args.folder, args.repo, args.private, args.dry_run)
+    size = f"{len(done.files)} files, {done.size / 1e6:.1f} MB"
+    if args.dry_run:
+        print("\n".join([*done.files, f"would go to {done.repo}: {size}"]))
+    else:
+        print(f"{done.url}: {size}")
     return 0
 
 
