@@ -4,7 +4,11 @@ import io
 import json
 import math
 import os
+import re
 import shutil
+import signal
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -99,7 +103,7 @@ def test_what_is_built_is_valid_and_loads(world, tmp_path, capsys):
         (aspect, modality): 40 for aspect in schema.ASPECTS for modality in schema.MODALITIES
     }
     report = validate(tmp_path / "b")
-    assert [finding.line() for finding in report.findings if finding.check != "labels"] == []
+    assert [finding.line() for finding in report.findings] == []
     for cell in report.measures["answer_positions"].values():
         assert cell["counts"] == [10, 10, 10, 10]
     assert benchmark.info["answers"]["emotion"] == dict.fromkeys(("calm", "joyful", "proud", "tense"), 8) | {"sad": 8}
@@ -177,6 +181,43 @@ def test_a_build_that_was_killed_goes_on_with_the_same_bytes(world, tmp_path, mo
     again.clear()
     build(config_of(world, tmp_path / "out"))
     assert again == [] and not list(tmp_path.glob(".out*.partial"))
+
+
+def test_a_build_whose_process_dies_goes_on(world, tmp_path):
+    code = f"""
+import os, signal
+from vaemotionllm.benchmark import shards
+from vaemotionllm.benchmark.build import build
+from vaemotionllm.benchmark.build_config import BuildConfig
+real, calls = shards._row_groups, []
+def dying(shard):
+    calls.append(shard)
+    for group in real(shard):
+        yield group
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+shards._row_groups = dying
+build(BuildConfig(**{vars(config_of(world, tmp_path / "out"))!r}), workers=1)
+"""
+    done = subprocess.run([sys.executable, "-c", code], timeout=120)
+    assert done.returncode == -signal.SIGKILL
+    [partial] = tmp_path.glob(".out.*.partial")
+    assert len(list(partial.glob("data/*.parquet"))) == 2 and len(list(partial.glob("data/*.tmp"))) == 1
+    build(config_of(world, tmp_path / "out"))
+    build(config_of(world, tmp_path / "whole"))
+    assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole")
+
+
+def test_the_tasks_read_what_was_built(world, tmp_path, monkeypatch):
+    from vaemotionllm.benchmark import select
+    from vaemotionllm.evaluation import artemo
+
+    build(config_of(world, tmp_path / "b"))
+    monkeypatch.setenv(select.VARIABLE, str(tmp_path / "b"))
+    file = Path(artemo.yaml_value("dataset_kwargs")["data_files"]["test"])
+    assert len(file.read_text().splitlines()) == 240
+    documents = artemo.yaml_value("documents_emotion_av")(None)
+    assert len(documents) == 40 and all(Path(path).is_file() for path in documents["audio"])
 
 
 def test_a_stopped_build_of_other_questions_is_not_mixed_in(world, tmp_path, monkeypatch):
@@ -367,8 +408,6 @@ def test_a_missing_file_or_modality_is_named(world, tmp_path):
 def test_wrong_configs_are_refused(world, tmp_path, capsys, words, message):
     base = [f"manifest={world}/manifest.jsonl", f"out={tmp_path}/b", "name=Built"]
     assert main(["benchmark", "build", "--config", "art", *base, *words]) == 2
-    import re
-
     assert re.search(message, capsys.readouterr().err)
     assert not (tmp_path / "b").exists()
 

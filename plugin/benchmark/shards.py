@@ -18,7 +18,7 @@ from .schema import ASPECTS, MODALITIES
 # Raise it when the same questions give other bytes than before.
 WRITING = 1
 # Media of the clips in a row group, 1e6 bytes: a group is what a writer holds, once for each of its items.
-ROW_GROUP_MB = 12.0
+ROW_GROUP_MB = 8.0
 # A dictionary holds each medium of a row group once, however many items show it.
 DICTIONARY_BYTES = 1 << 30
 

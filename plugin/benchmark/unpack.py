@@ -90,27 +90,32 @@ def _key(files: Sequence[Path], root: Path) -> str:
 
 def _rows(shard: Path, out: Path) -> Iterator[dict[str, Any]]:
     """Rows of a shard as in `test.jsonl`; their media are written below `out`."""
+    for row in _read(shard):
+        where = f"{shard} (item {row['id']!r})"
+        for column in MEDIA:
+            row[column] = _written(row.get(column), column, where, out)
+        if isinstance(shares := row.get("emotion_distribution"), dict):
+            # A struct has every label in every row, the absent ones as None.
+            row["emotion_distribution"] = {k: v for k, v in shares.items() if v is not None} or None
+        yield row
+
+
+def _read(shard: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a shard as they stand, with the columns that the schema knows."""
     import pyarrow
     import pyarrow.parquet
 
     try:
         with pyarrow.parquet.ParquetFile(shard) as file:
-            if missing := [column for column in REQUIRED if column not in file.schema_arrow.names]:
+            found = file.schema_arrow.names
+            if missing := [column for column in REQUIRED if column not in found]:
                 raise InputError(
                     f"{shard}: the column {missing[0]!r} is missing. Required are {', '.join(REQUIRED)}; found "
-                    f"{', '.join(file.schema_arrow.names)}."
+                    f"{', '.join(found)}."
                 )
-            known = [column for column in (*REQUIRED, *OPTIONAL) if column in file.schema_arrow.names]
+            known = [column for column in (*REQUIRED, *OPTIONAL) if column in found]
             for batch in file.iter_batches(batch_size=BATCH_ITEMS, columns=known):
-                for row in batch.to_pylist():
-                    where = f"{shard} (item {row['id']!r})"
-                    for column in MEDIA:
-                        row[column] = _written(row.get(column), column, where, out)
-                    if isinstance(shares := row.get("emotion_distribution"), dict):
-                        # A struct has every label in every row, the absent ones as None.
-                        present = {label: share for label, share in shares.items() if share is not None}
-                        row["emotion_distribution"] = present or None
-                    yield row
+                yield from batch.to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{shard} is not a readable parquet file: {error}") from error
 

@@ -1,4 +1,4 @@
-"""`vaemotionllm benchmark`: choose, show and check the data set that the lmms-eval tasks `artemo` read."""
+"""`vaemotionllm benchmark`: choose, show, check, build and upload what the lmms-eval tasks `artemo` read."""
 
 import argparse
 import json
