@@ -256,6 +256,15 @@ def test_one_file_under_two_clips_is_a_duplicate(copy):
     assert level == "error" and "same picture (agreement 1.00) and sound (agreement 1.00)" in message
 
 
+def test_the_same_bytes_are_found_where_a_fingerprint_says_nothing(copy):
+    tone = 0.3 * np.sin(2 * np.pi * 440 * np.arange(2 * RATE_HZ) / RATE_HZ)
+    assert not fingerprints.sound_fingerprint(tone.astype(np.float32), RATE_HZ).any()
+    for clip in (1, 2):
+        soundfile.write(copy / f"media/{clip}.wav", tone, RATE_HZ)
+    [(level, message, _)] = found(validate(copy), "duplicate")
+    assert (level, message) == ("warning", "clips '1' and '2': same sound (agreement 1.00)")
+
+
 def test_media_of_a_training_manifest_or_another_benchmark_are_found(fair, tmp_path, capsys):
     train = tmp_path / "train"
     train.mkdir()

@@ -42,7 +42,7 @@ def build(config: BuildConfig, workers: int | None = None, progress: bool = Fals
     """Builds a benchmark; the folder gets its name when all of it is there.
 
     Args:
-        workers: shards that are written at once (default: one a core, eight at most).
+        workers: threads that decode and copy media (default: one a core, eight at most).
 
     Raises:
         InputError: naming the clip or the field, and the remedy; `out` holds something else.

@@ -1,6 +1,7 @@
 """What a benchmark's media hold, measured once a file: length, loudness, silence, black frames, size, fingerprints."""
 
-from dataclasses import dataclass, field
+import hashlib
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -50,6 +51,7 @@ class Facts:
         fingerprint: int8 (length,), see `fingerprints`.
         problems: (level, check, what was found), level "error" or "warning".
         error: why it cannot be decoded; nothing else was measured then.
+        digest: of the file's bytes and the part that is used.
     """
 
     duration_s: float | None = None
@@ -58,14 +60,23 @@ class Facts:
     fingerprint: np.ndarray | None = None
     problems: tuple[tuple[str, str, str], ...] = field(default=())
     error: str | None = None
+    digest: str = ""
 
 
 def measure(medium: Medium) -> Facts:
     """Decodes a medium as the models' processors do and measures it; never raises for a bad file."""
     try:
-        return _measure_sound(medium) if medium.kind == "audio" else _measure_picture(medium)
+        facts = _measure_sound(medium) if medium.kind == "audio" else _measure_picture(medium)
     except InputError as error:
         return Facts(error=str(error))
+    return replace(facts, digest=f"{_sha256(medium.source)} {medium.start_s} {medium.end_s}")
+
+
+def _sha256(source: Media) -> str:
+    if isinstance(source, bytes):
+        return hashlib.sha256(source).hexdigest()
+    with open(source, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _measure_sound(medium: Medium) -> Facts:

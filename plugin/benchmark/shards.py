@@ -13,10 +13,12 @@ from ..data.manifest import Clip
 from ..errors import InputError
 from .clip_media import picture_of, sound_of
 from .questions import Question
-from .schema import ASPECTS, MODALITIES
+from .schema import MEDIA, MODALITIES
 
 # Raise it when the same questions give other bytes than before.
 WRITING = 1
+# Shards that are written at once: each writer holds a row group.
+MAX_WRITERS = 4
 # Media of the clips in a row group, 1e6 bytes: a group is what a writer holds, once for each of its items.
 ROW_GROUP_MB = 8.0
 # A dictionary holds each medium of a row group once, however many items show it.
@@ -68,7 +70,7 @@ def write_shards(
 
     Args:
         labels: of the distributions.
-        workers: shards that are written at once. Each holds a row group; decoders and codecs run side by side.
+        workers: threads that decode and copy media. Beside them up to `MAX_WRITERS` write.
         done: called with the number of clips after every row group.
 
     Raises:
@@ -83,33 +85,37 @@ def write_shards(
         if path.is_file():
             done(len(shard))
         elif not stop.is_set():
-            _write_shard(shard, path, schema, labels, modalities, done, stop)
+            _write_shard(shard, path, schema, labels, modalities, media, done, stop)
 
-    with ThreadPoolExecutor(workers) as pool:
-        futures = [pool.submit(write, shard, path) for shard, path in zip(shards, paths)]
+    # Two pools: a writer waits for its media, and must not keep those who make them from a thread.
+    with ThreadPoolExecutor(workers) as media, ThreadPoolExecutor(min(workers, MAX_WRITERS)) as writers:
+        futures = [writers.submit(write, shard, path) for shard, path in zip(shards, paths)]
         try:
             for future in futures:
                 future.result()
         except BaseException:
             stop.set()  # the others end after their row group
-            pool.shutdown(wait=False, cancel_futures=True)
+            writers.shutdown(wait=False, cancel_futures=True)
+            media.shutdown(wait=False, cancel_futures=True)
             raise
     return paths
 
 
-def _write_shard(shard, path: Path, schema, labels, modalities, done, stop: threading.Event) -> None:
+def _write_shard(
+    shard, path: Path, schema, labels, modalities, media: ThreadPoolExecutor, done, stop: threading.Event
+) -> None:
     import pyarrow
     import pyarrow.parquet
 
     temporary = path.with_suffix(".tmp")
-    media = [f"{column}.bytes" for column in ("audio", "image", "video")]
+    dictionaries = [f"{column}.bytes" for column in MEDIA]
     with contextlib.closing(
         pyarrow.parquet.ParquetWriter(
             temporary,
             schema,
             compression="zstd",
             compression_level=1,
-            use_dictionary=media,
+            use_dictionary=dictionaries,
             dictionary_pagesize_limit=DICTIONARY_BYTES,
             write_statistics=False,
         )  # fmt: skip
@@ -117,7 +123,8 @@ def _write_shard(shard, path: Path, schema, labels, modalities, done, stop: thre
         for group in _row_groups(shard):
             if stop.is_set():
                 return
-            rows = [row for asked in group for row in _rows(asked, labels, modalities)]
+            made = media.map(lambda asked: _clip_media(asked[0].clip, modalities), group)
+            rows = [row for asked, found in zip(group, made) for row in _rows(asked, *found, labels, modalities)]
             writer.write_table(pyarrow.Table.from_pylist(rows, schema=schema))
             done(len(group))
     os.replace(temporary, path)
@@ -137,11 +144,16 @@ def _row_groups(shard: Sequence[list[Question]]) -> Iterator[list[list[Question]
         yield group
 
 
-def _rows(asked: Sequence[Question], labels: Sequence[str], modalities: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The items of one clip; each carries what its modality may see, and nothing else."""
-    clip = asked[0].clip
+def _clip_media(clip: Clip, modalities: Sequence[str]) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """A clip's sound and its picture or film, as the shards hold them; None where no modality needs it."""
     sound = _medium(*sound_of(clip)) if set(modalities) & {"audio", "av"} else None
     picture = _medium(*picture_of(clip)) if set(modalities) & {"visual", "av"} else None
+    return sound, picture
+
+
+def _rows(asked: Sequence[Question], sound, picture, labels: Sequence[str], modalities: Sequence[str]):
+    """The items of one clip; each carries what its modality may see, and nothing else."""
+    clip = asked[0].clip
     for question in asked:
         for modality in modalities:
             row = {
@@ -197,4 +209,3 @@ def check_ids(questions: Sequence[Question]) -> None:
                 raise InputError(
                     f"the clips {seen[item]!r} and {question.clip.id!r} would both get the item {item!r}; rename one."
                 )
-    assert set(ASPECTS) >= {question.aspect for question in questions}

@@ -105,7 +105,7 @@ def _check_media(items, others, against: str, report: Report, workers: int | Non
     _check_duplicates(users, facts, report)
     if others:
         _check_against(users, others, facts, against, report)
-    loudness = [fact.loudness_lufs for fact in facts.values() if fact.loudness_lufs is not None]
+    loudness = [value for medium in users if (value := facts[medium].loudness_lufs) is not None]
     seconds = [facts[medium].duration_s for medium in users if medium.kind == "audio" and facts[medium].duration_s]
     report.measures["media"] = {
         "files": len(users),
@@ -146,10 +146,13 @@ def _check_lengths(items: Sequence[schema.Item], facts: Mapping[Medium, Facts], 
 def _check_duplicates(users: Mapping[Medium, list[schema.Item]], facts, report: Report) -> None:
     """Two clips with the same sound and the same picture are one clip; with one of them, they share what tells it."""
     shared: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
-    for medium, members in users.items():  # one file under several clip ids
-        clips = sorted({item.clip_id for item in members})
+    same: dict[tuple[str, str], set[str]] = defaultdict(set)  # the very same bytes, silence and all
+    for medium, members in users.items():
+        same[medium.group, facts[medium].digest or str(medium)] |= {item.clip_id for item in members}
+    for (group, _), members_of in same.items():
+        clips = sorted(members_of)
         for first, second in zip(clips, clips[1:]):
-            shared[first, second][medium.group] = 1.0
+            shared[first, second][group] = 1.0
     media = list(users)
     for i, j, agreement in _matches(media, media, facts):
         if i < j:
@@ -174,8 +177,8 @@ def _check_duplicates(users: Mapping[Medium, list[schema.Item]], facts, report: 
 
 def _check_against(users, others: Mapping[Medium, str], facts, against: str, report: Report) -> None:
     ours, theirs = list(users), list(others)
-    identical = {medium: others[medium] for medium in ours if medium in others}
-    found = {(medium, name): 1.0 for medium, name in identical.items()}
+    digests = {facts[medium].digest: name for medium, name in others.items() if facts[medium].digest}
+    found = {(medium, digests[facts[medium].digest]): 1.0 for medium in ours if facts[medium].digest in digests}
     for i, j, agreement in _matches(ours, theirs, facts):
         found.setdefault((ours[i], others[theirs[j]]), agreement)
     for (medium, name), agreement in found.items():

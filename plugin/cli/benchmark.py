@@ -94,9 +94,7 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
         "--config", required=True, metavar="FILE.yaml", help="a YAML file, or the name of one in configs/benchmark/"
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="single fields, such as seed=1")
-    parser.add_argument(
-        "--workers", type=int, metavar="N", help="shards written at once; default: one a core, 8 at most"
-    )
+    parser.add_argument("--workers", type=int, metavar="N", help="threads that decode; default: one a core, 8 at most")
 
 
 def _build(args: argparse.Namespace) -> int:
