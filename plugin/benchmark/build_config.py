@@ -27,8 +27,9 @@ class BuildConfig:
         options: options of each question.
         content_question, emotion_question: the wordings.
         emotion_distances: for each distractor a band [low, high] of distances from the answer on the valence-arousal
-            plane, whose sides are 2 long. The label is drawn from the band; where the band holds none, the nearest to
-            the band is taken, and counted.
+            plane, whose sides are 2 long. Sets of options are preferred that keep the rule whichever of them is the
+            answer; where a label has none, the answer alone keeps it (counted as `emotion_one_sided`), and where a
+            band holds no label the nearest to it is taken (`emotion_outside_band`).
         emotion_positions: {label: [valence, arousal]}; labels that are not in it stand at the mean of the clips whose
             answer they are.
         max_vote_share: a label for which more of a clip's annotators voted is no distractor for that clip.
@@ -53,7 +54,7 @@ class BuildConfig:
     content_question: str = "What is the subject of this artwork?"
     emotion_question: str = "Which emotion does this artwork express?"
     emotion_distances: list[list[float]] = dataclasses.field(
-        default_factory=lambda: [[0.2, 0.8], [0.8, 1.4], [1.4, 2.83]]
+        default_factory=lambda: [[0.2, 1.2], [0.6, 1.8], [1.2, 2.83]]
     )
     emotion_positions: dict[str, list[float]] | None = None
     max_vote_share: float = 0.2

@@ -6,6 +6,7 @@ them thrice would make chance look like a pattern.
 
 import difflib
 import functools
+import math
 import re
 import unicodedata
 from collections import Counter, defaultdict
@@ -33,6 +34,7 @@ def check_items(items: Sequence[Item], report: Report) -> None:
     check_positions(items, report)
     check_implausible(questions, report)
     check_lengths(questions, report)
+    check_guessing(questions, report)
     check_labels(questions, report)
 
 
@@ -149,6 +151,50 @@ def check_lengths(questions: Sequence[Item], report: Report) -> None:
                     f"chance in {chance:.0%} (p = {p_value:.1g} < {P_VALUE:g})",
                     [item.id for item in right],
                 )
+
+
+def check_guessing(questions: Sequence[Item], report: Report) -> None:
+    """Who has seen the other questions, but no clip, must not guess this one's answer from its options.
+
+    The guess is naive Bayes with each question left out in turn: how often an option is right where it is offered, and
+    beside which others. A rule by which distractors are chosen can give the answer away in this manner.
+    """
+    from scipy.stats import binomtest
+
+    measured = report.measures["guessed_from_options"] = {}
+    for aspect, members in _by_aspect(questions).items():
+        right = round(_guessed(members))
+        chance = sum(1 / len(item.options) for item in members) / len(members)
+        p_value = float(binomtest(right, len(members), chance, alternative="greater").pvalue)
+        measured[aspect] = {"answers": right, "of": len(members), "chance": chance, "p_value": p_value}
+        if p_value < P_VALUE:
+            report.add(
+                "warning",
+                "plausibility",
+                f"{aspect}: {right} of {len(members)} answers can be guessed from the options and the other "
+                f"questions, without any clip, and by chance {chance:.0%} (p = {p_value:.1g} < {P_VALUE:g})",
+            )
+
+
+def _guessed(members: Sequence[Item]) -> float:
+    """Expected number of right guesses; among equally likely options each is guessed equally often."""
+    offered = Counter(option for item in members for option in item.options)
+    answers = Counter(item.answer for item in members)
+    pairs = Counter((item.answer, option) for item in members for option in item.options)
+    right = 0.0
+    for item in members:
+        scores = {}
+        for option in item.options:
+            own = option == item.answer  # this question is left out of every count
+            times = answers[option] - own
+            score = math.log((times + 1) / (offered[option] + 1))
+            for other in item.options:
+                if other != option:
+                    score += math.log((pairs[option, other] - own + 1) / (times + len(offered)))
+            scores[option] = score
+        likeliest = [option for option, score in scores.items() if score >= max(scores.values()) - 1e-9]
+        right += (item.answer in likeliest) / len(likeliest)
+    return right
 
 
 def check_labels(questions: Sequence[Item], report: Report) -> None:

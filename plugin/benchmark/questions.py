@@ -1,16 +1,17 @@
 """From annotated clips to questions: the answer, distractors by the config's rules, and balanced answer positions."""
 
-import hashlib
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from ..data.manifest import Clip
 from ..errors import InputError
 from .build_config import BuildConfig
+from .distractors import Dealer, banded_sets, drawn_sets, nearest_to_bands
 from .item_checks import normalised
 from .schema import ASPECTS
 
@@ -29,11 +30,20 @@ class Question:
     distribution: dict[str, float] | None = None
 
 
+class Drawn(NamedTuple):
+    """votes: {label: share}, where several annotators spoke."""
+
+    clip: Clip
+    answer: str
+    distractors: list[str]
+    votes: dict[str, float] | None = None
+
+
 def make_questions(clips: Sequence[Clip], config: BuildConfig) -> tuple[list[Question], Counter, Plane]:
     """The questions about `clips`, in their order, content before emotion.
 
-    Each draw depends on the seed, the clip's id and the aspect alone. Answer positions are a shuffle of equal numbers
-    of each position over the questions of an aspect.
+    Options are dealt as `distractors` says; answer positions are a shuffle of equal numbers of each position over the
+    questions of an aspect.
 
     Returns:
         The questions, what was counted (clips that were left out, rules that were widened), and where each emotion
@@ -43,7 +53,7 @@ def make_questions(clips: Sequence[Clip], config: BuildConfig) -> tuple[list[Que
         InputError: naming the clip, the rule and the remedy.
     """
     counts: Counter = Counter()
-    asked: dict[str, list[tuple[Clip, str, list[str], dict[str, float] | None]]] = {}
+    asked: dict[str, list[Drawn]] = {}
     plane: Plane = {}
     if "content" in config.aspects:
         asked["content"] = _content(clips, config, counts)
@@ -59,28 +69,31 @@ def make_questions(clips: Sequence[Clip], config: BuildConfig) -> tuple[list[Que
         rng = np.random.default_rng([config.seed, ASPECTS.index(aspect)])
         positions = rng.permutation(np.arange(len(drawn)) % config.options)
         text = config.content_question if aspect == "content" else config.emotion_question
-        for (clip, answer, distractors, distribution), position in zip(drawn, positions):
-            options = [*distractors[:position], answer, *distractors[position:]]
-            by_clip[clip.id].append(Question(clip, aspect, text, tuple(options), answer, distribution))
+        for found, position in zip(drawn, positions):
+            options = (*found.distractors[:position], found.answer, *found.distractors[position:])
+            question = Question(found.clip, aspect, text, options, found.answer, found.votes)
+            by_clip[found.clip.id].append(question)
     return [question for clip in clips for question in by_clip[clip.id]], counts, plane
 
 
-def _content(clips: Sequence[Clip], config: BuildConfig, counts: Counter):
-    """(clip, answer, distractors, None) of each clip with a content; distractors are contents of its art form."""
-    pools: dict[str | None, dict[str, str]] = defaultdict(dict)
-    every: dict[str, str] = {}
-    for clip in clips:
-        if clip.content is not None:
-            # By the normalised text, so that "Rain" and "the rain" are never both options.
-            pools[clip.art_form].setdefault(normalised(clip.content), clip.content)
-            every.setdefault(normalised(clip.content), clip.content)
-    drawn = []
+def _content(clips: Sequence[Clip], config: BuildConfig, counts: Counter) -> list[Drawn]:
+    """Each clip with a content; distractors are contents of its art form."""
+    # By the normalised text, so that "Rain" and "the rain" are never both options.
+    texts: dict[str, str] = {}
+    pools: dict[str | None, Counter] = defaultdict(Counter)
     for clip in clips:
         if clip.content is None:
             _leave_out(clip, "content", config, counts)
             continue
-        pool = {key: text for key, text in pools[clip.art_form].items() if key != normalised(clip.content)}
-        needed = config.options - 1
+        texts.setdefault(normalised(clip.content), clip.content)
+        pools[clip.art_form][normalised(clip.content)] += 1
+    every = sum(pools.values(), Counter())
+    needed = config.options - 1
+    dealer = _dealer(config, "content")
+    drawn: dict[str, Drawn] = {}
+    for clip in _shuffled([clip for clip in clips if clip.content is not None], dealer):
+        answer = normalised(str(clip.content))
+        pool = {key: count for key, count in pools[clip.art_form].items() if key != answer}
         if len(pool) < needed:
             if config.content_pool == "refuse":
                 raise InputError(
@@ -89,20 +102,19 @@ def _content(clips: Sequence[Clip], config: BuildConfig, counts: Counter):
                     "all art forms."
                 )
             counts["content_pool_widened"] += 1
-            pool = {key: text for key, text in every.items() if key != normalised(clip.content)}
+            pool = {key: count for key, count in every.items() if key != answer}
             if len(pool) < needed:
                 raise InputError(
                     f"clip {clip.id!r}: the manifest has {len(pool)} other contents in all, and {needed} distractors "
                     "are needed. Lower `options`."
                 )
-        chosen = _rng(config, clip, "content").choice(len(pool), needed, replace=False)
-        texts = [pool[key] for key in sorted(pool)]
-        drawn.append((clip, clip.content, [texts[i] for i in chosen], None))
-    return drawn
+        chosen = dealer.deal(answer, drawn_sets(pool, needed, dealer.rng))
+        drawn[clip.id] = Drawn(clip, str(clip.content), [texts[key] for key in chosen])
+    return [drawn[clip.id] for clip in clips if clip.id in drawn]
 
 
-def _emotion(clips: Sequence[Clip], config: BuildConfig, counts: Counter):
-    """(clip, answer, distractors, votes) of each clip with one strongest emotion, and the plane."""
+def _emotion(clips: Sequence[Clip], config: BuildConfig, counts: Counter) -> tuple[list[Drawn], Plane]:
+    """Each clip with one strongest emotion; distractors by their distances on the plane, which is returned."""
     answers: dict[str, tuple[str, dict[str, float] | None]] = {}
     for clip in clips:
         if clip.emotion is None:
@@ -110,13 +122,33 @@ def _emotion(clips: Sequence[Clip], config: BuildConfig, counts: Counter):
         elif (found := strongest(clip, config, counts)) is not None:
             answers[clip.id] = found
     plane = label_positions(clips, {clip: answer for clip, (answer, _) in answers.items()}, config)
-    drawn = []
-    for clip in clips:
-        if clip.id in answers:
-            answer, votes = answers[clip.id]
-            distractors = emotion_distractors(clip, answer, votes or {}, plane, config, counts)
-            drawn.append((clip, answer, distractors, votes))
-    return drawn, plane
+    dealer, bands = _dealer(config, "emotion"), config.emotion_distances
+    sets = {label: banded_sets(label, plane, bands, dealer.rng) for label in plane}
+    drawn: dict[str, Drawn] = {}
+    for clip in _shuffled([clip for clip in clips if clip.id in answers], dealer):
+        answer, votes = answers[clip.id]
+        free = _free(clip, answer, votes or {}, plane, config)
+        mutual, one_sided = ([labels for labels in found if free.issuperset(labels)] for found in sets[answer])
+        if not mutual:
+            counts["emotion_one_sided" if one_sided else "emotion_outside_band"] += 1
+        nearest = [] if mutual or one_sided else [nearest_to_bands(answer, sorted(free), plane, bands)]
+        allowed = mutual or one_sided or nearest
+        drawn[clip.id] = Drawn(clip, answer, dealer.deal(answer, allowed), votes)
+    return [drawn[clip.id] for clip in clips if clip.id in drawn], plane
+
+
+def _free(clip: Clip, answer: str, votes: Mapping[str, float], plane: Plane, config: BuildConfig) -> set[str]:
+    """Labels that may be distractors of this clip: not too many of its annotators chose them."""
+    free: dict[str, str] = {}
+    for label in plane:
+        if normalised(label) != normalised(answer) and votes.get(label, 0) <= config.max_vote_share:
+            free.setdefault(normalised(label), label)
+    if len(free) < config.options - 1:
+        raise InputError(
+            f"clip {clip.id!r}: {len(free)} emotions can be distractors for {answer!r} and {config.options - 1} are "
+            "needed (those with more votes than `max_vote_share` cannot). Lower `options`, or raise `max_vote_share`."
+        )
+    return set(free.values())
 
 
 def strongest(clip: Clip, config: BuildConfig, counts: Counter) -> tuple[str, dict[str, float] | None] | None:
@@ -169,33 +201,6 @@ def label_positions(clips: Sequence[Clip], answers: Mapping[str, str], config: B
     return plane
 
 
-def emotion_distractors(
-    clip: Clip, answer: str, votes: Mapping[str, float], plane: Plane, config: BuildConfig, counts: Counter
-) -> list[str]:
-    """One label for each band of `emotion_distances`, in a random order."""
-    free = {
-        label: math.dist(plane[answer], position)
-        for label, position in plane.items()
-        if normalised(label) != normalised(answer) and votes.get(label, 0) <= config.max_vote_share
-    }
-    if len(free) < config.options - 1:
-        raise InputError(
-            f"clip {clip.id!r}: {len(free)} emotions can be distractors for {answer!r} and {config.options - 1} are "
-            "needed (those with more votes than `max_vote_share` cannot). Lower `options`, or raise `max_vote_share`."
-        )
-    rng = _rng(config, clip, "emotion")
-    chosen = []
-    for low, high in config.emotion_distances:
-        outside = {label: max(low - distance, distance - high, 0.0) for label, distance in free.items()}
-        nearest = min(outside.values())
-        if nearest > 0:
-            counts["emotion_outside_band"] += 1
-        band = [label for label in sorted(outside) if outside[label] <= nearest]
-        chosen.append(band[int(rng.integers(len(band)))])
-        del free[chosen[-1]]
-    return [chosen[i] for i in rng.permutation(len(chosen))]
-
-
 def _leave_out(clip: Clip, aspect: str, config: BuildConfig, counts: Counter) -> None:
     if config.unlabelled == "refuse":
         raise InputError(
@@ -205,7 +210,10 @@ def _leave_out(clip: Clip, aspect: str, config: BuildConfig, counts: Counter) ->
     counts[f"{aspect}_unlabelled_dropped"] += 1
 
 
-def _rng(config: BuildConfig, clip: Clip, aspect: str) -> np.random.Generator:
-    """Of this clip and aspect alone, so that another clip more or less changes nothing here."""
-    digest = hashlib.sha256(clip.id.encode()).digest()
-    return np.random.default_rng([config.seed, int.from_bytes(digest[:8], "big"), ASPECTS.index(aspect)])
+def _dealer(config: BuildConfig, aspect: str) -> Dealer:
+    return Dealer(np.random.default_rng([config.seed, ASPECTS.index(aspect), 1]))
+
+
+def _shuffled(clips: Sequence[Clip], dealer: Dealer) -> list[Clip]:
+    """In a random order: a manifest that is sorted by label would be dealt unevenly."""
+    return [clips[i] for i in dealer.rng.permutation(len(clips))]
