@@ -18,7 +18,8 @@ class BuildConfig:
     """All rules of a benchmark. They are our choice, and benchmark.json keeps them.
 
     Args:
-        manifest: the clip manifest (`.jsonl` or `.parquet`) with labels.
+        manifest: the clip manifest (`.jsonl` or `.parquet`) with labels. Media that it embeds are held in memory;
+            files are not.
         out: folder to create.
         name, version, description: of the benchmark, for benchmark.json and the data set card.
         split: split of the manifest whose clips are asked about.

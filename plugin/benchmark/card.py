@@ -57,8 +57,8 @@ def card(info: Mapping[str, Any]) -> str:
     if "emotion" in rules["aspects"]:
         bands = ", ".join(f"{low:g} to {high:g}" for low, high in rules["emotion_distances"])
         lines += [
-            f"- Emotion: one distractor from each band of distances on the valence-arousal plane: {bands}. Where there "
-            "are such sets, the rule holds whichever of the options is the answer, so that it does not tell the answer.",
+            f"- Emotion: one distractor from each band of distances on the valence-arousal plane: {bands}. Where sets "
+            "allow it, this holds whichever of the options is the answer, so that the rule does not tell it.",
             f"- A label that over {rules['max_vote_share']:.0%} of a clip's annotators chose is no distractor for it.",
             "- Where several annotators spoke, the answer is the strongest emotion, and `emotion_distribution` keeps "
             "the shares.",
