@@ -9,6 +9,7 @@ import benchmark_files
 import numpy as np
 import pytest
 import soundfile
+from media_files import write_video
 from PIL import Image
 
 from vaemotionllm import InputError
@@ -165,6 +166,14 @@ def test_media_that_cannot_be_used_are_named_and_the_rest_is_checked(copy):
         ("silence", "'9'"): "warning",
     }  # fmt: skip
     assert "LUFS (BS.1770-4), outside" in next(m for _, m, _ in found(report, "loudness") if "'6'" in m)
+
+
+def test_a_film_with_sound_is_no_medium_for_one_sense(copy):
+    write_video(copy / "media/3.mp4", seconds=2.0, size_px=96)
+    edit(copy, lambda row: {"audio": row["audio"] and "media/3.mp4"} if row["clip_id"] == "3" else None)
+    [(level, message, items)] = found(validate(copy), "tracks")
+    assert level == "warning" and message.startswith("files of 2 audio items also hold film")
+    assert items == ("3-content-audio", "3-emotion-audio")  # with both senses it gives nothing away
 
 
 def test_loudness_is_that_of_the_standard():

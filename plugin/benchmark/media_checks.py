@@ -1,6 +1,7 @@
 """What a benchmark's media hold, measured once a file: length, loudness, silence, black frames, size, fingerprints."""
 
 import hashlib
+import io
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -52,6 +53,7 @@ class Facts:
         problems: (level, check, what was found), level "error" or "warning".
         error: why it cannot be decoded; nothing else was measured then.
         digest: of the file's bytes and the part that is used.
+        other_track: a sound's file holds a film as well, or a film's file sound.
     """
 
     duration_s: float | None = None
@@ -61,6 +63,7 @@ class Facts:
     problems: tuple[tuple[str, str, str], ...] = field(default=())
     error: str | None = None
     digest: str = ""
+    other_track: bool = False
 
 
 def measure(medium: Medium) -> Facts:
@@ -69,7 +72,22 @@ def measure(medium: Medium) -> Facts:
         facts = _measure_sound(medium) if medium.kind == "audio" else _measure_picture(medium)
     except InputError as error:
         return Facts(error=str(error))
-    return replace(facts, digest=f"{_sha256(medium.source)} {medium.start_s} {medium.end_s}")
+    digest = f"{_sha256(medium.source)} {medium.start_s} {medium.end_s}"
+    return replace(facts, digest=digest, other_track=_other_track(medium))
+
+
+def _other_track(medium: Medium) -> bool:
+    import av
+
+    if medium.kind == "image":
+        return False
+    other = "audio" if medium.kind == "video" else "video"
+    source = medium.source
+    try:
+        with av.open(io.BytesIO(source) if isinstance(source, bytes) else source) as container:
+            return any(stream.type == other for stream in container.streams)
+    except (av.error.FFmpegError, OSError):  # what soundfile reads and FFmpeg does not is sound alone
+        return False
 
 
 def _sha256(source: Media) -> str:

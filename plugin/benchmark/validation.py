@@ -101,6 +101,7 @@ def _check_media(items, others, against: str, report: Report, workers: int | Non
     for medium in others:
         if facts[medium].error:
             report.add("warning", "against", f"{others[medium]} cannot be compared: {facts[medium].error}")
+    _check_tracks(users, facts, report)
     _check_lengths(items, facts, report)
     _check_duplicates(users, facts, report)
     if others:
@@ -131,6 +132,21 @@ def _report_medium(medium: Medium, facts: Facts, members: Sequence[schema.Item],
         report.add("error", "decode", f"{where}: {facts.error}", ids)
     for level, check, found in facts.problems:
         report.add(level, check, f"{where}: {found}", ids)
+
+
+def _check_tracks(users: Mapping[Medium, list[schema.Item]], facts, report: Report) -> None:
+    """A film with sound in a visual-only item, or as an audio-only item's sound; with both senses it tells nothing."""
+    for kind, other, modality in (("audio", "film", "audio"), ("video", "sound", "visual")):
+        found = {m: [item.id for item in users[m] if item.modality == modality] for m in users if m.kind == kind}
+        ids = [item for medium, members in found.items() if facts[medium].other_track for item in members]
+        if ids:
+            report.add(
+                "warning",
+                "tracks",
+                f"files of {len(ids)} {modality} items also hold {other}, which some adapters take; `benchmark build` "
+                "leaves it out",
+                ids,
+            )
 
 
 def _check_lengths(items: Sequence[schema.Item], facts: Mapping[Medium, Facts], report: Report) -> None:
