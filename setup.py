@@ -73,6 +73,8 @@ setup(
         "datasets>=5,<6",
         "huggingface-hub>=2,<3",
         "numpy>=2,<3",
+        "pyarrow>=17",
+        "scipy>=1.12",
         "av>=15,<16",
         "soundfile>=0.13,<0.15",
         "pillow>=11",

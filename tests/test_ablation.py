@@ -236,7 +236,7 @@ def test_a_run_on_real_files_is_read_as_it_was_written(tmp_path, monkeypatch, ca
     assert main(words) == 0, capsys.readouterr().out[-3000:]
     [run] = ablation_results.read_runs([Path("run")])
     assert run.seed == 5 and run.clips == 16 and set(run.right) == {"full", "backbone"}
-    assert run.state["train_clips"] == 24
+    assert run.state["train_clips"] == 64
     measured = ablation_results.Ablation([run], draws=50)
     assert 0 <= measured.score("full", "emotion_av")["mean"] <= 1
     assert measured.of_full("av", "valence_coverage")["mean"] is not None  # it was calibrated

@@ -1,6 +1,7 @@
 """A checkpoint becomes the model that the finished run saved."""
 
 import json
+import resource
 
 import pytest
 import torch
@@ -52,6 +53,18 @@ def test_a_run_that_bolted_its_model_together_is_bolted_together_again(setup, tm
     assert_same_model(tmp_path / "out", tmp_path / "run")
     model = VAEmotionLLMForConditionalGeneration.from_pretrained(tmp_path / "out")
     assert model.config.projector_stride == 5
+
+
+def test_a_full_disk_is_told_and_no_folder_is_left(setup, tmp_path, capsys):
+    train(stage1_values(*setup, tmp_path / "run", max_steps=2))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        assert main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "GiB are free there" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_bad_input_ends_with_code_2_and_leaves_no_folder(setup, tmp_path, capsys):

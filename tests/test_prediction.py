@@ -1,6 +1,7 @@
 """`predict_emotion`, calibration, and the commands `predict` and `calibrate`, on real files."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from test_model import encode, text, trained_adapter, user
 
 from vaemotionllm import InputError, VAEmotionLLMForConditionalGeneration, VAEmotionLLMProcessor
 from vaemotionllm.cli.main import main
+from vaemotionllm.data.manifest import read_manifest
 from vaemotionllm.evaluation import calibration, prediction
 from vaemotionllm.model.emotion_prediction import PROMPT, PathEmotion, conflict_of
 
@@ -164,6 +166,17 @@ def test_calibrate_writes_what_predict_uses(folder, files, tmp_path, capsys):
     assert "no path has 30 clips" in capsys.readouterr().err
     calibrated.set_emotion_labels(["a", "b"])
     assert calibrated.config.emotion_calibration is None
+
+
+def test_an_emotion_that_the_model_does_not_know_is_no_label_and_is_told(model, processor, tmp_path, caplog):
+    manifest = write_world(tmp_path / "world", clips=3)
+    clips = [replace(clip, emotion=emotion) for clip, emotion in zip(
+        read_manifest(manifest, "train"), ("solemn", LABELS[0], {LABELS[1]: 0.5, "solemn": 0.5}))]  # fmt: skip
+    found = calibration.read_clips(model, processor, clips)
+    for reading in found.values():
+        assert torch.isnan(reading.targets[0]).all() and torch.isnan(reading.targets[2]).all()
+        assert reading.targets[1].tolist() == [1.0, *[0.0] * (len(LABELS) - 1)]
+    assert f"2 of 3 clips have an emotion that the model does not know (solemn), such as {clips[0].id}" in caplog.text
 
 
 def test_training_drops_a_calibration(folder, tmp_path):

@@ -20,7 +20,7 @@ COMMANDS = {
     "predict": "say which emotion images, sounds and films express, on each path",
     "calibrate": "fit how sure the predictions are, on labelled clips that were not trained on",
     "nano": "build the embedded default: the procedural art world, its benchmark and its backbone",
-    "benchmark": "choose the data set that the lmms-eval tasks `artemo` read",
+    "benchmark": "choose, check, build or upload the benchmark that the lmms-eval tasks `artemo` read",
     "evaluate-emotion": "measure what the Supervisor reads on each path of a benchmark's clips",
     "report": "make the report of a demo anew from its files, or the mean of several over their seeds",
     "ablation": "train the nano model with and without each of its parts, over seeds, and compare",

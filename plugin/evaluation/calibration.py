@@ -4,6 +4,7 @@ Both are fitted on labelled clips that were not trained on, for each path by its
 """
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import ceil
@@ -23,6 +24,8 @@ from ..model.emotion_prediction import check_supervisor, read_path
 from ..train.checkpoint import write_json
 from .intervals import LEVEL, fewest_clips
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass
 class Readings:
@@ -39,11 +42,23 @@ def read_clips(
 ) -> dict[str, Readings]:
     """The Supervisor's readings of clips on each path, every path from its own media alone.
 
+    A clip with an emotion that the model does not know counts as one without label, and is warned of.
+
     Raises:
-        InputError: a clip that cannot be decoded, or whose emotion is not among the model's labels.
+        InputError: a clip that cannot be decoded.
     """
     encoder = ClipEncoder(processor, processor.num_frames, processor.max_audio_s)
     labels = model.config.emotion_labels or ()
+    strange = {clip.id: names for clip in clips if (names := sorted(_names(clip) - {*labels})) and labels}
+    if strange:
+        logger.warning(
+            "%s of %s clips have an emotion that the model does not know (%s), such as %s: they count as clips "
+            "without label.",
+            len(strange),
+            len(clips),
+            ", ".join(sorted({name for names in strange.values() for name in names})),
+            next(iter(strange)),
+        )
     found = {path: Readings() for path in PATHS}
     with tqdm(total=len(clips), desc="readings", unit="clip", disable=not progress) as bar:
         for begin in range(0, len(clips), batch_size):
@@ -61,7 +76,8 @@ def read_clips(
                     found[path].true_plane.append((_number(clip.valence), _number(clip.arousal)))
                     if logits is not None:
                         found[path].logits.append(logits[row])
-                        found[path].targets.append(emotion_target(clip.emotion, labels))
+                        known = None if clip.id in strange else clip.emotion
+                        found[path].targets.append(emotion_target(known, labels))
             bar.update(len(batch))
     return found
 
@@ -173,6 +189,10 @@ def calibrate(model_dir: Path, model, processor, clips: Sequence[Clip], level: f
     file = Path(model_dir) / "config.json"
     write_json(file, json.loads(file.read_text(encoding="utf-8")) | {"emotion_calibration": found})
     return found
+
+
+def _names(clip: Clip) -> set[str]:
+    return {clip.emotion} if isinstance(clip.emotion, str) else set(clip.emotion or ())
 
 
 def _number(value: float | None) -> float:

@@ -17,14 +17,15 @@ from ..errors import InputError
 _HIDDEN = {"local_rank", "resume_from_checkpoint", "do_train", "do_eval", "do_predict", "remove_unused_columns"}
 
 
-def read_config(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def read_config(path: str, overrides: Sequence[str] = (), kind: str = "train") -> dict[str, Any]:
     """Values of a YAML file, with `key=value` words on top; values are read as YAML.
 
     Args:
         path: a file, or the name of a config that the package ships, such as `stage1_nano`.
         overrides: words such as `learning_rate=1e-4`.
+        kind: folder of the shipped configs.
     """
-    file = shipped_file("train", path, (".yaml", ".yml"))
+    file = shipped_file(kind, path, (".yaml", ".yml"))
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
@@ -48,8 +49,8 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def build_config(cls: type, values: dict[str, Any]):
-    """An instance of a config class from plain values.
+def build_config(cls: type, values: dict[str, Any], listed: str = "see `vaemotionllm train --fields`."):
+    """An instance of a config class from plain values. `listed` says where its fields are listed.
 
     Raises:
         InputError: naming a field that does not exist and the nearest that does, or a value of a wrong type.
@@ -59,7 +60,7 @@ def build_config(cls: type, values: dict[str, Any]):
     for name in values:
         if name not in fields:
             near = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
-            hint = f"did you mean `{near[0]}`?" if near else "see `vaemotionllm train --fields`."
+            hint = f"did you mean `{near[0]}`?" if near else listed
             raise InputError(f"unknown config field `{name}`: {hint}")
     arguments = {name: _coerce(name, value, hints[name]) for name, value in values.items()}
     try:
