@@ -58,7 +58,7 @@ setup(
     python_requires=">=3.11,<3.13",
     package_dir=ROOTS,
     packages=find_all_packages(),
-    package_data={"": ["*.yaml", "*.json", "*.jinja", "*.sh", "hostfile", "_default_template_yaml", "py.typed"]},
+    package_data={"": ["*.yaml", "*.json", "*.jinja", "*.sh", "hostfile", "_*_template_yaml", "py.typed"]},
     cmdclass={"build_py": build_py_with_startup},
     # Ranges say what the code needs; constraints.txt says what was tested.
     install_requires=[

@@ -15,6 +15,29 @@ PATCHES = {
         "versions": "lmms-eval >=0.7.3,<0.8",
         "until": "lmms-eval reads task folders from an entry-point group",
     },
+    "lmms_eval_hearing": {
+        "target": "lmms_eval.evaluator.evaluate",
+        "why": "adapters of models without audio drop the sound of a question without a word and answer all the same; "
+        "the audio tasks would get a score from a model that heard nothing. A task is built without the model, so it "
+        "cannot refuse by itself.",
+        "how": "wraps the function: where a task of artemo gives sound and the model cannot take it, the command ends "
+        "with code 2 before the first question",
+        "upstream": "no report known; the adapters are in lmms_eval/models of "
+        "https://github.com/EvolvingLMMs-Lab/lmms-eval",
+        "versions": "lmms-eval >=0.7.3,<0.8",
+        "until": "lmms-eval lets a model state its modalities and a task require them",
+    },
+    "lmms_eval_huggingface": {
+        "target": "lmms_eval.models.chat.huggingface.Huggingface.__init__ and AutoModel in its module",
+        "why": "`lmms-eval --model huggingface` loads every vision-language model without its head, and hands each "
+        "processor the argument `audios`, which transformers 5 refuses: it evaluates nothing, with or without sound.",
+        "how": "loads the class with a head; wraps the processor, which gets `audio` as waveforms and films as frames",
+        "upstream": "no report known; the code is lmms_eval/models/chat/huggingface.py of "
+        "https://github.com/EvolvingLMMs-Lab/lmms-eval, the refusal "
+        "https://github.com/huggingface/transformers/blob/main/src/transformers/processing_utils.py",
+        "versions": "lmms-eval >=0.7.3,<0.8",
+        "until": "the adapter looks a config's class up, and says `audio`",
+    },
     "lmms_eval_power": {
         "target": "lmms_eval.cli.power_utils.collect_task_sizes",
         "why": "`lmms-eval power --tasks artemo` would leave the group out without a word and count nothing.",

@@ -9,6 +9,8 @@ import sys
 # Module whose import triggers a patch -> the patch's module in this package. Each patch has `apply(loaded) -> bool`.
 TARGETS = {
     "lmms_eval.tasks": "lmms_eval_tasks",
+    "lmms_eval.evaluator": "lmms_eval_hearing",
+    "lmms_eval.models.chat.huggingface": "lmms_eval_huggingface",
     "lmms_eval.cli.power_utils": "lmms_eval_power",
     "transformers.models.auto.configuration_auto": "transformers_auto",
     "transformers.models.auto.modeling_auto": "transformers_auto",

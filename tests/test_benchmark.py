@@ -68,19 +68,100 @@ def test_prompt_snapshot():
         ("A painting of something", None),
         ("nothing fits", None),
         ("enjoyfully", None),
+        # Brackets of several languages, full-width forms, markup.
+        ("「B」", "joyful"),
+        ("『B』。", "joyful"),
+        ("【B】", "joyful"),
+        ("（B）", "joyful"),
+        ("⟨B⟩", "joyful"),
+        ("〈B〉 joyful", "joyful"),
+        ("《B》", "joyful"),
+        ("«B»", "joyful"),
+        ("{B}", "joyful"),
+        ("Ｂ", "joyful"),
+        ("Ｂ．", "joyful"),
+        ("Ⓑ", "joyful"),
+        ("$\\boxed{B}$", "joyful"),
+        ("'B'", "joyful"),
+        ("“B”", "joyful"),
+        ("答案：B", "joyful"),
+        ("答案是B。", "joyful"),
+        ("我选B", "joyful"),
+        ("Antwort: B", "joyful"),
+        ("La réponse est B", "joyful"),
+        ("Ответ: B", "joyful"),
+        ("정답: B", "joyful"),
+        # Letters of other scripts that look like B, A, C: no option is shown under them.
+        ("В", None),
+        ("Β", None),
+        ("(В)", None),
+        ("Ответ: В", None),
+        ("А.", None),
+        ("С", None),
+        ("答案是喜悦", None),
+        # Prose.
+        ("I believe that the answer is B because of the bright flute.", "joyful"),
+        ("My Answer is B", "joyful"),
+        ("Looking at the colours, it must be joyful, I think", "joyful"),
+        ("The music isn't loud. I would choose option B.", "joyful"),
+        ("The best choice is A because it is slow", "calm"),
+        ("The answer is A painting of something", None),
+        ("It is not joyful.", None),
+        ("It is not joyful; it is tense.", "tense"),
+        ("The answer is (B) joyful, not (D) tense.", "joyful"),
+        ("It is not joyful but tense", "tense"),
+        ("I can't hear well, but it seems joyful", "joyful"),
+        ("<answer>B</answer>", "joyful"),
+        ("<think>A. is too slow. (C)? Or D?</think>\n<answer>B</answer>", "joyful"),
+        ("<think>It may be (D)</think>", None),
+        ('{"answer": "B"}', "joyful"),
+        # More than one.
+        ("A, B", None),
+        ("A,B,C,D", None),
+        ("(A)(B)", None),
+        ("A/B", None),
+        ("A. calm\nB. joyful\nC. calm sea\nD. tense", None),
+        ("A. calm B. joyful C. calm sea D. tense", None),
+        ("A. calm\nB. joyful\nC. calm sea\nD. tense\nAnswer: D", "tense"),
+        ("B. tense", None),
+        ("A: joyful", None),
+        ("B. joyful, since A is too quiet", "joyful"),
+        # Refusals.
+        ("I'm sorry, but I can't tell whether this is joyful.", None),
+        ("I’m sorry, I can’t say (B) for sure", None),
+        ("I cannot determine the emotion of this artwork.", None),
+        ("As an AI, I am unable to hear: is it joyful?", None),
+        ("None of the options", None),
+        ("我不知道", None),
     ],
 )
 def test_answers_are_read(response, expected):
     assert prompts.parse_choice(response, OPTIONS) == expected
 
 
+def test_the_first_person_is_no_ninth_option():
+    options = [f"subject {number}" for number in range(10)]
+    assert prompts.parse_choice("I", options) == prompts.parse_choice("(I)", options) == "subject 8"
+    for refusal in ("I, as a language model, have no ears.", "I cannot hear it.", "The answer is I cannot hear it."):
+        assert prompts.parse_choice(refusal, options) is None
+
+
+def test_answers_in_the_options_own_script():
+    options = ["радость", "печаль", "喜悦", "music_video"]
+    assert prompts.parse_choice("Радость!", options) == "радость"
+    assert prompts.parse_choice("喜悦。", options) == "喜悦"
+    assert prompts.parse_choice("music_video", options) == "music_video"
+    assert prompts.parse_choice("A *music video*, I think", options) == "music_video"
+    assert prompts.parse_choice(None, options) is None
+
+
 def test_scores_count_what_names_no_option_as_wrong(folder):
-    document = {"options": OPTIONS, "answer": "joyful", "clip_id": "c"}
+    document = {"id": "i", "options": OPTIONS, "answer": "joyful", "clip_id": "c"}
     right = artemo.process_results(document, ["B"])
     assert (right["accuracy"], right["unparsable"]) == (1.0, 0.0)
     silent = artemo.process_results(document, [""])
     assert (silent["accuracy"], silent["unparsable"]) == (0.0, 1.0)
-    assert silent["ci95_low"] == {"accuracy": 0.0, "clip_id": "c"}
+    assert silent["ci95_low"] == {"accuracy": 0.0, "clip_id": "c", "item_id": "i"}
 
 
 def test_intervals_know_clips():

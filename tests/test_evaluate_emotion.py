@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import scipy.spatial.distance
 from media_files import write_png, write_wav
 from report_files import make_rows
 
@@ -77,6 +78,32 @@ def test_a_label_that_the_model_does_not_know_is_not_scored(benchmark):
     assert summary["emotions"][0] is None and summary["accuracy"] == 1.0
     nothing = emotion._summary(list(items.values()), found, {})
     assert nothing["accuracy"] is None and nothing["ece"] is None and nothing["valence_ccc"] is not None
+
+
+def test_votes_are_compared_with_probabilities(benchmark):
+    items, emotions, found = readings(benchmark, 1.0)
+    clips = list(items)
+    votes = {
+        clips[0]: {"calm": 0.75, "sad": 0.25},
+        clips[1]: {"joyful": 1.0},
+        clips[2]: {"calm": 0.5, "solemn": 0.5},  # a label that the model does not know
+    }
+    summary = emotion._summary(list(items.values()), found, emotions, votes)
+    p = [found[clip].probabilities for clip in clips[:2]]
+    kl = [0.75 * np.log2(0.75 / p[0]["calm"]) + 0.25 * np.log2(0.25 / p[0]["sad"]), np.log2(1 / p[1]["joyful"])]
+    assert summary["votes_n"] == 2 and summary["votes_kl"] == pytest.approx(np.mean(kl), abs=1e-9)
+    js = []
+    for given, shares in zip(list(votes.values())[:2], p):
+        a, b = np.array([given.get(label, 0) for label in EMOTIONS]), np.array([shares[label] for label in EMOTIONS])
+        js.append(scipy.spatial.distance.jensenshannon(a, b, base=2) ** 2)
+    assert summary["votes_js"] == pytest.approx(np.mean(js), abs=1e-9)
+    without = emotion._summary(list(items.values()), found, emotions)
+    assert (without["votes_n"], without["votes_kl"], without["votes_js"]) == (0, None, None)
+    # Arousal is read without error, valence with some.
+    x, y = np.array(without["predicted"])[:, 0], np.array(without["true"])[:, 0]
+    assert without["valence_rmse"] == pytest.approx(np.sqrt(np.mean((x - y) ** 2)), abs=1e-9)
+    assert without["valence_pearson"] == pytest.approx(np.corrcoef(x, y)[0, 1], abs=1e-9)
+    assert without["arousal_rmse"] == 0 and without["arousal_pearson"] == pytest.approx(1)
 
 
 def test_auroc_is_the_share_of_ordered_pairs():

@@ -18,6 +18,7 @@ from vaemotionllm import InputError
 from vaemotionllm.benchmark import schema
 from vaemotionllm.cli.main import main
 from vaemotionllm.evaluation import artemo, cli_exit, emotion
+from vaemotionllm.evaluation.compare import compare
 from vaemotionllm.evaluation.lmms_model import VAEmotionLLM
 from vaemotionllm.evaluation.requests import cut, generation_arguments
 
@@ -261,8 +262,8 @@ def test_a_run_of_the_command(model_folder, folder, documents, alone, tmp_path):
     (nano / "benchmark.json").write_text(json.dumps({**info, "nano": True}))
     done = lmms_eval(
         "--model", "vaemotionllm", "--model_args", f"pretrained={model_folder},device=cpu",
-        "--tasks", "artemo,artemo_controls", "--batch_size", 5, "--gen_kwargs", "max_new_tokens=6",
-        "--log_samples", "--output_path", "out", cwd=tmp_path, dataset=nano,
+        "--tasks", "artemo,artemo_controls,artemo_circular,artemo_va", "--batch_size", 5,
+        "--gen_kwargs", "max_new_tokens=6", "--log_samples", "--output_path", "out", cwd=tmp_path, dataset=nano,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "artemo (nano set, not a leaderboard number)" in done.stdout
@@ -286,6 +287,19 @@ def test_a_run_of_the_command(model_folder, folder, documents, alone, tmp_path):
             assert scores[f"{metric},none"] == pytest.approx(np.mean([score[metric] for score in expected]))
             assert isinstance(scores[f"{metric}_stderr,none"], float)
         assert scores["ci95_low,none"] <= scores["accuracy,none"] <= scores["ci95_high,none"]
+    follows = results["results"]["artemo_conflict"]
+    shares = [follows[f"{name},none"] for name in ("follows_sight", "follows_sound", "neither", "unparsable")]
+    assert sum(shares) == pytest.approx(1) and results["n-samples"]["artemo_conflict"]["effective"] == 4
+    assert results["n-samples"]["artemo_emotion_av_circular"]["effective"] == 4 * 6
+    assert {"artemo_blind", "artemo_silence", "artemo_circular", "artemo_va"} <= set(results["groups"])
+    # The model knows no numbers; none is made up.
+    assert results["results"]["artemo_va"]["unparsable,none"] == 1
+    assert np.isnan(results["results"]["artemo_va_av"]["ccc,none"])
+    found = compare(tmp_path / "out", results_file)
+    assert len(found["tasks"]) == len(results["n-samples"]) == 24 and set(found["gains"]) == {"content", "emotion"}
+    assert all(
+        task["difference"]["value"] in (0, pytest.approx(np.nan, nan_ok=True)) for task in found["tasks"].values()
+    )
 
 
 def test_a_wrong_column_ends_the_command_with_2(model_folder, folder, tmp_path):

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = {"plugin": "vaemotionllm", "patches": "vaemotionllm/patches", "eval_tasks": "vaemotionllm/eval_tasks",
            "configs": "vaemotionllm/configs"}  # fmt: skip
-DATA = ("*.yaml", "*.json", "*.jinja", "*.sh", "hostfile", "_default_template_yaml")
+DATA = ("*.yaml", "*.json", "*.jinja", "*.sh", "hostfile", "_*_template_yaml")
 STARTUP = "vaemotionllm_startup.pth"
 
 

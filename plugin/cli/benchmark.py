@@ -1,4 +1,4 @@
-"""`vaemotionllm benchmark`: choose, show, check, build and upload what the lmms-eval tasks `artemo` read."""
+"""`vaemotionllm benchmark`: choose, show, check, build and upload what the lmms-eval tasks `artemo` read; compare."""
 
 import argparse
 import json
@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_build(actions.add_parser("build", help="make a benchmark from a manifest of annotated clips"))
     _add_push(actions.add_parser("push", help="upload a benchmark folder to the Hub as a data set"))
+    _add_compare(actions.add_parser("compare", help="two evaluations of one benchmark: paired differences and gains"))
 
 
 def run(args: argparse.Namespace) -> int | None:
@@ -31,6 +32,8 @@ def run(args: argparse.Namespace) -> int | None:
         return _build(args)
     if args.action == "push":
         return _push(args)
+    if args.action == "compare":
+        return _compare(args)
     if args.action == "use":
         benchmark = select.use(args.name)
         if benchmark is None:
@@ -106,6 +109,23 @@ def _build(args: argparse.Namespace) -> int:
     for name, count in sorted(built.counts.items()):
         print(f"{name.replace('_', ' ')}: {count}")
     print(f"{built.folder}: {built.items} items about {built.clips} clips in {built.shards} shards")
+    return 0
+
+
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    for name in ("a", "b"):
+        parser.add_argument(name, metavar=name.upper(), help="lmms-eval's --output_path, or a *_results.json in it")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the comparison there as well")
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from ..evaluation.compare import as_json, as_text, compare
+
+    result = compare(args.a, args.b)
+    print(as_text(result))
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(as_json(result) + "\n", encoding="utf-8")
     return 0
 
 

@@ -4,9 +4,10 @@ import functools
 import logging
 from collections.abc import Callable, Sequence
 
-from ..benchmark import prompts, select
+from ..benchmark import metrics, prompts, select
+from ..benchmark.conflict import ConflictItem, conflict_items
 from ..benchmark.controls import KINDS, control_sounds
-from ..benchmark.schema import ASPECTS, ITEMS_FILE, MODALITIES, Benchmark
+from ..benchmark.schema import ASPECTS, ITEMS_FILE, MODALITIES, Benchmark, Item
 from ..errors import InputError
 from .cli_exit import stop
 from .intervals import accuracy_interval
@@ -41,12 +42,24 @@ def controls(kind: str) -> dict[str, str]:
         stop(error)
 
 
+@functools.lru_cache(maxsize=4)
+def _conflicts(folder: str) -> list[ConflictItem]:
+    return conflict_items(benchmark())
+
+
+def conflicts() -> list[ConflictItem]:
+    try:
+        return _conflicts(str(benchmark().folder))
+    except InputError as error:
+        stop(error)
+
+
 def yaml_value(name: str):
     """A value that a YAML takes from utils.py and that depends on the benchmark in force.
 
     Args:
-        name: `dataset_kwargs`, `dataset_kwargs_KIND`, `metadata`, `alias_TASK` or
-            `documents_ASPECT_MODALITY[_KIND]`.
+        name: `dataset_kwargs`, `dataset_kwargs_KIND` (a kind of control sound, or conflict), `metadata`, `alias_TASK`,
+            or `documents_TASK` with the task's name without "artemo_".
 
     Raises:
         AttributeError: for every other name, as a module does.
@@ -56,16 +69,36 @@ def yaml_value(name: str):
     if name.startswith("alias_"):
         return alias(name.removeprefix("alias_"))
     head, _, tail = name.partition("_kwargs")
-    if head == "dataset" and (not tail or tail[1:] in KINDS):
-        if tail:
-            # Made here and not in the documents: lmms-eval tries those five times and then hides the error.
+    if head == "dataset" and (not tail or tail[1:] in (*KINDS, "conflict")):
+        # Made here and not in the documents: lmms-eval tries those five times and then hides the error.
+        if tail[1:] == "conflict":
+            conflicts()
+        elif tail:
             controls(tail[1:])
         return {"data_files": {"test": str(benchmark().folder / ITEMS_FILE)}}
-    words = name.split("_")
-    if words[0] == "documents" and len(words) in (3, 4) and words[1] in ASPECTS and words[2] in MODALITIES:
-        if len(words) == 3 or words[3] in KINDS:
-            return documents(words[1], words[2], words[3] if len(words) == 4 else None)
-    raise AttributeError(f"the task YAMLs know no value {name!r}")
+    found = _documents_of(name.split("_"))
+    if found is None:
+        raise AttributeError(f"the task YAMLs know no value {name!r}")
+    return found
+
+
+def _documents_of(words: Sequence[str]) -> Callable | None:
+    from . import artemo_circular, artemo_conflict, artemo_va
+
+    match words:
+        case ["documents", "conflict"]:
+            return artemo_conflict.documents
+        case ["documents", "va", modality] if modality in MODALITIES:
+            return artemo_va.documents(modality)
+        case ["documents", aspect, "blind"] if aspect in ASPECTS:
+            return blind_documents(aspect)
+        case ["documents", aspect, modality] if aspect in ASPECTS and modality in MODALITIES:
+            return documents(aspect, modality)
+        case ["documents", aspect, modality, "circular"] if aspect in ASPECTS and modality in MODALITIES:
+            return artemo_circular.documents(aspect, modality)
+        case ["documents", aspect, "audio", kind] if aspect in ASPECTS and kind in KINDS:
+            return documents(aspect, "audio", kind)
+    return None
 
 
 def metadata() -> dict:
@@ -88,36 +121,58 @@ def alias(task: str) -> str:
     return f"{task} ({select.NANO_LABEL})" if benchmark().is_nano else task
 
 
-def documents(aspect: str, modality: str, control: str | None = None) -> Callable:
-    """The `process_docs` of one task: its items, in the file's order, with absolute media paths.
+def items_of(aspect: str, modality: str | None = None) -> list[Item]:
+    """The benchmark's items of an aspect and a modality; ends lmms-eval's command where there is none."""
+    chosen = benchmark().select(aspect=aspect, modality=modality)
+    if not chosen:
+        wanted = f"aspect {aspect!r}" + (f" and modality {modality!r}" if modality else "")
+        stop(InputError(f"{benchmark().folder} holds no item with {wanted}."))
+    return chosen
 
-    The items are those that our loader has checked, not the rows that lmms-eval read from the same file: the two
-    agree, but only ours have resolved paths.
-    """
+
+def document(item: Item, **changes) -> dict:
+    """What a task's document holds of an item; `changes` replace or add fields."""
+    return {
+        "id": item.id,
+        "clip_id": item.clip_id,
+        "question": item.question,
+        "options": list(item.options),
+        "answer": item.answer,
+        "audio": item.audio,
+        "image": item.image,
+        "video": item.video,
+        "art_form": item.art_form,
+        **changes,
+    }
+
+
+def dataset_of(rows: Sequence[dict]):
+    """The documents of a task. They are made of the items that our loader has checked, not of the rows that lmms-eval
+    read from the same file: the two agree, but only ours have resolved paths."""
+    import datasets
+
+    return datasets.Dataset.from_list(list(rows))
+
+
+def documents(aspect: str, modality: str, control: str | None = None) -> Callable:
+    """The `process_docs` of one task: its items, in the file's order, with absolute media paths."""
 
     def process_docs(dataset):
-        import datasets
-
-        chosen = benchmark().select(aspect=aspect, modality=modality)
-        if not chosen:
-            stop(InputError(f"{benchmark().folder} holds no item with aspect {aspect!r} and modality {modality!r}."))
+        chosen = items_of(aspect, modality)
         sounds = controls(control) if control else {}
-        return datasets.Dataset.from_list(
-            [
-                {
-                    "id": item.id,
-                    "clip_id": item.clip_id,
-                    "question": item.question,
-                    "options": list(item.options),
-                    "answer": item.answer,
-                    "audio": sounds.get(item.clip_id, item.audio),
-                    "image": item.image,
-                    "video": item.video,
-                    "art_form": item.art_form,
-                }
-                for item in chosen
-            ]
-        )
+        return dataset_of([document(item, audio=sounds.get(item.clip_id, item.audio)) for item in chosen])
+
+    return process_docs
+
+
+def blind_documents(aspect: str) -> Callable:
+    """The `process_docs` of a task without media: each question about a clip once, whatever modalities ask it."""
+
+    def process_docs(dataset):
+        first: dict[tuple, Item] = {}
+        for item in items_of(aspect):
+            first.setdefault((item.clip_id, item.question, item.options), item)
+        return dataset_of([document(item, audio=None, image=None, video=None) for item in first.values()])
 
     return process_docs
 
@@ -132,8 +187,13 @@ def doc_to_target(doc: dict) -> str:
 
 def doc_to_messages(doc: dict, lmms_eval_specific_kwargs: dict | None = None) -> list[dict]:
     """One user turn for chat models: picture, then sound, then the question."""
+    return messages(doc, doc_to_text(doc))
+
+
+def messages(doc: dict, text: str) -> list[dict]:
+    """One user turn with a document's media and a text."""
     content = [{"type": kind, "url": doc[kind]} for kind in ("image", "video", "audio") if doc[kind]]
-    return [{"role": "user", "content": [*content, {"type": "text", "text": doc_to_text(doc)}]}]
+    return [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
 
 
 def doc_to_visual(doc: dict) -> list:
@@ -151,20 +211,36 @@ def doc_to_visual(doc: dict) -> list:
 
 
 def process_results(doc: dict, results: Sequence[str]) -> dict:
-    """Scores of one answer. An answer that names no option is wrong, and counted in `unparsable`.
+    """Scores of one answer. An answer that names no option is wrong in every metric, and counted in `unparsable`.
 
-    `accuracy` and `unparsable` are floats, for which lmms-eval prints standard errors; `ci95_low` and `ci95_high`
-    carry the clip, so that the interval allows for several questions about one clip.
+    `accuracy`, `war` and `unparsable` are floats, for which lmms-eval prints standard errors; WAR is the accuracy
+    under the name that papers on emotion recognition print. The classes of `macro_f1` and `uar` are the texts of the
+    right answers. `ci95_low` and `ci95_high` carry the clip, so that the interval allows for several questions about
+    one clip, and the item, by which two result files are compared.
     """
     predicted = prompts.parse_choice(results[0], doc["options"])
     correct = float(predicted == doc["answer"])
-    clustered = {"accuracy": correct, "clip_id": doc["clip_id"]}
+    clustered = {"accuracy": correct, "clip_id": doc["clip_id"], "item_id": doc["id"]}
+    labels = {"predicted": predicted, "true": doc["answer"]}
     return {
         "accuracy": correct,
+        "macro_f1": labels,
+        "uar": labels,
+        "war": correct,
         "unparsable": float(predicted is None),
         "ci95_low": clustered,
         "ci95_high": clustered,
     }
+
+
+def macro_f1(values: Sequence[dict]) -> float:
+    """See `metrics.macro_f1`."""
+    return metrics.macro_f1([value["predicted"] for value in values], [value["true"] for value in values])
+
+
+def uar(values: Sequence[dict]) -> float:
+    """See `metrics.uar`."""
+    return metrics.uar([value["predicted"] for value in values], [value["true"] for value in values])
 
 
 def interval(values: Sequence[dict]) -> tuple[float, float]:

@@ -23,7 +23,7 @@ def stop(error: Exception, code: int = INPUT_ERROR) -> NoReturn:
     """Raises `error`, or inside lmms-eval's command writes it as one line and ends the process with `code`."""
     if in_lmms_eval_command():
         sys.stdout.flush()
-        sys.stderr.write(f"lmms-eval --model vaemotionllm: error: {error}\n")
+        sys.stderr.write(f"lmms-eval: error: {error}\n")
         sys.stderr.flush()
         raise SystemExit(code) from error
     raise error

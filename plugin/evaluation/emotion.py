@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from ..benchmark import schema
+from ..benchmark import metrics, schema
 from ..benchmark.controls import mismatched_partners
 from ..errors import InputError
 from ..model.emotion_adapter import PATHS
@@ -63,6 +63,7 @@ def evaluate(
         "level": (model.config.emotion_calibration or {}).get("level"),
     }
     emotions = {item.clip_id: item.answer for item in benchmark.select(aspect="emotion")}
+    votes = {item.clip_id: item.emotion_distribution for item in benchmark.items if item.emotion_distribution}
     readings: dict[str, dict[str, PathEmotion]] = {}
     with tqdm(total=sum(map(len, clips.values())), desc="emotion", unit="clip", disable=not progress) as bar:
         for path in PATHS:
@@ -71,7 +72,7 @@ def evaluate(
                 batch = clips[path][start : start + batch_size]
                 readings[path] |= _read(model, processor, batch, path)
                 bar.update(len(batch))
-            result[path] = _summary(clips[path], readings[path], emotions)
+            result[path] = _summary(clips[path], readings[path], emotions, votes)
     result["conflict"] = conflict_scores(benchmark, readings["audio"], readings["visual"])
     return result
 
@@ -152,16 +153,24 @@ def _read(model, processor, items: list[schema.Item], path: str) -> dict[str, Pa
     }
 
 
-def _summary(items: list[schema.Item], readings: Mapping[str, PathEmotion], emotions: Mapping[str, str]) -> dict:
+def _summary(
+    items: list[schema.Item],
+    readings: Mapping[str, PathEmotion],
+    emotions: Mapping[str, str],
+    votes: Mapping[str, Mapping[str, float]] | None = None,
+) -> dict:
     """A path's readings and their scores.
 
     Returns:
         `clip_ids`, and in their order `predicted` and `true`, lists of [valence, arousal]; `valence_ccc` and
         `arousal_ccc`, None where a CCC is not defined (fewer than two clips, or predictions and labels that are the
-        same constant); `valence_coverage` and `arousal_coverage`, the share of clips whose value lies in the
+        same constant); `valence_pearson`, `arousal_pearson` (None likewise), `valence_rmse` and `arousal_rmse`;
+        `valence_coverage` and `arousal_coverage`, the share of clips whose value lies in the
         interval, None for a model that is not calibrated; `emotions`, the clips' labels (None where the model does
         not know them), `probabilities` of the model's labels, and over the clips with a known label `accuracy` and
-        `ece`, None without such clips.
+        `ece`, None without such clips. Over the clips whose annotators' votes are all for labels that the model knows,
+        `votes_n` of them, `votes_kl` is the mean of KL(votes || probabilities) and `votes_js` that of the
+        Jensen-Shannon divergence, both in bits; None without such clips, or where the divergence is infinite.
     """
     clips = [item.clip_id for item in items]
     found: dict = {
@@ -172,13 +181,23 @@ def _summary(items: list[schema.Item], readings: Mapping[str, PathEmotion], emot
     }
     for column, name in enumerate(("valence", "arousal")):
         true = [point[column] for point in found["true"]]
-        found[f"{name}_ccc"] = _ccc([point[column] for point in found["predicted"]], true)
+        predicted = [point[column] for point in found["predicted"]]
+        found[f"{name}_ccc"] = _ccc(predicted, true)
+        for metric in (metrics.pearson, metrics.rmse):
+            value = metric(predicted, true)
+            found[f"{name}_{metric.__name__}"] = value if math.isfinite(value) else None
         intervals = [getattr(readings[clip], f"{name}_interval") for clip in clips]
         inside = [low <= value <= high for value, (low, high) in zip(true, filter(None, intervals))]
         found[f"{name}_coverage"] = float(np.mean(inside)) if inside else None
     shares = [readings[clip].probabilities or {} for clip in clips]
     known = [emotions.get(clip) if emotions.get(clip) in row else None for clip, row in zip(clips, shares)]
     found |= {"emotions": known, "probabilities": [list(row.values()) for row in shares]}
+    pairs = [((votes or {}).get(clip), row) for clip, row in zip(clips, shares)]
+    voted = [(given, row) for given, row in pairs if given and given.keys() <= row.keys()]
+    found["votes_n"] = len(voted)
+    for name, divergence in (("kl", metrics.kl_divergence), ("js", metrics.jensen_shannon)):
+        value = float(np.mean([divergence(*pair) for pair in voted])) if voted else math.nan
+        found[f"votes_{name}"] = value if math.isfinite(value) else None
     scored = [(row, label) for row, label in zip(shares, known) if label is not None]
     found |= {"accuracy": None, "ece": None}
     if scored:

@@ -1,0 +1,43 @@
+"""Asks, before lmms-eval evaluates, whether the model can take the sound of artemo's tasks.
+
+A task is built without the model, and its documents and prompts never see it: `evaluate` is the one place that knows
+both. Without the check, adapters that know no sound drop it and answer all the same.
+"""
+
+import functools
+import inspect
+import sys
+import warnings
+from typing import Any
+
+MARK = "_vaemotionllm_hearing"
+
+
+def apply(loaded: str | None = None) -> bool:
+    """Wraps `lmms_eval.evaluator.evaluate`. Returns False, after a warning, where it does not fit."""
+    module: Any = sys.modules.get("lmms_eval.evaluator")
+    original: Any = getattr(module, "evaluate", None)
+    if getattr(original, MARK, False):
+        return True
+    found = list(inspect.signature(original).parameters) if callable(original) else []
+    if found[:2] != ["lm", "task_dict"]:
+        warnings.warn(
+            f"vaemotionllm: lmms_eval.evaluator.evaluate takes {found} where lm, task_dict, ... is known, so nobody "
+            "checks that a model hears before the audio tasks of artemo are scored. Give a model without hearing the "
+            "visual tasks alone: --tasks artemo_content_visual,artemo_emotion_visual",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return False
+
+    @functools.wraps(original)
+    def evaluate(*args, **kwargs):
+        from vaemotionllm.evaluation.hearing import refuse_deaf
+
+        given = inspect.signature(original).bind(*args, **kwargs).arguments
+        refuse_deaf(given["lm"], given["task_dict"])
+        return original(*args, **kwargs)
+
+    setattr(evaluate, MARK, True)
+    module.evaluate = evaluate
+    return True

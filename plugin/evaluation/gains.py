@@ -1,0 +1,66 @@
+"""What the second sense adds: audio gain, visual gain and synergy of one aspect, with intervals by clip.
+
+lmms-eval cannot print them: a group's aggregation sees one metric at a time, as numbers of the subtasks without their
+names and without the samples, so neither a difference of two subtasks nor a paired interval can be made of it. They
+are computed from the samples of a result folder instead.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from .intervals import clip_means, draw_weights, percentile_interval
+
+PATHS = ("audio", "visual", "av")
+GAINS = ("audio_gain", "visual_gain", "synergy")
+
+# Clip ids and scores of one cell, item by item.
+Cell = tuple[Sequence[str], Sequence[float]]
+
+
+def gains_of(audio, visual, av) -> dict:
+    """The three gains of accuracies, numbers or arrays of one shape.
+
+    audio_gain = av - visual: what sound adds to sight. visual_gain = av - audio: what sight adds to sound.
+    synergy = av - max(audio, visual): what both have above the better one alone, the smaller of the two gains.
+    The names are the field's; that the better path is chosen in each resample is ours, so the interval of the
+    synergy knows that the better one was not known beforehand.
+    """
+    return {"audio_gain": av - visual, "visual_gain": av - audio, "synergy": av - np.maximum(audio, visual)}
+
+
+def path_gains(runs: Mapping[str, Mapping[str, Cell]]) -> dict[str, dict[str, dict]]:
+    """Gains of one aspect for each run, and for two runs their differences, with 95% bootstrap intervals by clip.
+
+    Args:
+        runs: name -> path of `PATHS` -> cell. All cells hold the same clips; each resample draws the same ones of them
+            in every cell and run.
+
+    Returns:
+        name -> gain of `GAINS` -> {"value", "ci95"}; with two runs also "difference": second minus first.
+
+    Raises:
+        ValueError: two cells hold different clips.
+    """
+    cells = [(name, path, clip_means(*cells[path])) for name, cells in runs.items() for path in PATHS]
+    clips = cells[0][2][2]
+    for name, path, (_, _, other) in cells:
+        if other != clips:
+            odd = sorted(set(clips) ^ set(other))
+            raise ValueError(
+                f"gains need the same clips in every cell; {name} {path} differs in {len(odd)}, such as {odd[:3]}"
+            )
+    # The last row is the whole sample.
+    weights = np.concatenate([draw_weights(len(clips)), np.ones((1, len(clips)))])
+    means = {(name, path): (weights @ sums) / (weights @ counts) for name, path, (sums, counts, _) in cells}
+    drawn = {name: gains_of(*(means[name, path] for path in PATHS)) for name in runs}
+    if len(runs) == 2:
+        first, second = drawn.values()
+        drawn["difference"] = {gain: second[gain] - first[gain] for gain in GAINS}
+    return {
+        name: {
+            gain: {"value": float(values[-1]), "ci95": list(percentile_interval(values[:-1]))}
+            for gain, values in of.items()
+        }
+        for name, of in drawn.items()
+    }

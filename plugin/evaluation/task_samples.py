@@ -1,0 +1,159 @@
+"""Result folders of lmms-eval, of any model, as items with scores: what two evaluations are compared by."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data.manifest import read_json_lines
+from ..errors import InputError
+from .artemo import TASK_PREFIX
+from .gains import Cell
+from .intervals import accuracy_interval, ccc, draw_weights, percentile_interval
+
+RESULTS = "_results.json"
+# The score of a task is the first of them that its samples have.
+METRICS = ("circular_accuracy", "follows_sight", "ccc", "accuracy")
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The answers to one task.
+
+    Args:
+        metric: "accuracy", "circular_accuracy", "follows_sight" or "ccc".
+        benchmark: "name" and "version".
+        items: item id -> clip id, in the task's order.
+        prompts: item id -> what was asked, to tell whether two evaluations asked the same.
+        values: item id -> score in {0.0, 1.0}; for "ccc" (predicted or None, true), each (valence, arousal).
+        answers: how many answers there are, all rotations of an item counted.
+        unparsable: share of the answers that could not be read.
+    """
+
+    metric: str
+    benchmark: dict[str, str]
+    items: dict[str, str]
+    prompts: dict[str, Any]
+    values: dict[str, Any]
+    answers: int
+    unparsable: float
+
+    @property
+    def cell(self) -> Cell:
+        """Clip ids and scores, item by item."""
+        return list(self.items.values()), [self.values[item] for item in self.items]
+
+    def score(self) -> tuple[float, tuple[float, float]]:
+        """The task's score and its 95% interval, as the task itself prints them."""
+        if self.metric != "ccc":
+            clips, scores = self.cell
+            return sum(scores) / len(scores), accuracy_interval(clips, scores)[1]
+        answered = [value for value in self.values.values() if value[0] is not None]
+        if len(answered) < 2:
+            return math.nan, (math.nan, math.nan)
+        predicted, true = (np.array([value[i] for value in answered], dtype=np.float64) for i in (0, 1))
+        weights = draw_weights(len(answered))
+        drawn = np.mean([ccc(predicted[:, i], true[:, i], weights) for i in (0, 1)], axis=0)
+        return float(np.mean([ccc(predicted[:, i], true[:, i]) for i in (0, 1)])), percentile_interval(drawn)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation: its results file, what was evaluated, and the answers of each artemo task."""
+
+    path: Path
+    model: str
+    model_args: str
+    tasks: dict[str, Samples]
+
+    @property
+    def facts(self) -> dict[str, str]:
+        return {"path": str(self.path), "model": self.model, "model_args": self.model_args}
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """Reads a `*_results.json` of lmms-eval, or the newest one in a folder, with the samples beside it.
+
+    Raises:
+        InputError: there is none, the folder holds several models, samples are missing or incomplete, or a score in
+            the results file is not that of the samples.
+    """
+    file = _results_file(path)
+    try:
+        results = json.loads(file.read_text(encoding="utf-8"))
+        tasks = [task for task in results["configs"] if task.startswith(f"{TASK_PREFIX}_")]
+        config = results["config"]
+        model, model_args = str(config["model"]), str(config["model_args"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file} is no results file of lmms-eval ({error!r}); evaluate again.") from error
+    if not tasks:
+        raise InputError(f"{file} holds no task of artemo; run lmms-eval with --tasks artemo.")
+    return Evaluation(file, model, model_args, {task: _read_samples(file, results, task) for task in sorted(tasks)})
+
+
+def _results_file(path: Path) -> Path:
+    if path.is_file():
+        if not path.name.endswith(RESULTS):
+            raise InputError(f"{path} is not a file *{RESULTS} of lmms-eval; name that file or its folder.")
+        return path
+    found = sorted(path.glob(f"**/*{RESULTS}"), key=lambda file: file.name)
+    if not found:
+        raise InputError(
+            f"{path} holds no *{RESULTS}: run lmms-eval with --tasks artemo --log_samples --output_path {path}"
+        )
+    folders = sorted({str(file.parent) for file in found})
+    if len(folders) > 1:
+        raise InputError(f"{path} holds the results of several models; name one of {', '.join(folders)}.")
+    return found[-1]
+
+
+def _read_samples(file: Path, results: dict, task: str) -> Samples:
+    path = file.with_name(f"{file.name.removesuffix(RESULTS)}_samples_{task}.jsonl")
+    if not path.is_file():
+        raise InputError(f"{path} is missing: run lmms-eval with --log_samples.")
+    try:
+        rows = {row["doc_id"]: row for _, row in read_json_lines(path, "line")}
+        metadata = results["configs"][task]["metadata"]
+        benchmark = {"name": str(metadata["benchmark"]), "version": str(metadata["version"])}
+        expected = results["n-samples"][task]["effective"]
+        metric = next(name for name in METRICS if name in rows[0])
+        items, prompts, values = _as_items([rows[doc_id] for doc_id in sorted(rows)], metric)
+        unparsable = sum(row["unparsable"] for row in rows.values()) / len(rows)
+        written = next(value for key, value in results["results"][task].items() if key.split(",")[0] == metric)
+    except (KeyError, TypeError, StopIteration) as error:
+        raise InputError(f"{path} or {file} lacks what the tasks write ({error!r}); evaluate {task} again.") from error
+    if len(rows) != expected:
+        raise InputError(f"{path} holds {len(rows)} of {expected} answers; evaluate {task} again.")
+    samples = Samples(metric, benchmark, items, prompts, values, len(rows), unparsable)
+    if not items:
+        raise InputError(f"{path} holds no item under every rotation of its options; evaluate without --limit.")
+    score = samples.score()[0]
+    if not math.isclose(score, written, abs_tol=1e-6) and not (math.isnan(score) and math.isnan(written)):
+        raise InputError(f"{file} says {samples.metric} {written} for {task}, but its samples say {score}.")
+    return samples
+
+
+def _as_items(rows: list[dict], metric: str) -> tuple[dict[str, str], dict[str, Any], dict[str, Any]]:
+    """Clips, prompts and values by item, see `Samples`. KeyError where a row lacks what the tasks write."""
+    groups: dict[str, list[dict]] = {}
+    for row in rows:
+        groups.setdefault(row["ci95_low"]["item_id"], []).append(row)
+    items: dict[str, str] = {}
+    prompts: dict[str, Any] = {}
+    values: dict[str, Any] = {}
+    for item, group in groups.items():
+        about = group[0]["ci95_low"]
+        if metric == "circular_accuracy" and len(group) < about["rotations"]:
+            continue  # cut off by --limit
+        items[item] = about["clip_id"]
+        prompts[item] = [(row["input"], row["target"]) for row in group]
+        if metric == "circular_accuracy":
+            values[item] = min(row["ci95_low"]["correct"] for row in group)
+        elif metric == "ccc":
+            values[item] = about["predicted"], about["true"]
+        else:
+            values[item] = float(group[0][metric])
+    return items, prompts, values
