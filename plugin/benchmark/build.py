@@ -20,6 +20,7 @@ from ..data.manifest import MEDIA_FIELDS, Clip, Media, read_manifest
 from ..errors import InputError
 from .build_config import BuildConfig
 from .card import card
+from .media_checks import sha256_of
 from .questions import Plane, Question, make_questions
 from .schema import FORMAT, INFO_FILE
 from .shards import WRITING, check_ids, plan_shards, write_shards
@@ -72,7 +73,7 @@ def build(config: BuildConfig, workers: int | None = None, progress: bool = Fals
             bar = tqdm(total=sum(map(len, shards)), desc="benchmark", unit="clip", disable=not progress)
             with bar:
                 paths = write_shards(shards, partial, labels, config.modalities, workers, bar.update)
-            info["shards"] = {f"data/{path.name}": _sha256(str(path)) for path in paths}
+            info["shards"] = {f"data/{path.name}": sha256_of(str(path)) for path in paths}
             _write(partial / "README.md", card(info))
             _write(partial / INFO_FILE, json.dumps(info, indent=2, ensure_ascii=False) + "\n")
             for leftover in partial.glob("data/*.tmp"):
@@ -90,15 +91,8 @@ def _hash_media(clips: Sequence[Clip], workers: int, progress: bool) -> dict[Med
 
     media = list(dict.fromkeys(m for clip in clips for f in MEDIA_FIELDS if (m := getattr(clip, f)) is not None))
     with ThreadPoolExecutor(workers) as pool:
-        found = tqdm(pool.map(_sha256, media), total=len(media), desc="hashing", unit="file", disable=not progress)
+        found = tqdm(pool.map(sha256_of, media), total=len(media), desc="hashing", unit="file", disable=not progress)
         return dict(zip(media, found))
-
-
-def _sha256(source: Media) -> str:
-    if isinstance(source, bytes):
-        return hashlib.sha256(source).hexdigest()
-    with open(source, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _same_media(clip: Clip, hashes: dict[Media, str]) -> dict[str, Any]:

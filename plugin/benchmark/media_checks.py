@@ -72,7 +72,7 @@ def measure(medium: Medium) -> Facts:
         facts = _measure_sound(medium) if medium.kind == "audio" else _measure_picture(medium)
     except InputError as error:
         return Facts(error=str(error))
-    digest = f"{_sha256(medium.source)} {medium.start_s} {medium.end_s}"
+    digest = f"{sha256_of(medium.source)} {medium.start_s} {medium.end_s}"
     return replace(facts, digest=digest, other_track=_other_track(medium))
 
 
@@ -90,7 +90,8 @@ def _other_track(medium: Medium) -> bool:
         return False
 
 
-def _sha256(source: Media) -> str:
+def sha256_of(source: Media) -> str:
+    """Hash of a medium's bytes, of a file or in memory."""
     if isinstance(source, bytes):
         return hashlib.sha256(source).hexdigest()
     with open(source, "rb") as file:

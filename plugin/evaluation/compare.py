@@ -10,12 +10,11 @@ import numpy as np
 
 from ..benchmark.controls import KINDS
 from ..errors import InputError
-from .gains import GAINS, PATHS, path_gains
+from .gains import GAINS, path_gains
 from .intervals import accuracy_interval, ccc, draw_weights, paired, percentile_interval
+from .results import ASPECTS, CELLS, PATHS
 from .task_samples import Evaluation, Samples, read_evaluation
 
-ASPECTS = ("content", "emotion")
-CELLS = tuple(f"{aspect}_{path}" for aspect in ASPECTS for path in PATHS)
 # The groups of eval_tasks/artemo whose tasks have one metric, so that their items can be pooled.
 GROUPS = {
     "artemo": [f"artemo_{cell}" for cell in CELLS],

@@ -115,9 +115,9 @@ def conflict_scores(
 
 def auroc(positive: Sequence[float], negative: Sequence[float]) -> float:
     """Chance that a positive one scores above a negative one, ties counting half."""
-    p, n = np.asarray(positive, dtype=np.float64), np.sort(np.asarray(negative, dtype=np.float64))
-    below, up_to = np.searchsorted(n, p, "left"), np.searchsorted(n, p, "right")
-    return float((below + up_to).mean() / (2 * len(n)))
+    from scipy.stats import mannwhitneyu
+
+    return float(mannwhitneyu(positive, negative).statistic) / (len(positive) * len(negative))
 
 
 def _conflict(heard: PathEmotion, seen: PathEmotion) -> float:

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from .intervals import clip_means, draw_weights, percentile_interval
+from .results import PATHS
 
-PATHS = ("audio", "visual", "av")
 GAINS = ("audio_gain", "visual_gain", "synergy")
 
 # Clip ids and scores of one cell, item by item.
