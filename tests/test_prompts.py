@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 
 from vaemotionllm.benchmark import select
-from vaemotionllm.evaluation import artemo
+from vaemotionllm.patches import lmms_eval_tasks
 
 SNAPSHOT = Path(__file__).parent / "snapshots" / "artemo_prompts.txt"
-TASKS_FOLDER = Path(artemo.__file__).parents[1] / "eval_tasks" / "artemo"
+TASKS_FOLDER = Path(lmms_eval_tasks.tasks_folder()) / "artemo"
 
 
 def task_names() -> list[str]:
