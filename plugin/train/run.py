@@ -13,7 +13,7 @@ from . import checkpoint, stage1_data, stage2_data
 from .attention import attention_candidates, weights_dtype
 from .base_config import StageConfig
 from .config_file import own_fields
-from .distributed import barrier
+from .distributed import barrier, unlink_shared_buffers
 from .engine import fill_sizes
 from .freezing import count, freeze_all_but
 from .lora import ADAPTER, add_lora, merge_lora, save_adapter
@@ -76,6 +76,7 @@ def run(config: StageConfig) -> str:
     Raises:
         InputError: anything in config, manifest, media or output_dir that cannot be used.
     """
+    unlink_shared_buffers()
     output_dir = Path(config.output_dir)
     stage1 = isinstance(config, Stage1Config)
     if not stage1:

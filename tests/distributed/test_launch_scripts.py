@@ -42,6 +42,7 @@ def test_two_ranks_train(tmp_path, script):
         SLURM_JOB_NODELIST="unused", HEAD_NODE="localhost", GPUS_PER_NODE="1",
     )  # fmt: skip
     environment["PATH"] = os.pathsep.join([str(tmp_path), environment["PATH"]])
+    buffers = set(Path("/dev/shm").glob("deepspeed_*"))
     words = ["--config", str(write_config(tmp_path / "config.yaml", values)), "deepspeed=zero2"]
     result = subprocess.run(
         ["bash", str(ROOT / "configs" / "launch" / script), *words], env=environment, cwd=tmp_path,
@@ -50,3 +51,4 @@ def test_two_ranks_train(tmp_path, script):
     assert result.returncode == 0, result.stderr[-4000:]
     assert (tmp_path / "run" / "finished.json").is_file() and len(losses_of(tmp_path / "run")) == 2
     assert json.loads((tmp_path / "run" / "run.json").read_text())["world_size"] == 2
+    assert set(Path("/dev/shm").glob("deepspeed_*")) <= buffers, "DeepSpeed's buffers were left in shared memory"
