@@ -38,6 +38,18 @@ PATCHES = {
         "versions": "lmms-eval >=0.7.3,<0.8",
         "until": "the adapter looks a config's class up, and says `audio`",
     },
+    "lmms_eval_qwen2_5_omni": {
+        "target": "lmms_eval.models.simple.qwen2_5_omni.Qwen2_5_Omni.__init__",
+        "why": "`lmms-eval --model qwen2_5_omni` removes the talker and asks for text in the words of transformers 4; "
+        "transformers 5 refuses every question, and the adapter makes an empty answer of each refusal.",
+        "how": "the adapter's model hands `generate` to its thinker; inputs go to where the model is, not to CUDA",
+        "upstream": "no report known; the code is lmms_eval/models/simple/qwen2_5_omni.py of "
+        "https://github.com/EvolvingLMMs-Lab/lmms-eval, the refusal "
+        "https://github.com/huggingface/transformers/blob/main/src/transformers/models/qwen2_5_omni/"
+        "modeling_qwen2_5_omni.py",
+        "versions": "lmms-eval >=0.7.3,<0.8",
+        "until": "transformers generates text without a talker, and the adapter says generation_mode",
+    },
     "lmms_eval_power": {
         "target": "lmms_eval.cli.power_utils.collect_task_sizes",
         "why": "`lmms-eval power --tasks artemo` would leave the group out without a word and count nothing.",

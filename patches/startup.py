@@ -11,6 +11,7 @@ TARGETS = {
     "lmms_eval.tasks": "lmms_eval_tasks",
     "lmms_eval.evaluator": "lmms_eval_hearing",
     "lmms_eval.models.chat.huggingface": "lmms_eval_huggingface",
+    "lmms_eval.models.simple.qwen2_5_omni": "lmms_eval_qwen2_5_omni",
     "lmms_eval.cli.power_utils": "lmms_eval_power",
     "transformers.models.auto.configuration_auto": "transformers_auto",
     "transformers.models.auto.modeling_auto": "transformers_auto",

@@ -20,6 +20,7 @@ import soundfile
 from vaemotionllm import InputError
 from vaemotionllm.benchmark import schema
 from vaemotionllm.benchmark.prompts import letter_of, multiple_choice, parse_choice
+from vaemotionllm.benchmark.validation import validate
 from vaemotionllm.cli.main import main
 from vaemotionllm.data.manifest import read_manifest
 from vaemotionllm.data.media import load_audio, load_image, load_video
@@ -29,7 +30,7 @@ from vaemotionllm.nano.labels import ART_FORMS, CONTENTS, EMOTIONS, emotion_of, 
 from vaemotionllm.nano.picture import render
 from vaemotionllm.nano.sound import synthesize
 from vaemotionllm.nano.world import build_world, manifest_row, world_key
-from vaemotionllm.nano.writing import media_names
+from vaemotionllm.nano.writing import media_names, write_mp4
 
 SIZES = {"train": 10, "validation": 6, "benchmark": 9}
 SMALL = {"train": 4, "benchmark": 2}
@@ -47,7 +48,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def media(folder: Path) -> dict[str, str]:
     """Digest of each media file, by its path in the world."""
-    suffixes = (".mp4", ".png", ".wav")
+    suffixes = (".mp4", ".m4a", ".png", ".wav")
     return {
         name: hashlib.sha256(data).hexdigest() for name, data in contents(folder).items() if name.endswith(suffixes)
     }
@@ -230,7 +231,7 @@ def test_a_painting_is_a_picture_and_a_sound(built, rows):
 
 
 def test_the_other_forms_are_videos_with_sound(built, rows):
-    videos = [row for row in rows if row["art_form"] != "painting"]
+    videos = [row for row in rows if row["art_form"] != "painting" and row["split"] != "benchmark"]
     assert {row["art_form"] for row in videos} == {"animation", "music_video"}
     for row in videos:
         clip = sample_clip(CONFIG, row["split"], int(row["id"].rsplit("-")[1]))
@@ -249,6 +250,24 @@ def test_the_other_forms_are_videos_with_sound(built, rows):
         assert len(made) == 36_000 <= len(wave) < 37_024
         assert np.corrcoef(wave[:36_000], made)[0, 1] > 0.95
         assert len(load_audio(path, start_s=row["start_s"], end_s=row["end_s"])) == 36_000
+
+
+def test_a_benchmark_splits_sight_from_sound_and_keeps_both(built, rows, tmp_path):
+    films = [row for row in rows if row["art_form"] != "painting" and row["split"] == "benchmark"]
+    assert films
+    for row in films:
+        film, sound = built / row["video"], built / row["audio"]
+        for path, kind in ((film, "video"), (sound, "audio")):
+            with av.open(str(path)) as container:
+                assert [stream.type for stream in container.streams] == [kind]
+        clip = sample_clip(CONFIG, "benchmark", int(row["id"].rsplit("-")[1]))
+        both = tmp_path / f"{clip.id}.mp4"
+        write_mp4(both, CONFIG, render(CONFIG, clip), synthesize(CONFIG, clip))
+        (apart, apart_metadata), (together, metadata) = load_video(film, 18), load_video(both, 18)
+        np.testing.assert_array_equal(apart, together)
+        np.testing.assert_array_equal(load_audio(sound), load_audio(both))
+        assert apart_metadata == metadata and film.stat().st_size + sound.stat().st_size < 1.1 * both.stat().st_size
+    assert "tracks" not in {finding.check for finding in validate(built / "benchmark").findings}
 
 
 def test_a_video_moves(built, rows):

@@ -14,11 +14,11 @@ from filelock import FileLock
 from ..errors import InputError
 from ..paths import cache_dir
 from .backbone_model import build_audio, build_vlm
+from .clips import FORMAT as CLIP_FORMAT
 from .clips import WorldConfig
 from .seeing_batches import MERGE, PATCH_PX
 from .seeing_trainer import BackboneConfig, train_to_see
 from .tokenizer import build_processor
-from .world import FORMAT as WORLD_FORMAT
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def _describe(config: BackboneConfig) -> dict:
     return {
         "format": FORMAT,
         "backbone": config.as_dict(),
-        "world_format": WORLD_FORMAT,
+        "world_format": CLIP_FORMAT,
         "world": WorldConfig(seed=config.seed).as_dict(),
     }
 

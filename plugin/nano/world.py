@@ -22,7 +22,7 @@ from .writing import media_names, write_clip
 logger = logging.getLogger(__name__)
 
 # Raise it when the same config gives other files than before.
-FORMAT = 1
+FORMAT = 2
 DEFAULT_SIZES = {"train": 2400, "validation": 384, "benchmark": 384}
 WORLD_FILE = "world.json"
 
