@@ -9,7 +9,7 @@ from .plots import MARKERS, PATH_LABELS, axes_of, spread
 from .results import ASPECTS, PATHS
 
 KINDS = (*ASPECTS, "ccc")
-TICKS = (-50, -20, -10, -5, -2, 0, 2, 5, 10, 20, 50)
+TICKS = (-50, -5, -2, 0, 2, 5, 50)
 KIND_TITLES = {"content": "content, points", "emotion": "emotion, points", "ccc": "CCC, hundredths"}
 
 
