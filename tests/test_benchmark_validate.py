@@ -114,6 +114,25 @@ def test_every_bad_row_is_reported_and_named(copy, capsys, tmp_path):
     assert result["errors"] == 3 and result["items"] == 142
 
 
+def test_an_art_form_that_is_not_declared_is_named(copy, capsys):
+    (copy / "benchmark.json").write_text(json.dumps({"format": 1, "art_forms": ["painting", "film"]}))
+    edit(copy, lambda row: {"art_form": "opera"} if row["id"] == "7-content-audio" else None)
+    report = validate(copy, media=False)
+    [(level, message, items)] = found(report, "schema")
+    assert (level, items) == ("error", ("7-content-audio",))
+    assert "'art_form' is 'opera'; allowed is one that benchmark.json declares" in message
+    assert "painting, film" in message
+    assert report.items == 143 and main(["benchmark", "validate", str(copy), "--no-media"]) == 1
+    assert "[7-content-audio]" in capsys.readouterr().out
+
+
+def test_a_newer_format_ends_with_2_and_says_what_to_upgrade(copy, capsys):
+    (copy / "benchmark.json").write_text(json.dumps({"format": 2}))
+    assert main(["benchmark", "validate", str(copy)]) == 2
+    error = capsys.readouterr().err
+    assert "format 2 is newer than format 1" in error and "Upgrade the package vaemotionllm" in error
+
+
 def test_bad_arguments_end_with_2(fair, tmp_path, capsys):
     for words, message in (
         ([str(tmp_path / "none")], "there is no folder"),

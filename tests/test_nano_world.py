@@ -342,14 +342,18 @@ def test_a_finished_world_is_reused(tmp_path, monkeypatch):
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
-def test_another_world_and_a_foreign_folder_are_refused(tmp_path):
+def test_another_world_and_a_foreign_folder_are_refused(tmp_path, monkeypatch):
     folder = build(tmp_path / "w", sizes={"train": 1})
     before = contents(folder)
     for seed, sizes in ((1, {"train": 1}), (0, {"train": 2}), (0, {"validation": 1})):
-        with pytest.raises(InputError, match="another seed, size or config"):
+        with pytest.raises(InputError, match="another format, seed, size or config"):
             build(folder, seed, sizes)
-    with pytest.raises(InputError, match="another seed, size or config"):
+    with pytest.raises(InputError, match="another format, seed, size or config"):
         build_world(folder, sizes={"train": 1}, progress=False, config=WorldConfig(expression_noise=0.3))
+    with monkeypatch.context() as patch:
+        patch.setattr(world, "FORMAT", world.FORMAT + 1)
+        with pytest.raises(InputError, match="another format, seed, size or config"):
+            build(folder, sizes={"train": 1})
     assert contents(folder) == before
     for name, text in (("notes.txt", "mine"), ("world.json", "not JSON"), ("world.json", '["other"]')):
         foreign = tmp_path / f"foreign{len(text)}"

@@ -14,7 +14,7 @@ from ..benchmark.valence_arousal import parse_valence_arousal, valence_arousal_p
 from ..errors import InputError
 from . import artemo
 from .cli_exit import stop
-from .intervals import ccc, draw_weights, percentile_interval
+from .intervals import ccc, ccc_interval
 
 DIMENSIONS = ("valence", "arousal")
 FUNCTIONS: dict[str, Callable] = {"ccc": ccc, "pearson": metrics.pearson, "rmse": metrics.rmse}
@@ -96,9 +96,7 @@ def interval(values: Sequence[dict]) -> tuple[float, float]:
     predicted, true = pooled(values)
     if len(predicted) < 2:
         return float("nan"), float("nan")
-    weights = draw_weights(len(predicted))
-    draws = [ccc(predicted[:, column], true[:, column], weights) for column in (0, 1)]
-    return percentile_interval(np.mean(draws, axis=0))
+    return ccc_interval(predicted, true)
 
 
 def ci95_low(values: Sequence[dict]) -> float:

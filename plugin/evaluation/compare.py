@@ -11,7 +11,7 @@ import numpy as np
 from ..benchmark.controls import KINDS
 from ..errors import InputError
 from .gains import GAINS, path_gains
-from .intervals import accuracy_interval, ccc, draw_weights, paired, percentile_interval
+from .intervals import accuracy_interval, bootstrap, ccc, paired, percentile_interval
 from .results import ASPECTS, CELLS, PATHS
 from .task_samples import Evaluation, Samples, read_evaluation
 
@@ -142,18 +142,25 @@ def compare_group(a: list[Samples], b: list[Samples]) -> dict:
 
 def ccc_difference(a: Samples, b: Samples) -> tuple[float, float]:
     """Interval of the difference of two mean CCCs; a clip that only one model answered counts for that one alone."""
-    weights = draw_weights(len(a.items))
     order = {item: number for number, item in enumerate(a.items)}
-    drawn = []
+    sides = []
     for samples in (a, b):
         answered = [item for item in a.items if samples.values[item][0] is not None]
         if len(answered) < 2:
             return float("nan"), float("nan")
         predicted, true = (np.array([samples.values[item][i] for item in answered], dtype=float) for i in (0, 1))
-        own = weights[:, [order[item] for item in answered]]
-        with np.errstate(invalid="ignore", divide="ignore"):
-            drawn.append(np.mean([ccc(predicted[:, i], true[:, i], own) for i in (0, 1)], axis=0))
-    return percentile_interval(drawn[1] - drawn[0])
+        sides.append(([order[item] for item in answered], predicted, true))
+
+    def statistic(weights: np.ndarray) -> np.ndarray:
+        first, second = (
+            np.mean([ccc(predicted[:, i], true[:, i], weights[:, own]) for i in (0, 1)], axis=0)
+            for own, predicted, true in sides
+        )
+        return second - first
+
+    with np.errstate(invalid="ignore", divide="ignore"):
+        drawn = bootstrap(len(a.items), statistic)
+    return percentile_interval(drawn)
 
 
 def as_json(result: dict) -> str:

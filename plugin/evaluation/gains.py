@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .intervals import clip_means, draw_weights, percentile_interval
+from .intervals import bootstrap, clip_means, percentile_interval
 from .results import PATHS
 
 GAINS = ("audio_gain", "visual_gain", "synergy")
@@ -50,17 +50,20 @@ def path_gains(runs: Mapping[str, Mapping[str, Cell]]) -> dict[str, dict[str, di
             raise ValueError(
                 f"gains need the same clips in every cell; {name} {path} differs in {len(odd)}, such as {odd[:3]}"
             )
-    # The last row is the whole sample.
-    weights = np.concatenate([draw_weights(len(clips)), np.ones((1, len(clips)))])
-    means = {(name, path): (weights @ sums) / (weights @ counts) for name, path, (sums, counts, _) in cells}
-    drawn = {name: gains_of(*(means[name, path] for path in PATHS)) for name in runs}
-    if len(runs) == 2:
-        first, second = drawn.values()
-        drawn["difference"] = {gain: second[gain] - first[gain] for gain in GAINS}
+
+    def statistic(weights: np.ndarray) -> np.ndarray:
+        """Shape (draws, runs, gains); of two runs their difference stands third."""
+        means = {(name, path): (weights @ sums) / (weights @ counts) for name, path, (sums, counts, _) in cells}
+        found = [gains_of(*(means[name, path] for path in PATHS)) for name in runs]
+        values = np.stack([np.stack([of[gain] for gain in GAINS], axis=-1) for of in found], axis=1)
+        return np.concatenate([values, values[:, 1:] - values[:, :1]], axis=1) if len(runs) == 2 else values
+
+    value, drawn = statistic(np.ones((1, len(clips))))[0], bootstrap(len(clips), statistic)
+    names = [*runs, "difference"] if len(runs) == 2 else list(runs)
     return {
         name: {
-            gain: {"value": float(values[-1]), "ci95": list(percentile_interval(values[:-1]))}
-            for gain, values in of.items()
+            gain: {"value": float(value[i, j]), "ci95": list(percentile_interval(drawn[:, i, j]))}
+            for j, gain in enumerate(GAINS)
         }
-        for name, of in drawn.items()
+        for i, name in enumerate(names)
     }

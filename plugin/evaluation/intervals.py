@@ -5,7 +5,7 @@ Wilson's score interval holds, also near 0 and 1 where a normal interval leaves 
 a ratio or a difference of two cells therefore draws whole clips, and both cells see the same draw.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import ceil
 from statistics import NormalDist
 
@@ -13,6 +13,10 @@ import numpy as np
 
 BOOTSTRAP_DRAWS = 10_000
 BOOTSTRAP_SEED = 0
+# Weights that are held at once, 32 MiB of float64: all draws of a benchmark's clips would be gigabytes.
+_HELD_WEIGHTS = 1 << 22
+# Draws are cut into multiples of this: products of matrices go by blocks of rows, and rounding depends on the block.
+_ROWS = 64
 # The share of values that a conformal interval is to hold.
 LEVEL = 0.9
 _FEWEST_CLIPS = 30  # below, a quantile of 0.9 rests on two or three clips
@@ -58,8 +62,34 @@ def clip_means(clips: Sequence[str], values: Sequence[float]) -> tuple[np.ndarra
 
 
 def draw_weights(n_clips: int, draws: int = BOOTSTRAP_DRAWS, seed: int = BOOTSTRAP_SEED) -> np.ndarray:
-    """How often each clip is drawn in each resample with replacement, shape (draws, n_clips), row sums n_clips."""
-    rng = np.random.default_rng(seed)
+    """How often each clip is drawn in each resample with replacement, shape (draws, n_clips), row sums n_clips.
+
+    All at once; `bootstrap` takes the same draws in bounded memory.
+    """
+    return _drawn(np.random.default_rng(seed), n_clips, draws)
+
+
+def bootstrap(n_clips: int, statistic: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """`statistic(draw_weights(n_clips))`, a part of the draws at a time.
+
+    Args:
+        n_clips: number of clips.
+        statistic: from weights (some draws, n_clips) to values (some draws, ...), draw by draw.
+
+    Returns:
+        Shape (draws, ...).
+    """
+    return np.concatenate([statistic(weights) for weights in _weights(n_clips)])
+
+
+def _weights(n_clips: int) -> Iterator[np.ndarray]:
+    rng = np.random.default_rng(BOOTSTRAP_SEED)
+    rows = max(_HELD_WEIGHTS // n_clips // _ROWS, 1) * _ROWS
+    for start in range(0, BOOTSTRAP_DRAWS, rows):
+        yield _drawn(rng, n_clips, min(rows, BOOTSTRAP_DRAWS - start))
+
+
+def _drawn(rng: np.random.Generator, n_clips: int, draws: int) -> np.ndarray:
     return rng.multinomial(n_clips, np.full(n_clips, 1 / n_clips), size=draws).astype(np.float64)
 
 
@@ -76,9 +106,9 @@ def percentile_interval(draws: np.ndarray, level: float = 0.95) -> tuple[float, 
 def clustered_mean(clips: Sequence[str], values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
     """Bootstrap interval of a mean that draws whole clips: for a cell with more than one item a clip."""
     sums, counts, names = clip_means(clips, values)
-    weights = draw_weights(len(names))
     with np.errstate(invalid="ignore", divide="ignore"):
-        return percentile_interval((weights @ sums) / (weights @ counts), level)
+        drawn = bootstrap(len(names), lambda weights: (weights @ sums) / (weights @ counts))
+    return percentile_interval(drawn, level)
 
 
 def accuracy_interval(
@@ -118,10 +148,13 @@ def paired(
     if names_a != names_b:
         odd = sorted(set(names_a) ^ set(names_b))
         raise ValueError(f"a paired interval needs the same clips in both cells; {len(odd)} differ, such as {odd[:3]}")
-    weights = draw_weights(len(names_a))
+
+    def statistic(weights: np.ndarray) -> np.ndarray:
+        return combine((weights @ sums_a) / (weights @ counts_a), (weights @ sums_b) / (weights @ counts_b))
+
     with np.errstate(invalid="ignore", divide="ignore"):
-        mean_a, mean_b = (weights @ sums_a) / (weights @ counts_a), (weights @ sums_b) / (weights @ counts_b)
-        return percentile_interval(combine(mean_a, mean_b), level)
+        drawn = bootstrap(len(names_a), statistic)
+    return percentile_interval(drawn, level)
 
 
 def ccc(predicted: np.ndarray, true: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
@@ -151,5 +184,15 @@ def ccc(predicted: np.ndarray, true: np.ndarray, weights: np.ndarray | None = No
 
 
 def ccc_interval(predicted: np.ndarray, true: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """Bootstrap interval of the CCC; each pair is one clip."""
-    return percentile_interval(ccc(predicted, true, draw_weights(len(predicted))), level)
+    """Bootstrap interval of the CCC; each pair is one clip.
+
+    Args:
+        predicted, true: shape (n,), or (n, dimensions) for the mean of the dimensions' CCCs.
+        level: confidence level.
+    """
+    p, t = (np.asarray(values, dtype=np.float64).reshape(len(values), -1) for values in (predicted, true))
+
+    def statistic(weights: np.ndarray) -> np.ndarray:
+        return np.mean([ccc(p[:, i], t[:, i], weights) for i in range(p.shape[1])], axis=0)
+
+    return percentile_interval(bootstrap(len(p), statistic), level)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
-from .intervals import draw_weights, percentile_interval, wilson
+from .intervals import bootstrap, percentile_interval, wilson
 from .results import PATHS, read_json
 
 PLANE = ("valence", "arousal")
@@ -53,7 +53,6 @@ def _conflict(written: dict) -> dict:
         disagreeing, agreeing = (np.asarray(written[name]) for name in ("disagreeing", "agreeing"))
         # (clips, clips): whether the one that disagrees scores above the one that agrees, ties counting half.
         above = (np.sign(disagreeing[:, None] - agreeing[None, :]) + 1) / 2
-        weights = draw_weights(len(above))
-        drawn = ((weights @ above) * weights).sum(1) / len(above) ** 2
+        drawn = bootstrap(len(above), lambda weights: ((weights @ above) * weights).sum(1) / len(above) ** 2)
         found["ci95"] = list(percentile_interval(drawn))
     return found

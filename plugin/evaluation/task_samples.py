@@ -12,7 +12,7 @@ from ..data.manifest import read_json_lines
 from ..errors import InputError
 from .artemo import TASK_PREFIX
 from .gains import Cell
-from .intervals import accuracy_interval, ccc, draw_weights, percentile_interval
+from .intervals import accuracy_interval, ccc, ccc_interval
 
 RESULTS = "_results.json"
 # The score of a task is the first of them that its samples have.
@@ -55,9 +55,7 @@ class Samples:
         if len(answered) < 2:
             return math.nan, (math.nan, math.nan)
         predicted, true = (np.array([value[i] for value in answered], dtype=np.float64) for i in (0, 1))
-        weights = draw_weights(len(answered))
-        drawn = np.mean([ccc(predicted[:, i], true[:, i], weights) for i in (0, 1)], axis=0)
-        return float(np.mean([ccc(predicted[:, i], true[:, i]) for i in (0, 1)])), percentile_interval(drawn)
+        return float(np.mean([ccc(predicted[:, i], true[:, i]) for i in (0, 1)])), ccc_interval(predicted, true)
 
 
 @dataclass(frozen=True)

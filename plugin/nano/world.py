@@ -190,7 +190,7 @@ def _is_finished(out_dir: Path, description: dict) -> bool:
         ) from error
     if found != description:
         raise InputError(
-            f"{out_dir} holds a nano world of another seed, size or config (see {world_file}); "
+            f"{out_dir} holds a nano world of another format, seed, size or config (see {world_file}); "
             "choose another folder or delete this one."
         )
     return True
