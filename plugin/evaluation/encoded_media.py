@@ -57,7 +57,7 @@ class MediaEncoder:
         """The assembled inputs of a batch as `generate` takes them."""
         inputs = {name: value.to(self.model.device) for name, value in inputs.items()}
         outputs = {}
-        for kind in self._visual:
+        for kind in self._forms:
             states = inputs.pop(f"{kind}_states", None)
             if states is not None:
                 flat = states.unbind(1)  # (1 + L) x (N, D)
@@ -94,10 +94,9 @@ def _parts(output, num_tokens: Sequence[int]) -> list[torch.Tensor] | None:
     """Each medium's states (N, 1 + L, D); None where the output is not of a known form."""
     unknown = [name for name, value in output.items() if value is not None and name not in _IGNORED]
     layers = [output.pooler_output, *(getattr(output, _DEEPSTACK, None) or [])]
-    if unknown or any(len(layer) != len(num_tokens) for layer in layers):
+    if unknown or any([len(part) for part in layer] != list(num_tokens) for layer in layers):
         return None
-    parts = [torch.stack([layer[i] for layer in layers], dim=1) for i in range(len(num_tokens))]
-    return parts if [len(part) for part in parts] == list(num_tokens) else None
+    return [torch.stack([layer[i] for layer in layers], dim=1) for i in range(len(num_tokens))]
 
 
 def _with_states(medium: MediaFeatures, states: torch.Tensor, replaced: Sequence[str]) -> MediaFeatures:
