@@ -4,10 +4,10 @@
     python benchmarks/eval_throughput.py --model DIR --benchmark DIR      # a trained model on another benchmark
 
 The six cells of `artemo` with real films, pictures and sounds, by lmms-eval's own task objects and requests. Each
-round begins without any decoded or encoded media, as an evaluation does; the weights are loaded once, and both adapters
-hold the same float32 model, so that they differ in nothing but themselves. (The generic adapter would load bfloat16.)
-It runs through the patch `lmms_eval_huggingface` of this package, without which it does not run on transformers 5, and
-with one question a batch, since of a larger batch it answers the first question alone.
+round begins without any decoded or encoded media, as an evaluation does; the weights are loaded once, and both
+adapters hold the same float32 model, so that they differ in nothing but themselves. (The generic adapter would load
+bfloat16.) It runs through the patch `lmms_eval_huggingface` of this package, without which it does not run on
+transformers 5, and with one question a batch, since of a larger batch it answers the first question alone.
 
 Without --model the model is the nano backbone after a short training, enough for it to answer in letters that differ,
 with an untrained audio pathway: what it answers means nothing, how long it takes does. The answers of all rows but the

@@ -79,6 +79,8 @@ def parse_choice(response: str | None, options: Sequence[str]) -> str | None:
     since no option is shown under them; an answer in another script counts where it is an option's own text. A letter
     beyond the options names none.
     """
+    if is_missing(response):
+        return None  # even where an option has that word for a text
     plain = _TAGS.sub(" ", unicodedata.normalize("NFKC", response or "")).translate(_BRACKETS)
     text = _MARKUP.sub("", plain).strip()
     text = re.sub(r"'([A-Za-z])'", r"(\1)", text)
@@ -103,6 +105,11 @@ def parse_choice(response: str | None, options: Sequence[str]) -> str | None:
     marked = {_option_at(a or b, letters, options) for a, b in _MARKED.findall(clauses)} - {None}
     candidates = marked or _named(clauses, options)
     return candidates.pop() if len(candidates) == 1 else None
+
+
+def is_missing(response: str | None) -> bool:
+    """Whether a response stands for a question that was not asked, see `MISSING`."""
+    return response is not None and response.strip() == MISSING
 
 
 def _named(text: str, options: Sequence[str]) -> set[str | None]:
