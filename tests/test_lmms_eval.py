@@ -11,21 +11,17 @@ import benchmark_files
 import numpy as np
 import pytest
 import speaking_model
-import torch
 from lmms_eval.api.instance import Instance
-from loguru import logger as eval_logger
 from PIL import Image
 
-from vaemotionllm import InputError, VAEmotionLLMForConditionalGeneration, VAEmotionLLMProcessor
-from vaemotionllm.benchmark import prompts, schema
+from vaemotionllm import InputError
+from vaemotionllm.benchmark import schema
 from vaemotionllm.cli.main import main
 from vaemotionllm.data.media import load_audio
-from vaemotionllm.evaluation import artemo, artemo_va, cli_exit, emotion
-from vaemotionllm.evaluation.compare import as_text, compare
+from vaemotionllm.evaluation import artemo, cli_exit, emotion
+from vaemotionllm.evaluation.compare import compare
 from vaemotionllm.evaluation.lmms_model import VAEmotionLLM
-from vaemotionllm.evaluation.option_scoring import most_probable_letters, option_tokens
 from vaemotionllm.evaluation.requests import cut, generation_arguments
-from vaemotionllm.nano.tokenizer import build_processor
 
 GREEDY = {"max_new_tokens": 6, "temperature": 0, "do_sample": False, "until": ["\n\n"]}
 
@@ -42,6 +38,10 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def documents(folder):
+    return documents_of(folder)
+
+
+def documents_of(folder) -> dict:
     """All items of the benchmark as lmms-eval's task_dict; they mix every kind of media."""
     rows = [
         {
@@ -108,86 +108,6 @@ def test_the_towers_run_once_a_clip(model_folder, documents, monkeypatch):
         for path in {row["audio"] for row in documents["all"]["test"] if row["audio"]}
     )
     assert sum(heard) == windows and sum(seen) == 6
-
-
-@pytest.fixture(scope="module")
-def shorter(documents):
-    """The same items with two, three or four options."""
-    rows = documents["all"]["test"]
-    return {"all": {"test": [{**row, "options": row["options"][: 2 + i % 3]} for i, row in enumerate(rows)]}}
-
-
-@pytest.fixture(scope="module")
-def naive_letters(model_folder, shorter):
-    """The most probable letter of each item, by one call of processor and model on the item alone."""
-    model = VAEmotionLLMForConditionalGeneration.from_pretrained(model_folder).eval()
-    processor = VAEmotionLLMProcessor.from_pretrained(model_folder)
-    letters = []
-    for row in shorter["all"]["test"]:
-        inputs = processor.apply_chat_template(
-            artemo.doc_to_messages(row), tokenize=True, return_dict=True, add_generation_prompt=True,
-            return_tensors="pt",
-        )  # fmt: skip
-        with torch.no_grad():
-            logits = model(**inputs).logits[0, -1]
-        shown = "ABCD"[: len(row["options"])]
-        ids = [processor.tokenizer.convert_tokens_to_ids(letter) for letter in shown]
-        letters.append(shown[int(logits[ids].argmax())])
-    return letters
-
-
-def test_options_are_scored_by_one_pass(model_folder, shorter, naive_letters):
-    generated = answers(model_folder, shorter, 8)
-    rows = shorter["all"]["test"]
-    shown = [text[:1] in tuple("ABCD"[: len(row["options"])]) for text, row in zip(generated, rows)]
-    # Some would begin with no letter that is shown, and the others with the most probable one.
-    assert 8 < sum(shown) < len(rows) and len(set(naive_letters)) > 1
-    assert all(a[0] == b for a, b, known in zip(generated, naive_letters, shown) if known)
-    for batch_size in (1, 3, 8):
-        model = VAEmotionLLM(pretrained=str(model_folder), batch_size=batch_size, device="cpu", scoring="options")
-        model.task_dict = shorter
-        results = model.generate_until(instances(shorter))
-        assert [result.text for result in results] == naive_letters
-        assert all(result.token_counts.output_tokens == 1 for result in results)
-
-
-def test_what_asks_for_no_letter_is_generated(model_folder, documents):
-    """Both in one call: each question about valence and arousal, and each about options."""
-    found = {}
-    for scoring in ("generate", "options"):
-        model = VAEmotionLLM(pretrained=str(model_folder), batch_size=4, device="cpu", scoring=scoring)
-        model.task_dict = documents
-        numbers = instances(documents, to_messages=artemo_va.doc_to_messages)
-        mixed = [request for pair in zip(numbers, instances(documents)) for request in pair]
-        found[scoring] = [result.text for result in model.generate_until(mixed)]
-    assert found["generate"][::2] == found["options"][::2] and max(map(len, found["options"][::2])) > 1
-    assert {len(text) for text in found["options"][1::2]} == {1}
-
-
-def test_letters_are_single_tokens(model_folder):
-    tokenizer = VAEmotionLLMProcessor.from_pretrained(model_folder).tokenizer
-    # Bytes: " A" is two tokens, and an accent two bytes.
-    assert option_tokens(tokenizer, "AB") == {letter: tokenizer.encode(letter) for letter in "AB"}
-    with pytest.raises(InputError, match="no token for the letter 'É' alone.*leave scoring=options out"):
-        option_tokens(tokenizer, "AÉ")
-    nano = build_processor(112, 14, 2).tokenizer
-    assert all(nano.decode(ids) == letter for letter, ids in option_tokens(nano, "ABCD").items())
-
-
-def test_the_most_probable_letter_is_that_of_an_option():
-    tokens = {"A": [0, 4], "B": [1], "C": [2]}
-    logits = torch.tensor([
-        [0.0, 0.0, 5.0, 0.0, -9.0],  # C, where it is an option
-        [0.0, 0.0, 5.0, 0.0, -9.0],  # else A, in two forms
-        [0.0, 0.6, -9.0, 9.0, 0.0],  # A: e^0 + e^0 is more than e^0.6
-        [0.0, 0.8, -9.0, 9.0, 0.0],
-        [-200.0, -190.0, -195.0, 90.0, -200.0],  # all of them far from what the model would have said
-    ])  # fmt: skip
-    assert most_probable_letters(logits, ["ABC", "AB", "ABC", "ABC", "ABC"], tokens) == ["C", "A", "A", "B", "B"]
-    equal = torch.zeros(1, 5)
-    assert most_probable_letters(equal, ["CB"], tokens) == ["C"] and most_probable_letters(equal, ["BC"], tokens) == [
-        "B"
-    ]
 
 
 def test_answers_depend_on_the_sound(model_folder, documents, alone, tmp_path):
@@ -291,37 +211,6 @@ def test_bad_media_stop_the_run_and_name_the_item(model_folder, documents, tmp_p
         rows[3]["audio"] = str(tmp_path / "empty.wav")
     with pytest.raises(InputError, match=f"all, item '{rows[3]['id']}': .*{tmp_path.name}"):
         answers(model_folder, {"all": {"test": rows}}, batch_size=4)
-
-
-@pytest.mark.parametrize("batch_size", [1, 4, 36])
-def test_bad_media_can_be_reported(model_folder, documents, alone, tmp_path, batch_size):
-    """A clip that is cut off in the middle of the evaluation: each of its questions is missing, no other changes."""
-    rows = [dict(row) for row in documents["all"]["test"]]
-    (tmp_path / "cut.png").write_bytes(Path(rows[1]["image"]).read_bytes()[:600])
-    bad = [i for i, row in enumerate(rows) if row["clip_id"] == rows[1]["clip_id"] and row["image"]]
-    for i in bad:
-        rows[i]["image"] = str(tmp_path / "cut.png")
-    (tmp_path / "cut.mp4").write_bytes(b"no film")
-    alone_bad = next(i for i, row in enumerate(rows) if row["video"])
-    rows[alone_bad]["video"] = str(tmp_path / "cut.mp4")
-    lines: list[str] = []
-    sink = eval_logger.add(lines.append, level="WARNING")
-    try:
-        found = answers(model_folder, {"all": {"test": rows}}, batch_size, on_error="report")
-    finally:
-        eval_logger.remove(sink)
-    missing = [*bad, alone_bad]
-    assert len(bad) == 4 and [i for i, text in enumerate(found) if text == prompts.MISSING] == sorted(missing)
-    assert all(a == b for i, (a, b) in enumerate(zip(found, alone)) if i not in missing)
-    (report,) = [line for line in lines if "are missing" in line]
-    assert f"5 of {len(rows)} questions are missing" in report
-    assert all(f"all, item '{rows[i]['id']}': " in report for i in missing) and report.count("cut.png") == 4
-
-
-def test_what_is_reported_is_bad_media_alone(model_folder, documents, monkeypatch):
-    monkeypatch.setattr(VAEmotionLLM, "_decode", lambda self, medium: 1 / 0)
-    with pytest.raises(RuntimeError, match="preparing a batch failed with ZeroDivisionError"):
-        answers(model_folder, documents, batch_size=4, on_error="report")
 
 
 def test_bad_arguments_are_named(model_folder, tmp_path):
@@ -448,35 +337,6 @@ def test_a_run_of_the_command(model_folder, folder, documents, alone, tmp_path):
     assert all(
         task["difference"]["value"] in (0, pytest.approx(np.nan, nan_ok=True)) for task in found["tasks"].values()
     )
-
-
-def test_two_processes_answer_as_one_and_report_what_is_missing(model_folder, folder, documents, alone, tmp_path):
-    """lmms-eval shares the documents out by rank; `accelerate launch` starts the processes in the same way."""
-    bad = shutil.copytree(folder, tmp_path / "bad")
-    picture = bad / "media/clip-1.png"
-    picture.write_bytes(picture.read_bytes()[:600])
-    task = "artemo_emotion_visual"
-    launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "lmms_eval"]
-    arguments = [
-        "--model", "vaemotionllm", "--model_args", f"pretrained={model_folder},on_error=report", "--tasks", task,
-        "--batch_size", 4, "--gen_kwargs", "max_new_tokens=6", "--log_samples", "--output_path", "out",
-    ]  # fmt: skip
-    done = lmms_eval(*arguments, cwd=tmp_path, dataset=bad, module=launcher, ACCELERATE_USE_CPU="true")
-    assert done.returncode == 0, done.stderr
-    (file,) = (tmp_path / "out").glob(f"*/*_samples_{task}.jsonl")
-    samples = {row["doc_id"]: row for row in map(json.loads, file.read_text().splitlines())}
-    rows = documents["all"]["test"]
-    expected = [alone[i] for i, row in enumerate(rows) if row["id"].endswith("-emotion-visual")]
-    expected[1] = prompts.MISSING
-    assert [samples[i]["filtered_resps"] for i in range(6)] == expected
-    (results_file,) = (tmp_path / "out").glob("*/*_results.json")
-    scores = json.loads(results_file.read_text())["results"][task]
-    assert scores["missing,none"] == pytest.approx(1 / 6) and scores["accuracy,none"] == pytest.approx(
-        np.mean([samples[i]["accuracy"] for i in range(6)])
-    )
-    assert samples[1]["accuracy"] == samples[1]["unparsable"] == 0 and samples[1]["missing"] == 1
-    assert f"{task}, item 'clip-1-emotion-visual'" in done.stdout
-    assert "A lacks 1 answers" in as_text(compare(results_file, results_file))
 
 
 def test_a_wrong_column_ends_the_command_with_2(model_folder, folder, tmp_path):
