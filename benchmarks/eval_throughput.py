@@ -1,6 +1,6 @@
 """Samples a second of lmms-eval on the nano world: our adapter against lmms-eval's generic one, the same model.
 
-    python benchmarks/eval_throughput.py [--clips 48] [--batch-size 32] [--rounds 5]
+    python benchmarks/eval_throughput.py [--clips 32] [--batch-size 32] [--rounds 3]
     python benchmarks/eval_throughput.py --model DIR --benchmark DIR      # a trained model on another benchmark
 
 The six cells of `artemo` with real films, pictures and sounds, by lmms-eval's own task objects and requests. Each
@@ -68,9 +68,9 @@ def load_requests(limit: int | None) -> tuple[list, dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clips", type=int, default=48, help="clips of the nano world; six questions each")
+    parser.add_argument("--clips", type=int, default=32, help="clips of the nano world; six questions each")
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--model", help="folder of a VAEmotionLLM; default: one that is made now")
     parser.add_argument("--benchmark", help="folder of a benchmark; default: one of the nano world")
     parser.add_argument("--limit", type=int, help="questions a cell; default: all")

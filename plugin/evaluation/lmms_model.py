@@ -24,7 +24,7 @@ from .requests import Medium, Prompt, batches, cut, generation_arguments, read_r
 
 SCORING = ("generate", "options")
 ON_ERROR = ("stop", "report")
-# More threads than this decode no faster than one model answers.
+# Ours: on a machine of many cores a few threads are enough to stay ahead of one model.
 MOST_WORKERS = 4
 
 
@@ -104,6 +104,7 @@ class VAEmotionLLM(lmms):
             stop(error)
         self.batch_size = int(batch_size)
         self.use_adapter, self.scoring, self.on_error = use_adapter, scoring, on_error
+        self._option_tokens: dict[str, list[int]] = {}
         self.encoder = MediaEncoder(self.model)
         self.pipeline = MediaPipeline(self._decode, self.encoder, workers, int(cache_gb * 1e9))
 
@@ -127,6 +128,10 @@ class VAEmotionLLM(lmms):
         results: list[GenerationResult | None] = [None] * len(requests)
         try:
             prompts = [read_request(i, request, self.task_dict) for i, request in enumerate(requests)]
+            if self.scoring == "options":
+                self._option_tokens = option_tokens(
+                    self.tokenizer, max((p.letters for p in prompts), key=len, default="")
+                )
         except InputError as error:
             stop(error)
         plan = batches(prompts, self.batch_size, by_options=self.scoring == "options")
@@ -204,8 +209,8 @@ class VAEmotionLLM(lmms):
                     **self.encoder.generation_inputs(inputs), **arguments, pad_token_id=self.tokenizer.pad_token_id
                 )
             if by_options:
-                tokens = option_tokens(self.tokenizer, max((prompt.letters for prompt in batch), key=len))
-                texts = most_probable_letters(generated.logits[0], [prompt.letters for prompt in batch], tokens)
+                letters = [prompt.letters for prompt in batch]
+                texts = most_probable_letters(generated.logits[0], letters, self._option_tokens)
                 new_tokens = [1] * len(batch)
             else:
                 new = generated[:, inputs["input_ids"].shape[1] :]  # (B, new), padded on the right after the end

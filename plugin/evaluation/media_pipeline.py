@@ -1,5 +1,6 @@
 """The media of a list of batches, decoded ahead of the model in threads and encoded once a clip."""
 
+import math
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -9,9 +10,8 @@ from ..model.processing_vaemotionllm import MediaFeatures
 from .encoded_media import EncodedMedia, MediaEncoder
 from .requests import Medium, Prompt
 
-# While the model answers one batch, the media of the next are decoded: more would only take memory, since a batch is
-# longer than any medium of it.
-BATCHES_AHEAD = 1
+# Questions whose media are decoded while the model answers, for each thread; at least one whole batch.
+QUESTIONS_AHEAD = 2
 
 
 class MediaPipeline:
@@ -34,11 +34,12 @@ class MediaPipeline:
         Raises:
             Exception: what `decode` raises beside InputError, at the batch that holds the medium.
         """
+        ahead = max(1, math.ceil(QUESTIONS_AHEAD * self.workers / max(map(len, plan), default=1)))  # batches
         with ThreadPoolExecutor(self.workers, thread_name_prefix="media") as pool:
             started: deque[dict[Hashable, Future]] = deque()
             try:
                 for number, batch in enumerate(plan):
-                    while len(started) <= BATCHES_AHEAD and number + len(started) < len(plan):
+                    while len(started) <= ahead and number + len(started) < len(plan):
                         started.append(self._start(plan[number + len(started)], started, pool))
                     yield self._finish(batch, started.popleft())
             finally:
