@@ -145,11 +145,25 @@ def test_decoding_is_ahead_and_bounded_and_happens_once():
 
 def test_what_had_to_go_is_decoded_again():
     decoded = []
-    media = [Medium("audio", name) for name in "ab"]
-    pipeline = MediaPipeline(lambda m: decoded.append(m.source) or features(10), Unchanged(), 2, max_bytes=0)
-    plan = [[prompt(i, medium)] for i, medium in enumerate(media * 2)]
-    assert all(list(found.values())[0].inputs["audio_states"].numel() == 10 for found in pipeline.run(plan))
-    assert sorted(decoded) == ["a", "a", "b", "b"] and not pipeline.kept.num_bytes
+
+    def sources(pipeline, names):
+        decoded.clear()
+        for found in pipeline.run([[prompt(i, Medium("audio", name))] for i, name in enumerate(names)]):
+            assert [medium.inputs["audio_states"].numel() for medium in found.values()] == [10]
+        return sorted(decoded)
+
+    def pipeline(max_bytes):
+        decode = lambda medium: decoded.append(medium.source) or features(10)
+        return MediaPipeline(decode, Unchanged(), workers=1, max_bytes=max_bytes)
+
+    nothing = pipeline(0)
+    # What is under way for one batch serves the next one too; here it is finished before.
+    assert sources(nothing, "aab") == ["a", "b"] and sources(nothing, "abcabc") == list("aabbcc")
+    assert not nothing.kept.num_bytes
+    one = pipeline(10)
+    assert sources(one, "a") == ["a"] and sources(one, "a") == []
+    # It is there when the first batch is started, and has to go when that is done.
+    assert sources(one, "ba") == ["a", "b"]
 
 
 def test_batches_of_one_clip_follow_each_other(tmp_path):
