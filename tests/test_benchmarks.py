@@ -4,6 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import benchmark_files
+import pytest
+import speaking_model
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -34,6 +38,20 @@ def test_the_benchmark_of_the_builder_measures_at_tiny_size():
     assert set(result) == expected and all(value > 0 for value in result.values())
     # A process that loads a benchmark needs no torch, whose import alone takes more.
     assert result["load_again_peak_mb_540"] < result["validate_peak_mb_540"]
+
+
+def test_the_benchmark_of_the_adapter_measures_at_tiny_size(tmp_path):
+    model = speaking_model.make(tmp_path / "model")
+    folder = benchmark_files.write_benchmark(tmp_path / "benchmark")
+    command = [sys.executable, str(ROOT / "benchmarks" / "eval_throughput.py"), "--model", str(model), "--benchmark"]
+    command += [str(folder), "--batch-size", "4", "--rounds", "1", "--limit", "3"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr + done.stdout
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["questions"] == 6 * 3 and result["different_answers"] > 6
+    # The answers are the generic adapter's; those by options are one letter, and the model says several.
+    assert result["equal_answers"] == 1 and result["equal_answers_options"] < 1
+    assert 0 < result["time_vs_stock"] == pytest.approx(1 / result["samples_per_s_vs_stock"], rel=1e-2)
 
 
 def test_make_bench_names_scripts_that_exist():

@@ -17,6 +17,7 @@ from PIL import Image
 from vaemotionllm import InputError
 from vaemotionllm.benchmark import schema
 from vaemotionllm.cli.main import main
+from vaemotionllm.data.media import load_audio
 from vaemotionllm.evaluation import artemo, cli_exit, emotion
 from vaemotionllm.evaluation.compare import compare
 from vaemotionllm.evaluation.lmms_model import VAEmotionLLM
@@ -37,6 +38,10 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def documents(folder):
+    return documents_of(folder)
+
+
+def documents_of(folder) -> dict:
     """All items of the benchmark as lmms-eval's task_dict; they mix every kind of media."""
     rows = [
         {
@@ -71,12 +76,38 @@ def alone(model_folder, documents):
     return answers(model_folder, documents)
 
 
-@pytest.mark.parametrize("batch_size", [4, 7, 36])
-def test_answers_are_the_same_at_every_batch_size(model_folder, documents, alone, batch_size):
+# Of the states of clips nothing, some or all is kept for later batches.
+@pytest.mark.parametrize(("batch_size", "cache_gb"), [(1, 0), (3, 1e-5), (3, 0), (8, 1), (8, 1e-5), (36, 1)])
+def test_answers_are_the_same_at_every_batch_size(model_folder, documents, alone, batch_size, cache_gb):
     assert len(set(alone)) > 12 and len({len(answer) for answer in alone}) > 2, (
         "a model that always says the same would prove nothing"
     )
-    assert answers(model_folder, documents, batch_size) == alone
+    model = VAEmotionLLM(pretrained=str(model_folder), batch_size=batch_size, device="cpu", cache_gb=cache_gb)
+    model.task_dict = documents
+    for _ in ("cold", "warm"):
+        assert [result.text for result in model.generate_until(instances(documents))] == alone
+        assert model.pipeline.kept.num_bytes <= cache_gb * 1e9
+    assert bool(model.pipeline.kept.num_bytes) == bool(cache_gb)
+
+
+def test_the_towers_run_once_a_clip(model_folder, documents, monkeypatch):
+    model = VAEmotionLLM(pretrained=str(model_folder), batch_size=5, device="cpu")
+    model.task_dict = documents
+    heard, seen = [], []
+    hear, see = model.model.audio_tower.forward, model.model.vlm.base_model.visual.forward
+    monkeypatch.setattr(
+        model.model.audio_tower, "forward", lambda x, *a, **k: heard.append(x.shape[0]) or hear(x, *a, **k)
+    )
+    monkeypatch.setattr(
+        model.model.vlm.base_model.visual, "forward",
+        lambda x, grid_thw, **k: seen.append(grid_thw.shape[0]) or see(x, grid_thw=grid_thw, **k),
+    )  # fmt: skip
+    model.generate_until(instances(documents))
+    windows = sum(
+        -(-len(load_audio(path)) // model.processor.window_samples)
+        for path in {row["audio"] for row in documents["all"]["test"] if row["audio"]}
+    )
+    assert sum(heard) == windows and sum(seen) == 6
 
 
 def test_answers_depend_on_the_sound(model_folder, documents, alone, tmp_path):
@@ -191,6 +222,12 @@ def test_bad_arguments_are_named(model_folder, tmp_path):
         VAEmotionLLM(pretrained=str(model_folder), fps=1)
     with pytest.raises(InputError, match="batch_size is 'auto'"):
         VAEmotionLLM(pretrained=str(model_folder), batch_size="auto")
+    for name, value, allowed in (
+        ("scoring", "letters", "generate and options"), ("on_error", "skip", "stop and report"),
+        ("workers", 0, "at least 1"), ("cache_gb", -1, "at least 0"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=f"{name} is {value!r}; .*{allowed}"):
+            VAEmotionLLM(pretrained=str(model_folder), **{name: value})
     with pytest.raises(InputError, match="num_frames is 0"):
         VAEmotionLLM(pretrained=str(model_folder), num_frames=0)
     (tmp_path / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
@@ -244,9 +281,9 @@ def test_outside_the_command_errors_are_raised():
         cli_exit.stop(InputError("x"))
 
 
-def lmms_eval(*arguments, cwd, dataset, **environment) -> subprocess.CompletedProcess:
+def lmms_eval(*arguments, cwd, dataset, module=("lmms_eval",), **environment) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "lmms_eval", *map(str, arguments)],
+        [sys.executable, "-m", *module, *map(str, arguments)],
         cwd=cwd, capture_output=True, text=True, timeout=300,
         env={
             **os.environ, "ARTEMO_DATASET": str(dataset), "HF_HOME": str(cwd / "hf"), "HF_HUB_OFFLINE": "1",

@@ -8,7 +8,7 @@ import pytest
 import scipy.stats
 
 from vaemotionllm import InputError
-from vaemotionllm.benchmark import conflict, schema, select
+from vaemotionllm.benchmark import conflict, prompts, schema, select
 from vaemotionllm.benchmark.valence_arousal import parse_valence_arousal, valence_arousal_prompt
 from vaemotionllm.evaluation import artemo, artemo_circular, artemo_conflict, artemo_va
 
@@ -79,9 +79,15 @@ SHOWN = (
         # Cyrillic letters that look like A, B, C; words of another language.
         (["А", "В", "С", "дождь", "火", "(А)"], {"accuracy": 0, "uar": 0, "macro_f1": 0, "unparsable": 1}),
         (["I cannot help with that."] * 6, {"accuracy": 0, "uar": 0, "macro_f1": 0, "unparsable": 1}),
-        (["A", "B", "C", "A", "B", "A"], {"accuracy": 1, "uar": 1, "macro_f1": 1, "unparsable": 0}),
+        (["A", "B", "C", "A", "B", "A"], {"accuracy": 1, "uar": 1, "macro_f1": 1, "unparsable": 0, "missing": 0}),
+        # The last two were not asked: not right, and no answer that could not be read. Right: 3/3, 1/2, 0/1.
+        # F1: 6/(3+3), 2/(1+2), 0.
+        (
+            ["A", "B", "C", "A", prompts.MISSING, prompts.MISSING],
+            {"accuracy": 4 / 6, "uar": 1 / 2, "macro_f1": 5 / 9, "unparsable": 0, "missing": 2 / 6},
+        ),
     ],
-    ids=["same letter", "prose", "nothing", "another script", "refusal", "right"],
+    ids=["same letter", "prose", "nothing", "another script", "refusal", "right", "missing"],
 )
 def test_habits_score_what_they_deserve(responses, expected):
     rows = [
@@ -136,6 +142,8 @@ def test_circular_counts_what_is_right_under_every_rotation():
     )
     assert found["circular_accuracy"] == 3 / 8 and found["accuracy"] == (12 + 15) / 32
     assert found["unparsable"] == 5 / 32 and found["ci95_low"] < 3 / 8 < found["ci95_high"]
+    absent = run(lambda row: artemo.doc_to_target(row) if row["item_id"] in knows else prompts.MISSING)
+    assert (absent["circular_accuracy"], absent["unparsable"], absent["missing"]) == (3 / 8, 0, 5 / 8)
     # --limit can cut the last item off in the middle: nobody knows whether it is right.
     values = [artemo_circular.process_results(row, [artemo.doc_to_target(row)])["circular_accuracy"] for row in rows]
     assert artemo_circular.circular_accuracy(values[:6]) == 1 and artemo_circular.by_item(values[:6])[0] == ["clip-0"]
@@ -240,7 +248,11 @@ def test_valence_and_arousal_are_pooled_over_what_was_answered():
 def test_no_valence_is_made_up():
     rows = documents("va_audio")
     silent = scores([artemo_va.process_results(row, ["no idea"]) for row in rows], VA)
-    assert silent.pop("unparsable") == 1 and all(math.isnan(value) for value in silent.values())
+    assert silent.pop("unparsable") == 1 and silent.pop("missing") == 0
+    assert all(math.isnan(value) for value in silent.values())
+    absent = scores([artemo_va.process_results(row, [prompts.MISSING]) for row in rows], VA)
+    assert absent.pop("unparsable") == 0 and absent.pop("missing") == 1
+    assert all(math.isnan(value) for value in absent.values())
     neutral = scores([artemo_va.process_results(row, ["valence: 0, arousal: 0"]) for row in rows], VA)
     assert neutral["ccc"] == 0 and math.isnan(neutral["pearson_valence"]) and neutral["unparsable"] == 0
 
@@ -310,12 +322,13 @@ def test_conflict_says_what_is_followed():
 
     sight, sound = (lambda row: row["answer"]), (lambda row: row["sound_answer"])
     other = lambda row: next(o for o in row["options"] if o not in (row["answer"], row["sound_answer"]))
-    names = ("follows_sight", "follows_sound", "neither", "unparsable")
+    names = ("follows_sight", "follows_sound", "neither", "unparsable", "missing")
     n = len(rows)
-    assert [run(*[sight] * n)[name] for name in names] == [1, 0, 0, 0]
-    assert [run(*[sound] * n)[name] for name in names] == [0, 1, 0, 0]
+    assert [run(*[sight] * n)[name] for name in names] == [1, 0, 0, 0, 0]
+    assert [run(*[sound] * n)[name] for name in names] == [0, 1, 0, 0, 0]
+    assert [run(*[lambda row: prompts.MISSING] * n)[name] for name in names] == [0, 0, 0, 0, 1]
     mixed = run(sight, sound, other, *[lambda row: "both at once"] * (n - 3))
-    assert [mixed[name] for name in names] == pytest.approx([1 / n, 1 / n, 1 / n, (n - 3) / n], **EXACT)
+    assert [mixed[name] for name in names] == pytest.approx([1 / n, 1 / n, 1 / n, (n - 3) / n, 0], **EXACT)
     assert mixed["ci95_low"] < 1 / n < mixed["ci95_high"]
     letters = artemo_conflict.doc_to_target(rows[0])
     assert letters.startswith("sight ") and ", sound " in letters

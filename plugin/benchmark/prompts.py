@@ -5,6 +5,9 @@ import unicodedata
 from collections.abc import Sequence
 
 ANSWER_REQUEST = "Answer with the option's letter."
+# Stands for the answer to a question that was not asked, since its media could not be read. It is no empty answer, and
+# holds no letter that a task of others might take for an option.
+MISSING = "<|missing|>"
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 # All kinds of brackets become round ones, all kinds of apostrophes a straight one. Full-width forms need no entry:
@@ -49,6 +52,11 @@ def multiple_choice(question: str, options: Sequence[str], request: str = ANSWER
     return "\n".join([*lines, request])
 
 
+def letters_of(options: Sequence[str]) -> str:
+    """The letters under which `multiple_choice` shows the options."""
+    return _LETTERS[: len(options)]
+
+
 def letter_of(options: Sequence[str], answer: str) -> str:
     """The letter under which `multiple_choice` shows `answer`."""
     return _LETTERS[list(options).index(answer)]
@@ -71,12 +79,14 @@ def parse_choice(response: str | None, options: Sequence[str]) -> str | None:
     since no option is shown under them; an answer in another script counts where it is an option's own text. A letter
     beyond the options names none.
     """
+    if is_missing(response):
+        return None  # even where an option has that word for a text
     plain = _TAGS.sub(" ", unicodedata.normalize("NFKC", response or "")).translate(_BRACKETS)
     text = _MARKUP.sub("", plain).strip()
     text = re.sub(r"'([A-Za-z])'", r"(\1)", text)
     if not text:
         return None
-    letters = _LETTERS[: len(options)]
+    letters = letters_of(options)
     if alone := _ALONE.fullmatch(text):
         return _option_at(alone[1], letters, options)
     if set_off := _SET_OFF.match(text):
@@ -95,6 +105,11 @@ def parse_choice(response: str | None, options: Sequence[str]) -> str | None:
     marked = {_option_at(a or b, letters, options) for a, b in _MARKED.findall(clauses)} - {None}
     candidates = marked or _named(clauses, options)
     return candidates.pop() if len(candidates) == 1 else None
+
+
+def is_missing(response: str | None) -> bool:
+    """Whether a response stands for a question that was not asked, see `MISSING`."""
+    return response is not None and response.strip() == MISSING
 
 
 def _named(text: str, options: Sequence[str]) -> set[str | None]:

@@ -212,12 +212,13 @@ def doc_to_visual(doc: dict) -> list:
 
 
 def process_results(doc: dict, results: Sequence[str]) -> dict:
-    """Scores of one answer. An answer that names no option is wrong in every metric, and counted in `unparsable`.
+    """Scores of one answer. An answer that names no option is wrong in every metric, and counted in `unparsable`; a
+    question that was not asked (`prompts.MISSING`) is not right either, and counted in `missing` instead.
 
-    `accuracy`, `war` and `unparsable` are floats, for which lmms-eval prints standard errors; WAR is the accuracy
-    under the name that papers on emotion recognition print. The classes of `macro_f1` and `uar` are the texts of the
-    right answers. `ci95_low` and `ci95_high` carry the clip, so that the interval allows for several questions about
-    one clip, and the item, by which two result files are compared.
+    `accuracy`, `war`, `unparsable` and `missing` are floats, for which lmms-eval prints standard errors; WAR is the
+    accuracy under the name that papers on emotion recognition print. The classes of `macro_f1` and `uar` are the texts
+    of the right answers. `ci95_low` and `ci95_high` carry the clip, so that the interval allows for several questions
+    about one clip, and the item, by which two result files are compared.
     """
     predicted = prompts.parse_choice(results[0], doc["options"])
     correct = float(predicted == doc["answer"])
@@ -228,10 +229,16 @@ def process_results(doc: dict, results: Sequence[str]) -> dict:
         "macro_f1": labels,
         "uar": labels,
         "war": correct,
-        "unparsable": float(predicted is None),
+        **not_answered(results[0], predicted),
         "ci95_low": clustered,
         "ci95_high": clustered,
     }
+
+
+def not_answered(response: str, predicted: object | None) -> dict[str, float]:
+    """`unparsable` and `missing` of one response: why `predicted` is None; at most one of them is 1."""
+    missing = prompts.is_missing(response)
+    return {"unparsable": float(predicted is None and not missing), "missing": float(missing)}
 
 
 def macro_f1(values: Sequence[dict]) -> float:

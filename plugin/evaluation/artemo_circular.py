@@ -42,7 +42,7 @@ def process_results(doc: dict, results: Sequence[str]) -> dict:
     return {
         "circular_accuracy": value,
         "accuracy": correct,
-        "unparsable": float(predicted is None),
+        **artemo.not_answered(results[0], predicted),
         "ci95_low": value,
         "ci95_high": value,
     }

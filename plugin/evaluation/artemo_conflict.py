@@ -32,7 +32,8 @@ def doc_to_target(doc: dict) -> str:
 
 
 def process_results(doc: dict, results: Sequence[str]) -> dict:
-    """What one answer follows. The four shares sum to 1; `neither` is another option, `unparsable` none.
+    """What one answer follows. The five shares sum to 1; `neither` is another option, `unparsable` none, `missing` a
+    question that was not asked.
 
     `ci95_low` and `ci95_high` are those of `follows_sight`; the clip of an item is the one that is seen.
     """
@@ -41,7 +42,7 @@ def process_results(doc: dict, results: Sequence[str]) -> dict:
         "follows_sight": predicted == doc["answer"],
         "follows_sound": predicted == doc["sound_answer"],
         "neither": predicted not in (doc["answer"], doc["sound_answer"], None),
-        "unparsable": predicted is None,
+        **artemo.not_answered(results[0], predicted),
     }
     shares = {name: float(value) for name, value in followed.items()}
     clustered = {"follows_sight": shares["follows_sight"], "clip_id": doc["clip_id"], "item_id": doc["id"]}

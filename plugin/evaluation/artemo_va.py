@@ -1,8 +1,9 @@
 """The tasks `artemo_va_*`: valence and arousal as numbers in the answer's text, so that any model can be scored.
 
 CCC, Pearson and RMSE are pooled over the split, not averaged over parts of it. An answer that states no two numbers is
-left out of them, and its share is `unparsable`: no value is made up for it. So a score stands beside its `unparsable`
-share and says nothing about the clips that were not answered; two models compare only where both shares are small.
+left out of them, and its share is `unparsable`, or `missing` where the question was not asked: no value is made up for
+it. So a score stands beside these shares and says nothing about the clips that were not answered; two models compare
+only where they are small.
 """
 
 from collections.abc import Callable, Sequence
@@ -66,7 +67,7 @@ def process_results(doc: dict, results: Sequence[str]) -> dict:
         "true": [doc["valence"], doc["arousal"]],
     }
     pooled = {name: value for name in (*METRICS, "ci95_low", "ci95_high")}
-    return {**pooled, "unparsable": float(predicted is None)}
+    return {**pooled, **artemo.not_answered(results[0], predicted)}
 
 
 def pooled(values: Sequence[dict]) -> tuple[np.ndarray, np.ndarray]:

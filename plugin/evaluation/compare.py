@@ -31,11 +31,11 @@ def compare(a: str | Path, b: str | Path) -> dict:
         a, b: what `lmms-eval --log_samples --output_path` was given, or a `*_results.json` in it.
 
     Returns:
-        "a" and "b" (path, model, model_args), "benchmark" (name, version), "tasks" (task -> metric, n, clips, score of
-        each with interval and share of unparsable answers, difference), "groups" (likewise, where both have all tasks
-        of a group: its items pooled, with intervals that draw whole clips, which lmms-eval's groups have not), "gains"
-        (aspect -> a, b, difference -> audio gain, visual gain, synergy), "only_in_a" and "only_in_b" (tasks that the
-        other one lacks).
+        "a" and "b" (path, model, model_args, missing), "benchmark" (name, version), "tasks" (task -> metric, n, clips,
+        score of each with interval and share of unparsable answers, difference), "groups" (likewise, where both have
+        all tasks of a group: its items pooled, with intervals that draw whole clips, which lmms-eval's groups have
+        not), "gains" (aspect -> a, b, difference -> audio gain, visual gain, synergy), "only_in_a" and "only_in_b"
+        (tasks that the other one lacks).
 
         A difference's interval is a bootstrap that draws whole clips, the same for both. The score is the accuracy; in
         circular tasks that of all rotations, in `artemo_conflict` the share that follows sight, in `artemo_va_*` the
@@ -179,6 +179,9 @@ def as_json(result: dict) -> str:
 def as_text(result: dict) -> str:
     """The comparison as lines for a terminal."""
     lines = [f"{side.upper()}: {result[side]['path']} ({result[side]['model']})" for side in ("a", "b")]
+    for side in ("a", "b"):
+        if result[side]["missing"]:
+            lines.append(f"{side.upper()} lacks {result[side]['missing']} answers: media could not be read.")
     benchmark = result["benchmark"]
     lines += [
         f"Benchmark: {benchmark['name']}, version {benchmark['version']}. In brackets 95% intervals; those of the "

@@ -1,9 +1,8 @@
 """The lmms-eval chat model `vaemotionllm`."""
 
+import os
 import time
-from collections import OrderedDict
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 
 import torch
 from accelerate import Accelerator
@@ -13,19 +12,28 @@ from lmms_eval.models.model_utils.gen_metrics import log_metrics
 from loguru import logger as eval_logger
 from tqdm import tqdm
 
+from ..benchmark.prompts import MISSING
 from ..errors import InputError
+from ..model.processing_vaemotionllm import MediaFeatures
 from .cli_exit import FAILURE, stop
+from .encoded_media import MediaEncoder
 from .loading import check_model_folder, load_model, load_processor
+from .media_pipeline import MediaPipeline
+from .option_scoring import most_probable_letters, option_tokens
 from .requests import Medium, Prompt, batches, cut, generation_arguments, read_request
 
-CACHED_MEDIA = 256
+SCORING = ("generate", "options")
+ON_ERROR = ("stop", "report")
+# Ours: on a machine of many cores a few threads are enough to stay ahead of one model.
+MOST_WORKERS = 4
 
 
 class VAEmotionLLM(lmms):
     """Answers with a VAEmotionLLM checkpoint; `--model vaemotionllm --model_args pretrained=DIR`.
 
     A batch may mix audio, visual, audio-visual and text requests. Answers do not depend on the batch size, up to
-    rounding: on a CPU the weights are float32.
+    rounding: on a CPU the weights are float32. Media are decoded ahead of the model in threads, and what the towers
+    give of a clip is used again for its other questions.
 
     Args:
         pretrained: folder or Hub name of a VAEmotionLLM.
@@ -36,6 +44,14 @@ class VAEmotionLLM(lmms):
         num_frames: frames taken from a video; what the processor says if not given.
         max_audio_s: longest sound that is accepted, in seconds; what the processor says if not given.
         use_adapter: whether EmoAdapter takes part; what the config says if not given.
+        scoring: "generate", or "options": where a question asks for an option's letter, one pass over the prompt, and
+            the letter with the highest probability among those of the options is the answer; all other questions are
+            answered by generation. Nothing is unparsable then, and a model that would have answered in prose or not
+            at all gets a letter too, so such scores do not compare with those of generation. See `option_scoring`.
+        on_error: "stop" at a medium that cannot be read, or "report": its questions get `prompts.MISSING` for an
+            answer, which the tasks of artemo count as missing, and are listed at the end.
+        workers: threads that decode media; by default one a core, at most 4.
+        cache_gb: most memory for the states of clips that were seen, in GB of the CPU's memory; 0 keeps none.
         max_batch_size: ignored; lmms-eval passes it to every model.
     """
 
@@ -51,6 +67,10 @@ class VAEmotionLLM(lmms):
         num_frames: int | None = None,
         max_audio_s: float | None = None,
         use_adapter: bool | None = None,
+        scoring: str = "generate",
+        on_error: str = "stop",
+        workers: int | None = None,
+        cache_gb: float = 1.0,
         max_batch_size: int | None = None,
         **unknown,
     ) -> None:
@@ -59,10 +79,18 @@ class VAEmotionLLM(lmms):
             if unknown:
                 raise InputError(
                     f"--model_args has {', '.join(unknown)}; allowed are pretrained, batch_size, device, dtype, "
-                    "attn_implementation, num_frames, max_audio_s, use_adapter."
+                    "attn_implementation, num_frames, max_audio_s, use_adapter, scoring, on_error, workers, cache_gb."
                 )
             if not str(batch_size).isdigit() or int(batch_size) < 1:
                 raise InputError(f"batch_size is {batch_size!r}; give an integer of at least 1.")
+            for name, value, allowed in (("scoring", scoring, SCORING), ("on_error", on_error, ON_ERROR)):
+                if value not in allowed:
+                    raise InputError(f"{name} is {value!r}; allowed are {' and '.join(allowed)}.")
+            workers = min(MOST_WORKERS, os.cpu_count() or 1) if workers is None else workers
+            if not isinstance(workers, int) or workers < 1:
+                raise InputError(f"workers is {workers!r}; give an integer of at least 1.")
+            if not isinstance(cache_gb, (int, float)) or not cache_gb >= 0:
+                raise InputError(f"cache_gb is {cache_gb!r}; give a number of at least 0.")
             check_model_folder(pretrained)
             accelerator = Accelerator()
             if accelerator.num_processes > 1:
@@ -75,8 +103,10 @@ class VAEmotionLLM(lmms):
         except InputError as error:
             stop(error)
         self.batch_size = int(batch_size)
-        self.use_adapter = use_adapter
-        self._media: OrderedDict[tuple, object] = OrderedDict()
+        self.use_adapter, self.scoring, self.on_error = use_adapter, scoring, on_error
+        self._option_tokens: dict[str, list[int]] = {}
+        self.encoder = MediaEncoder(self.model)
+        self.pipeline = MediaPipeline(self._decode, self.encoder, workers, int(cache_gb * 1e9))
 
     @property
     def config(self):
@@ -91,32 +121,43 @@ class VAEmotionLLM(lmms):
         return self.processor.tokenizer
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
-        """Answers in the order of the requests. What fails, a medium or a batch, ends the evaluation."""
+        """Answers in the order of the requests. What fails, a medium or a batch, ends the evaluation.
+
+        With `on_error="report"` a medium that cannot be read does not: see the class.
+        """
         results: list[GenerationResult | None] = [None] * len(requests)
         try:
             prompts = [read_request(i, request, self.task_dict) for i, request in enumerate(requests)]
+            if self.scoring == "options":
+                self._option_tokens = option_tokens(
+                    self.tokenizer, max((p.letters for p in prompts), key=len, default="")
+                )
         except InputError as error:
             stop(error)
-        plan = list(batches(prompts, self.batch_size))
+        plan = batches(prompts, self.batch_size, by_options=self.scoring == "options")
         started, new_tokens, empty = time.monotonic(), 0, 0
-        bar = tqdm(total=len(requests), disable=self.rank != 0, desc="Model Responding")
-        # While the model answers one batch, another thread decodes the media of the next.
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="media") as pool, bar:
-            ahead = pool.submit(self._encode, plan[0]) if plan else None
-            for number, batch in enumerate(plan):
-                try:
-                    inputs = ahead.result()  # type: ignore[union-attr]
-                except InputError as error:
-                    stop(error)
-                except Exception as error:
-                    stop(_failed("preparing a batch", error, batch), FAILURE)
-                if number + 1 < len(plan):
-                    ahead = pool.submit(self._encode, plan[number + 1])
-                for prompt, answer, counts in self._answer(batch, inputs):
+        missing: dict[str, InputError] = {}
+        with tqdm(total=len(requests), disable=self.rank != 0, desc="Model Responding") as bar:
+            for batch, media in zip(plan, self._media_of(plan)):
+                for prompt in batch:
+                    problem = _error_of(prompt, media)
+                    if problem is not None:
+                        if self.on_error == "stop":
+                            stop(problem)
+                        missing[prompt.name] = problem
+                        results[prompt.position] = GenerationResult(text=MISSING, token_counts=TokenCounts())
+                readable = [prompt for prompt in batch if results[prompt.position] is None]
+                for prompt, answer, counts in self._answer(readable, media) if readable else ():
                     results[prompt.position] = GenerationResult(text=answer, token_counts=counts)
                     new_tokens += counts.output_tokens or 0
                     empty += not answer
                 bar.update(len(batch))
+        if missing:
+            lines = [f"  {error}" for error in missing.values()]
+            eval_logger.warning(
+                f"{len(missing)} of {len(requests)} questions are missing, since their media cannot be read; they "
+                "count as not right, and their share stands beside the scores as `missing`:\n" + "\n".join(lines)
+            )
         if empty:
             eval_logger.warning(f"{empty} of {len(requests)} answers are empty: the model ended at once.")
         elapsed_s = time.monotonic() - started
@@ -125,32 +166,13 @@ class VAEmotionLLM(lmms):
         )
         return results  # type: ignore[return-value]
 
-    def _encode(self, batch: Sequence[Prompt]):
-        """Inputs of a batch, on the CPU; errors name the item."""
-        texts, media = [], []
-        for prompt in batch:
-            texts.append(
-                self.processor.apply_chat_template(prompt.conversation, tokenize=False, add_generation_prompt=True)
-            )
-            for medium in prompt.media:
-                try:
-                    media.append(self._features(medium))
-                except InputError as error:
-                    raise InputError(f"{prompt.name}: {error}") from error
-        return self.processor.assemble(texts, media, padding_side="left")
-
-    def _features(self, medium: Medium):
-        """Features of a medium; the last ones are kept, since several questions are about one clip."""
-        key = medium.key
-        if key is not None and key in self._media:
-            self._media.move_to_end(key)
-            return self._media[key]
-        features = self._decode(medium)
-        if key is not None:
-            self._media[key] = features
-            if len(self._media) > CACHED_MEDIA:
-                self._media.popitem(last=False)
-        return features
+    def _media_of(self, plan: Sequence[Sequence[Prompt]]) -> Iterator[dict[Hashable, MediaFeatures | InputError]]:
+        found = self.pipeline.run(plan)
+        for batch in plan:
+            try:
+                yield next(found)
+            except Exception as error:
+                stop(_failed("preparing a batch", error, batch), FAILURE)
 
     def _decode(self, medium: Medium):
         from ..data.media import load_audio, load_image, load_video
@@ -169,29 +191,44 @@ class VAEmotionLLM(lmms):
             return processor.encode_audio(waveform)
         return processor.encode_audio(*source) if isinstance(source, tuple) else processor.encode_audio(source)
 
-    @torch.inference_mode()
-    def _answer(self, batch: Sequence[Prompt], inputs):
+    def _answer(
+        self, batch: Sequence[Prompt], media: Mapping[Hashable, MediaFeatures | InputError]
+    ) -> list[tuple[Prompt, str, TokenCounts]]:
+        """Answers of a batch, all of it by options or all of it by generation."""
         arguments, until = generation_arguments(batch[0].generation)
+        by_options = self.scoring == "options" and bool(batch[0].letters)
+        if by_options:
+            arguments = {"max_new_tokens": 1, "do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+            arguments |= {"output_logits": True, "return_dict_in_generate": True}
         if self.use_adapter is not None:
             arguments["use_adapter"] = self.use_adapter
         try:
-            inputs = inputs.to(self.device)
-            generated = self.model.generate(
-                **inputs,
-                **arguments,
-                pad_token_id=self.tokenizer.pad_token_id,
-            )
+            inputs = self._assemble(batch, media)
+            with torch.inference_mode():
+                generated = self.model.generate(
+                    **self.encoder.generation_inputs(inputs), **arguments, pad_token_id=self.tokenizer.pad_token_id
+                )
+            if by_options:
+                letters = [prompt.letters for prompt in batch]
+                texts = most_probable_letters(generated.logits[0], letters, self._option_tokens)
+                new_tokens = [1] * len(batch)
+            else:
+                new = generated[:, inputs["input_ids"].shape[1] :]  # (B, new), padded on the right after the end
+                texts = [cut(text, until) for text in self.tokenizer.batch_decode(new, skip_special_tokens=True)]
+                new_tokens = (new != self.tokenizer.pad_token_id).sum(1).tolist()
         except Exception as error:
             stop(_failed("generation", error, batch), FAILURE)
-        width = inputs["input_ids"].shape[1]
-        for row, prompt in enumerate(batch):
-            tokens = generated[row, width:]  # (new tokens,), padded on the right after the end of the answer
-            text = self.tokenizer.decode(tokens, skip_special_tokens=True)
-            counts = TokenCounts(
-                input_tokens=int(inputs["attention_mask"][row].sum()),
-                output_tokens=int((tokens != self.tokenizer.pad_token_id).sum()),
-            )
-            yield prompt, cut(text, until), counts
+        read = inputs["attention_mask"].sum(1).tolist()
+        counts = [TokenCounts(input_tokens=n, output_tokens=m) for n, m in zip(read, new_tokens)]
+        return list(zip(batch, texts, counts))
+
+    def _assemble(self, batch: Sequence[Prompt], media: Mapping[Hashable, MediaFeatures | InputError]):
+        texts = [
+            self.processor.apply_chat_template(prompt.conversation, tokenize=False, add_generation_prompt=True)
+            for prompt in batch
+        ]
+        encoded = [media[medium.identity] for prompt in batch for medium in prompt.media]
+        return self.processor.assemble(texts, encoded, padding_side="left")
 
     def loglikelihood(self, requests: list[Instance]):
         raise NotImplementedError(
@@ -206,3 +243,14 @@ class VAEmotionLLM(lmms):
 def _failed(what: str, error: Exception, batch: Sequence[Prompt]) -> RuntimeError:
     names = "; ".join(prompt.name for prompt in batch)
     return RuntimeError(f"{what} failed with {type(error).__name__}: {error}. Batch: {names}")
+
+
+def _error_of(prompt: Prompt, media: Mapping[Hashable, MediaFeatures | InputError]) -> InputError | None:
+    """The first error among a prompt's media, with the item's name."""
+    errors = (found for medium in prompt.media if isinstance(found := media[medium.identity], InputError))
+    error = next(errors, None)
+    if error is None:
+        return None
+    named = InputError(f"{prompt.name}: {error}")
+    named.__cause__ = error
+    return named

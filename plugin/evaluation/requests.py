@@ -2,12 +2,13 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from ..benchmark.prompts import ANSWER_REQUEST, letters_of
 from ..errors import InputError
 
 KINDS = ("image", "video", "audio")
@@ -30,6 +31,16 @@ class Medium:
         return self.kind, self.source, self.start_s, self.end_s
 
     @property
+    def identity(self) -> Hashable:
+        """The key; for media in memory the object itself, as long as it is there."""
+        return self.key or id(self)
+
+    @property
+    def file(self) -> Hashable:
+        """Equal for sound and sight of one file."""
+        return self.source if isinstance(self.source, str) else id(self)
+
+    @property
     def num_bytes(self) -> int:
         """Size as a stand-in for length: known without decoding."""
         if isinstance(self.source, str):
@@ -44,21 +55,27 @@ class Medium:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One request: position among all requests, the item's name for errors, conversation, media in order."""
+    """One request.
+
+    Args:
+        position: among all requests.
+        name: the item's, for errors.
+        conversation: for the chat template.
+        media: in order.
+        generation: the task's generation_kwargs.
+        letters: those of the options where the text asks for one of them, else empty.
+    """
 
     position: int
     name: str
     conversation: list[dict]
     media: tuple[Medium, ...]
     generation: dict
+    letters: str = ""
 
     @property
-    def order(self) -> tuple:
-        """Requests with the same kinds of media and about the same length stand together, and so do equal media."""
-        text = sum(len(part.get("text", "")) for message in self.conversation for part in message["content"])
-        kinds = tuple(medium.kind for medium in self.media)
-        size = sum(medium.num_bytes for medium in self.media)
-        return len(self.media), kinds, size, tuple(str(medium.key) for medium in self.media), text
+    def text(self) -> str:
+        return "".join(part.get("text", "") for message in self.conversation for part in message["content"])
 
 
 def read_request(position: int, request, documents: dict) -> Prompt:
@@ -92,7 +109,11 @@ def read_request(position: int, request, documents: dict) -> Prompt:
             else:
                 raise InputError(f"{name}: content of type {part['type']!r}; allowed are text, {', '.join(KINDS)}.")
         conversation.append({"role": message["role"], "content": rendered})
-    return Prompt(position, name, conversation, tuple(media), dict(generation))
+    prompt = Prompt(position, name, conversation, tuple(media), dict(generation))
+    options = document.get("options")
+    if options and prompt.text.endswith(ANSWER_REQUEST):
+        return replace(prompt, letters=letters_of(options))
+    return prompt
 
 
 def _source(part: dict, name: str) -> Any:
@@ -118,15 +139,52 @@ def _source(part: dict, name: str) -> Any:
     return source
 
 
-def batches(prompts: Sequence[Prompt], batch_size: int) -> Iterator[list[Prompt]]:
-    """Batches with equal generation arguments, the longest first, so that too little memory shows at once."""
-    groups: dict[str, list[Prompt]] = {}
+def batches(prompts: Sequence[Prompt], batch_size: int, by_options: bool = False) -> list[list[Prompt]]:
+    """Batches with equal generation arguments, the longest first, so that too little memory shows at once.
+
+    Within a batch stand the same kinds of media and about the same length. Batches about the same clips follow each
+    other, so that what is kept of a clip need not be kept long.
+
+    Args:
+        prompts: all requests.
+        batch_size: most prompts in a batch.
+        by_options: whether prompts that ask for a letter go into batches of their own.
+    """
+    ranks = _clip_ranks(prompts)
+    groups: dict[tuple, list[Prompt]] = {}
     for prompt in prompts:
-        groups.setdefault(json.dumps(prompt.generation, sort_keys=True, default=str), []).append(prompt)
+        generation = json.dumps(prompt.generation, sort_keys=True, default=str)
+        groups.setdefault((generation, by_options and bool(prompt.letters)), []).append(prompt)
+    found = []
     for group in groups.values():
-        ordered = sorted(group, key=lambda prompt: prompt.order, reverse=True)
-        for start in range(0, len(ordered), batch_size):
-            yield ordered[start : start + batch_size]
+        kinds = {prompt.position: tuple(medium.kind for medium in prompt.media) for prompt in group}
+        group.sort(key=lambda p: (-len(p.media), kinds[p.position], ranks[p.position], -len(p.text)))
+        found += [group[start : start + batch_size] for start in range(0, len(group), batch_size)]
+    return sorted(found, key=lambda batch: min(ranks[prompt.position] for prompt in batch))
+
+
+def _clip_ranks(prompts: Sequence[Prompt]) -> dict[int, int]:
+    """For each prompt's position the rank of its clip by length, 0 for the longest.
+
+    A clip is what a question with sound and sight shows together; prompts do not name it, since tasks of others know
+    none. Bytes stand for length, those of the sound first: frames are as many for each film.
+    """
+    clip_of: dict[Hashable, int] = {}
+    members: dict[int, int] = {}
+    sizes: dict[int, tuple[int, int]] = {}
+    # Prompts with most media first: they tell which sound belongs to which sight.
+    for prompt in sorted(prompts, key=lambda prompt: -len(prompt.media)):
+        known = [clip_of[medium.file] for medium in prompt.media if medium.file in clip_of]
+        clip = known[0] if known else prompt.position
+        sound, sight = sizes.get(clip, (0, 0))
+        for medium in prompt.media:
+            if clip_of.setdefault(medium.file, clip) == clip:
+                size = medium.num_bytes
+                sound, sight = (max(sound, size), sight) if medium.kind == "audio" else (sound, max(sight, size))
+        members[prompt.position], sizes[clip] = clip, (sound, sight)
+    order = sorted(sizes, key=lambda clip: (sizes[clip], clip), reverse=True)
+    ranks = {clip: rank for rank, clip in enumerate(order)}
+    return {position: ranks[clip] for position, clip in members.items()}
 
 
 def generation_arguments(given: dict) -> tuple[dict, list[str]]:

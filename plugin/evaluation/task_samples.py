@@ -31,6 +31,7 @@ class Samples:
         values: item id -> score in {0.0, 1.0}; for "ccc" (predicted or None, true), each (valence, arousal).
         answers: how many answers there are, all rotations of an item counted.
         unparsable: share of the answers that could not be read.
+        missing: share of the questions that were not asked, since their media could not be read.
     """
 
     metric: str
@@ -40,6 +41,7 @@ class Samples:
     values: dict[str, Any]
     answers: int
     unparsable: float
+    missing: float = 0.0
 
     @property
     def cell(self) -> Cell:
@@ -68,8 +70,10 @@ class Evaluation:
     tasks: dict[str, Samples]
 
     @property
-    def facts(self) -> dict[str, str]:
-        return {"path": str(self.path), "model": self.model, "model_args": self.model_args}
+    def facts(self) -> dict[str, Any]:
+        """Where it is and of what model; `missing` is the number of questions whose media could not be read."""
+        missing = round(sum(samples.missing * samples.answers for samples in self.tasks.values()))
+        return {"path": str(self.path), "model": self.model, "model_args": self.model_args, "missing": missing}
 
 
 def read_evaluation(path: Path) -> Evaluation:
@@ -120,12 +124,13 @@ def _read_samples(file: Path, results: dict, task: str) -> Samples:
         metric = next(name for name in METRICS if name in rows[0])
         items, prompts, values = _as_items([rows[doc_id] for doc_id in sorted(rows)], metric)
         unparsable = sum(row["unparsable"] for row in rows.values()) / len(rows)
+        missing = sum(row.get("missing", 0.0) for row in rows.values()) / len(rows)  # older ones have none
         written = next(value for key, value in results["results"][task].items() if key.split(",")[0] == metric)
     except (KeyError, TypeError, StopIteration) as error:
         raise InputError(f"{path} or {file} lacks what the tasks write ({error!r}); evaluate {task} again.") from error
     if len(rows) != expected:
         raise InputError(f"{path} holds {len(rows)} of {expected} answers; evaluate {task} again.")
-    samples = Samples(metric, benchmark, items, prompts, values, len(rows), unparsable)
+    samples = Samples(metric, benchmark, items, prompts, values, len(rows), unparsable, missing)
     if not items:
         raise InputError(f"{path} holds no item under every rotation of its options; evaluate without --limit.")
     score = samples.score()[0]

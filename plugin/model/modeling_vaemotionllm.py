@@ -337,6 +337,7 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         input_ids: torch.LongTensor | None = None,
         input_features: torch.Tensor | None = None,
         audio_num_tokens: torch.Tensor | None = None,
+        audio_states: torch.Tensor | None = None,
         use_adapter: bool | None = None,
         **kwargs,
     ):
@@ -348,7 +349,7 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         if self.generation_config is not None:
             self.vlm.generation_config = self.generation_config
-        injection = self._prepare_injection(input_ids, input_features, audio_num_tokens, use_adapter)
+        injection = self._prepare_injection(input_ids, input_features, audio_num_tokens, use_adapter, audio_states)
         for name in ("assistant_model", "prompt_lookup_num_tokens", "prefill_chunk_size"):
             given = kwargs.get(name, getattr(kwargs.get("generation_config") or self.generation_config, name, None))
             if injection is not None and given is not None:

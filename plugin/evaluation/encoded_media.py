@@ -1,0 +1,141 @@
+"""Media after the towers: what several questions about one clip share.
+
+The towers see each medium by itself, so their states may be kept and used again; only the LLM sees the question.
+"""
+
+import inspect
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
+
+import torch
+
+from ..model.processing_vaemotionllm import MediaFeatures
+
+VISUAL = ("image", "video")
+# What one question's batch needs of the states, beside `pooler_output`: Qwen3-VL's features of inner layers.
+_DEEPSTACK = "deepstack_features"
+_IGNORED = ("last_hidden_state", "hidden_states", "attentions", "pooler_output", _DEEPSTACK)
+
+
+class MediaEncoder:
+    """Runs a model's audio tower and vision tower over media.
+
+    Encoded media are `MediaFeatures` as well, so the processor assembles them: `audio_states` (M, projector_stride *
+    D_audio) stands in place of `input_features`, and `image_states` or `video_states` (N, 1 + L, D) in place of the
+    pixels, with L the layers that the backbone takes features of beside the last one (0 for most).
+
+    Args:
+        model: a `VAEmotionLLMForConditionalGeneration`. Where its backbone does not take states in place of pixels
+            (`mm_encoder_outputs`), or gives them in a form that is not known, pixels stay as they are.
+    """
+
+    def __init__(self, model):
+        self.model = model
+        self._forms: dict[str, tuple[type, bool]] = {}  # by kind: the output's type, and whether one tensor
+        takes_states = "mm_encoder_outputs" in inspect.signature(model.vlm.forward).parameters
+        self._visual = {
+            kind: function
+            for kind in VISUAL
+            if takes_states and (function := getattr(model.vlm.base_model, f"get_{kind}_features", None)) is not None
+        }
+
+    @torch.inference_mode()
+    def encode(self, media: Sequence[MediaFeatures]) -> list[MediaFeatures]:
+        """The media in their order, encoded; each kind in one pass of its tower."""
+        encoded = list(media)
+        for kind in ("audio", *self._visual):
+            places = [place for place, medium in enumerate(media) if medium.kind == kind]
+            if places:
+                of_kind = [media[place] for place in places]
+                found = self._encode_audio(of_kind) if kind == "audio" else self._encode_visual(kind, of_kind)
+                for place, medium in zip(places, found):
+                    encoded[place] = medium
+        return encoded
+
+    def generation_inputs(self, inputs: dict) -> dict:
+        """The assembled inputs of a batch as `generate` takes them."""
+        inputs = {name: value.to(self.model.device) for name, value in inputs.items()}
+        outputs = {}
+        for kind in self._forms:
+            states = inputs.pop(f"{kind}_states", None)
+            if states is not None:
+                flat = states.unbind(1)  # (1 + L) x (N, D)
+                form, one_tensor = self._forms[kind]
+                # One entry stands for all media of the batch: backbones only join the entries.
+                pooled = flat[0].unsqueeze(0) if one_tensor else (flat[0],)
+                deepstack = {_DEEPSTACK: [(layer,) for layer in flat[1:]]} if len(flat) > 1 else {}
+                outputs[kind] = form(pooler_output=pooled, **deepstack)
+        return inputs | ({"mm_encoder_outputs": outputs} if outputs else {})
+
+    def _encode_audio(self, media: Sequence[MediaFeatures]) -> list[MediaFeatures]:
+        features = torch.cat([medium.inputs["input_features"] for medium in media])  # (W, ...)
+        num_tokens = torch.cat([medium.inputs["audio_num_tokens"] for medium in media])  # (W,)
+        states = self.model.get_audio_states(features.to(self.model.device))
+        stacked = self.model.audio_projector.stack(states, num_tokens)  # (M, projector_stride * D_audio)
+        parts = stacked.split([int(medium.inputs["audio_num_tokens"].sum()) for medium in media])
+        return [_with_states(medium, part, ("input_features",)) for medium, part in zip(media, parts)]
+
+    def _encode_visual(self, kind: str, media: Sequence[MediaFeatures]) -> list[MediaFeatures]:
+        function = self._visual[kind]
+        names = [name for name in inspect.signature(function).parameters if name in media[0].inputs]
+        joined = {name: torch.cat([medium.inputs[name] for medium in media]).to(self.model.device) for name in names}
+        output = function(**joined, return_dict=True)
+        parts = _parts(output, [medium.replacement.count(medium.placeholder) for medium in media])
+        if parts is None:
+            del self._visual[kind]
+            return list(media)
+        self._forms[kind] = type(output), isinstance(output.pooler_output, torch.Tensor)
+        pixels = [name for name in names if "pixel_values" in name]
+        return [_with_states(medium, part, pixels) for medium, part in zip(media, parts)]
+
+
+def _parts(output, num_tokens: Sequence[int]) -> list[torch.Tensor] | None:
+    """Each medium's states (N, 1 + L, D); None where the output is not of a known form."""
+    unknown = [name for name, value in output.items() if value is not None and name not in _IGNORED]
+    layers = [output.pooler_output, *(getattr(output, _DEEPSTACK, None) or [])]
+    if unknown or any([len(part) for part in layer] != list(num_tokens) for layer in layers):
+        return None
+    return [torch.stack([layer[i] for layer in layers], dim=1) for i in range(len(num_tokens))]
+
+
+def _with_states(medium: MediaFeatures, states: torch.Tensor, replaced: Sequence[str]) -> MediaFeatures:
+    kept = {name: value for name, value in medium.inputs.items() if name not in replaced}
+    # A copy: a part of the batch's states would keep all of them in memory.
+    return replace(medium, inputs={**kept, f"{medium.kind}_states": states.to("cpu", copy=True)})
+
+
+class EncodedMedia:
+    """The encoded media that were used last, up to a number of bytes.
+
+    Args:
+        max_bytes: most that is kept; 0 keeps nothing.
+    """
+
+    def __init__(self, max_bytes: int):
+        self.max_bytes = max_bytes
+        self.num_bytes = 0
+        self._media: OrderedDict[Hashable, MediaFeatures] = OrderedDict()
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._media
+
+    def get(self, key: Hashable) -> MediaFeatures | None:
+        if key in self._media:
+            self._media.move_to_end(key)
+        return self._media.get(key)
+
+    def add(self, key: Hashable, medium: MediaFeatures) -> None:
+        if key not in self._media:
+            self._media[key] = medium
+            self.num_bytes += _num_bytes(medium)
+        while self.num_bytes > self.max_bytes:
+            self.num_bytes -= _num_bytes(self._media.popitem(last=False)[1])
+
+    def clear(self) -> None:
+        self._media.clear()
+        self.num_bytes = 0
+
+
+def _num_bytes(medium: MediaFeatures) -> int:
+    return sum(value.nbytes for value in medium.inputs.values())

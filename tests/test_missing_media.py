@@ -1,0 +1,96 @@
+"""Media that cannot be read, with `on_error=report`: what is missing is said, and never taken for an answer."""
+
+import json
+import shutil
+from pathlib import Path
+
+import benchmark_files
+import numpy as np
+import pytest
+import speaking_model
+from loguru import logger as eval_logger
+from test_lmms_eval import answers, documents_of, lmms_eval
+
+from vaemotionllm.benchmark import prompts
+from vaemotionllm.evaluation.compare import as_text, compare
+from vaemotionllm.evaluation.lmms_model import VAEmotionLLM
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    return speaking_model.make(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return benchmark_files.write_benchmark(tmp_path_factory.mktemp("benchmark"))
+
+
+@pytest.fixture(scope="module")
+def documents(folder):
+    return documents_of(folder)
+
+
+@pytest.fixture(scope="module")
+def alone(model_folder, documents):
+    return answers(model_folder, documents)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 36])
+def test_bad_media_can_be_reported(model_folder, documents, alone, tmp_path, batch_size):
+    """A clip that is cut off in the middle of the evaluation: each of its questions is missing, no other changes."""
+    rows = [dict(row) for row in documents["all"]["test"]]
+    (tmp_path / "cut.png").write_bytes(Path(rows[1]["image"]).read_bytes()[:600])
+    bad = [i for i, row in enumerate(rows) if row["clip_id"] == rows[1]["clip_id"] and row["image"]]
+    for i in bad:
+        rows[i]["image"] = str(tmp_path / "cut.png")
+    (tmp_path / "cut.mp4").write_bytes(b"no film")
+    alone_bad = next(i for i, row in enumerate(rows) if row["video"])
+    rows[alone_bad]["video"] = str(tmp_path / "cut.mp4")
+    lines: list[str] = []
+    sink = eval_logger.add(lines.append, level="WARNING")
+    try:
+        found = answers(model_folder, {"all": {"test": rows}}, batch_size, on_error="report")
+    finally:
+        eval_logger.remove(sink)
+    missing = [*bad, alone_bad]
+    assert len(bad) == 4 and [i for i, text in enumerate(found) if text == prompts.MISSING] == sorted(missing)
+    assert all(a == b for i, (a, b) in enumerate(zip(found, alone)) if i not in missing)
+    (report,) = [line for line in lines if "are missing" in line]
+    assert f"5 of {len(rows)} questions are missing" in report
+    assert all(f"all, item '{rows[i]['id']}': " in report for i in missing) and report.count("cut.png") == 4
+
+
+def test_what_is_reported_is_bad_media_alone(model_folder, documents, monkeypatch):
+    monkeypatch.setattr(VAEmotionLLM, "_decode", lambda self, medium: 1 / 0)
+    with pytest.raises(RuntimeError, match="preparing a batch failed with ZeroDivisionError"):
+        answers(model_folder, documents, batch_size=4, on_error="report")
+
+
+def test_two_processes_answer_as_one_and_report_what_is_missing(model_folder, folder, documents, alone, tmp_path):
+    """lmms-eval shares the documents out by rank; `accelerate launch` starts the processes in the same way."""
+    bad = shutil.copytree(folder, tmp_path / "bad")
+    picture = bad / "media/clip-1.png"
+    picture.write_bytes(picture.read_bytes()[:600])
+    task = "artemo_emotion_visual"
+    launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "lmms_eval"]
+    arguments = [
+        "--model", "vaemotionllm", "--model_args", f"pretrained={model_folder},on_error=report", "--tasks", task,
+        "--batch_size", 4, "--gen_kwargs", "max_new_tokens=6", "--log_samples", "--output_path", "out",
+    ]  # fmt: skip
+    done = lmms_eval(*arguments, cwd=tmp_path, dataset=bad, module=launcher, ACCELERATE_USE_CPU="true")
+    assert done.returncode == 0, done.stderr
+    (file,) = (tmp_path / "out").glob(f"*/*_samples_{task}.jsonl")
+    samples = {row["doc_id"]: row for row in map(json.loads, file.read_text().splitlines())}
+    rows = documents["all"]["test"]
+    expected = [alone[i] for i, row in enumerate(rows) if row["id"].endswith("-emotion-visual")]
+    expected[1] = prompts.MISSING
+    assert [samples[i]["filtered_resps"] for i in range(6)] == expected
+    (results_file,) = (tmp_path / "out").glob("*/*_results.json")
+    scores = json.loads(results_file.read_text())["results"][task]
+    assert scores["missing,none"] == pytest.approx(1 / 6) and scores["accuracy,none"] == pytest.approx(
+        np.mean([samples[i]["accuracy"] for i in range(6)])
+    )
+    assert samples[1]["accuracy"] == samples[1]["unparsable"] == 0 and samples[1]["missing"] == 1
+    assert f"{task}, item 'clip-1-emotion-visual'" in done.stdout
+    assert "A lacks 1 answers" in as_text(compare(results_file, results_file))
