@@ -49,6 +49,24 @@ def multiple_choice(question: str, options: Sequence[str], request: str = ANSWER
     return "\n".join([*lines, request])
 
 
+def options_of(prompt: str) -> list[str]:
+    """The options that a prompt of `multiple_choice` shows: its inverse, for prompts that were logged.
+
+    Raises:
+        ValueError: the prompt shows no options under the letters A, B, ...
+    """
+    lines = prompt.split("\n")[:-1]
+    starts: list[int] = []
+    # From the last "A. ": a question may hold one too.
+    begin = max((i for i, line in enumerate(lines) if line.startswith("A. ")), default=len(lines))
+    for number in range(begin, len(lines)):
+        if len(starts) < len(_LETTERS) and lines[number].startswith(f"{_LETTERS[len(starts)]}. "):
+            starts.append(number)
+    if len(starts) < 2:
+        raise ValueError(f"the prompt {prompt!r} shows no options under the letters A, B, ...")
+    return ["\n".join(lines[i:j])[3:] for i, j in zip(starts, [*starts[1:], len(lines)])]
+
+
 def letter_of(options: Sequence[str], answer: str) -> str:
     """The letter under which `multiple_choice` shows `answer`."""
     return _LETTERS[list(options).index(answer)]

@@ -91,14 +91,25 @@ def aggregation(name: str) -> Callable[[Sequence[dict]], float]:
     return aggregate
 
 
+def mean_ccc(predicted: np.ndarray, true: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """Mean of valence's and arousal's CCC.
+
+    Args:
+        predicted, true: (valence, arousal) of the answered clips, shape (answered, 2).
+        weights: shape (draws, answered), how often each clip counts; None counts each once.
+
+    Returns:
+        Shape (draws,), or () without weights.
+    """
+    return np.mean([ccc(predicted[:, column], true[:, column], weights) for column in (0, 1)], axis=0)
+
+
 def interval(values: Sequence[dict]) -> tuple[float, float]:
     """95% interval of `ccc` by a bootstrap of the answered clips; each document is one clip."""
     predicted, true = pooled(values)
     if len(predicted) < 2:
         return float("nan"), float("nan")
-    weights = draw_weights(len(predicted))
-    draws = [ccc(predicted[:, column], true[:, column], weights) for column in (0, 1)]
-    return percentile_interval(np.mean(draws, axis=0))
+    return percentile_interval(mean_ccc(predicted, true, draw_weights(len(predicted))))
 
 
 def ci95_low(values: Sequence[dict]) -> float:

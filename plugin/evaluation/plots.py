@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from .results import ASPECTS, CONTROLS, PATHS, STAGES, Outcome, Run
+from .results import ASPECTS, CONTROLS, PATHS, STAGES, Outcome, PathPredictions
 
 MARKERS = {"audio": "o", "visual": "s", "av": "D"}
 STAGE_LABELS = {"backbone": "backbone", "stage1": "after stage 1", "stage2": "after stage 2"}
@@ -109,12 +109,18 @@ def draw_controls(stages: dict, c: dict):
     return figure
 
 
-def draw_plane(run: Run, scores: dict, c: dict):
-    """The valence-arousal plane, and each dimension's predicted against true."""
+def draw_plane(p: PathPredictions, outcomes: Iterable[Outcome], scores: dict, c: dict):
+    """The valence-arousal plane, and each dimension's predicted against true.
+
+    Args:
+        p: predicted and true points.
+        outcomes: answers to an emotion question about the same clips; their labels name the directions of the plane.
+        scores: `valence_ccc`, `arousal_ccc` and their `_ci95`.
+        c: the palette.
+    """
     from matplotlib.collections import LineCollection
 
     figure, axes = axes_of(1, 3, 9.0, 3.3, c)
-    p = run.va["stage2"]["av"]
     plane = axes[0]
     # (clips, 2 ends, 2 coordinates)
     lines = np.stack([[p.true_valence, p.true_arousal], [p.valence, p.arousal]]).transpose(2, 0, 1)
@@ -123,7 +129,7 @@ def draw_plane(run: Run, scores: dict, c: dict):
     plane.scatter(p.valence, p.arousal, s=11, color=c["av"], alpha=0.85, lw=0, zorder=4)
     for line in (plane.axhline, plane.axvline):
         line(0, color=c["grid"], lw=1, zorder=1)
-    for name, (x, y) in emotion_places(run).items():
+    for name, (x, y) in emotion_places(p, outcomes).items():
         plane.text(x, y, name, color=c["ink"], fontsize=7.5, ha="center", va="center", zorder=5)
     plane.set_xlabel("valence")
     plane.set_ylabel("arousal", labelpad=0)
@@ -149,12 +155,13 @@ def draw_plane(run: Run, scores: dict, c: dict):
     return figure
 
 
-def emotion_places(run: Run, radius: float = 1.3) -> dict[str, tuple[float, float]]:
+def emotion_places(
+    p: PathPredictions, outcomes: Iterable[Outcome], radius: float = 1.3
+) -> dict[str, tuple[float, float]]:
     """Where on a circle each emotion's name stands: the mean direction of its clips' true points."""
-    p = run.va["stage2"]["av"]
     points = {clip: (v, a) for clip, v, a in zip(p.clip_ids, p.true_valence, p.true_arousal, strict=True)}
     sums: dict[str, np.ndarray] = {}
-    for outcome in run.cells["stage2"]["emotion_av"]:
+    for outcome in outcomes:
         if outcome.clip_id in points:
             sums[outcome.answer] = sums.get(outcome.answer, np.zeros(2)) + points[outcome.clip_id]
     return {
