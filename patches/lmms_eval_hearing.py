@@ -24,8 +24,8 @@ def apply(loaded: str | None = None) -> bool:
     if found[:2] != ["lm", "task_dict"]:
         warnings.warn(
             f"vaemotionllm: lmms_eval.evaluator.evaluate takes {found} where lm, task_dict, ... is known, so nobody "
-            "checks that a model hears before the audio tasks of artemo are scored, and results files do not say how it is "
-            "run. Give a model without hearing the "
+            "checks that a model hears before the audio tasks of artemo are scored, and results files do not say how "
+            "it is run. Give a model without hearing the "
             "visual tasks alone: --tasks artemo_content_visual,artemo_emotion_visual",
             RuntimeWarning,
             stacklevel=2,

@@ -49,17 +49,17 @@ def multiple_choice(question: str, options: Sequence[str], request: str = ANSWER
     return "\n".join([*lines, request])
 
 
-def options_of(prompt: str) -> list[str]:
+def options_of(prompt: str, request: str = ANSWER_REQUEST) -> list[str]:
     """The options that a prompt of `multiple_choice` shows: its inverse, for prompts that were logged.
 
     Raises:
-        ValueError: the prompt shows no options under the letters A, B, ...
+        ValueError: the prompt shows no options under the letters A, B, ..., or does not ask for a letter.
     """
-    lines = prompt.split("\n")[:-1]
+    lines = prompt.rpartition(f"\n{request}")[0].split("\n")
     starts: list[int] = []
     # From the last "A. ": a question may hold one too.
-    begin = max((i for i, line in enumerate(lines) if line.startswith("A. ")), default=len(lines))
-    for number in range(begin, len(lines)):
+    first = max((number for number, line in enumerate(lines) if line.startswith("A. ")), default=len(lines))
+    for number in range(first, len(lines)):
         if len(starts) < len(_LETTERS) and lines[number].startswith(f"{_LETTERS[len(starts)]}. "):
             starts.append(number)
     if len(starts) < 2:

@@ -106,7 +106,7 @@ def _documents_of(words: Sequence[str]) -> Callable | None:
 
 @functools.lru_cache(maxsize=4)
 def items_sha256(folder: Path) -> str:
-    """SHA-256 of the file of items. Unpacked shards name each medium by its content, so there it pins the media too."""
+    """SHA-256 of the file of items. Unpacked shards name media by their content, so there it pins the media too."""
     with open(folder / ITEMS_FILE, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -31,8 +31,8 @@ def facts_of(model: Any) -> dict:
     """What a loaded lmms-eval model says of itself, as JSON takes it; see the module's docstring.
 
     Returns:
-        "versions" (package -> version), "adapter", and of "attention", "dtype", "device", "revision" (the Hub's commit),
-        "num_frames", "sampling_rate_hz", "max_audio_s" and "use_adapter" those that the model holds.
+        "versions" (package -> version), "adapter", and of "attention", "dtype", "device", "revision" (the Hub's
+        commit), "num_frames", "sampling_rate_hz", "max_audio_s" and "use_adapter" those that the model holds.
     """
     processor = getattr(model, "processor", None) or getattr(model, "_processor", None)
     weights = getattr(model, "model", None)
