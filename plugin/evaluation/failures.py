@@ -123,7 +123,7 @@ def waveform(rows: BenchmarkRows, item: dict, name: str) -> Figure | None:
         f"{name}_sound",
         f"Waveform of {item['clip_id']}",
         lambda c: draw_waveform(sound[: int(MAX_S * RATE_HZ)], c),
-        "Waveform, time in seconds.",
+        "Waveform, time in seconds, as high as its peak.",
         f"{len(sound) / RATE_HZ:.1f} s of sound, peak {np.abs(sound).max(initial=0):.2f} of full scale",
         "",
     )
@@ -143,15 +143,17 @@ def envelope(sound: np.ndarray, bins: int = BINS) -> tuple[np.ndarray, np.ndarra
 
 
 def draw_waveform(sound: np.ndarray, c: dict):
-    """The envelope of a sound of shape (samples,), -1 to 1, over seconds."""
+    """The envelope of a sound of shape (samples,), -1 to 1, over seconds, as high as its peak."""
     figure, (axis,) = axes_of(1, 1, 3.4, 0.95, c)
     low, high = envelope(sound)
     times_s = (np.arange(len(low)) + 0.5) * len(sound) / RATE_HZ / len(low)
     axis.fill_between(times_s, low, high, color=c["audio"], lw=0.4)
-    axis.set_ylim(-1, 1)
+    # Quiet sounds are drawn as large as loud ones, hence the peak in words.
+    peak = float(np.abs(sound).max(initial=0))
+    axis.set_ylim(-max(peak, 1e-3), max(peak, 1e-3))
     axis.set_xlim(0, len(sound) / RATE_HZ)
     axis.set_yticks([])
-    axis.set_xlabel("time, s")
+    axis.set_xlabel(f"time, s (peak {peak:.2f} of full scale)")
     return figure
 
 

@@ -6,6 +6,7 @@ a ratio or a difference of two cells therefore draws whole clips, and both cells
 """
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from math import ceil
 from statistics import NormalDist
 
@@ -57,10 +58,16 @@ def clip_means(clips: Sequence[str], values: Sequence[float]) -> tuple[np.ndarra
     return sums, counts, names
 
 
+@lru_cache(maxsize=1)
 def draw_weights(n_clips: int, draws: int = BOOTSTRAP_DRAWS, seed: int = BOOTSTRAP_SEED) -> np.ndarray:
-    """How often each clip is drawn in each resample with replacement, shape (draws, n_clips), row sums n_clips."""
+    """How often each clip is drawn in each resample with replacement, shape (draws, n_clips), row sums n_clips.
+
+    Always the same draws, so the last ones are kept and may not be written to.
+    """
     rng = np.random.default_rng(seed)
-    return rng.multinomial(n_clips, np.full(n_clips, 1 / n_clips), size=draws).astype(np.float64)
+    weights = rng.multinomial(n_clips, np.full(n_clips, 1 / n_clips), size=draws).astype(np.float64)
+    weights.setflags(write=False)
+    return weights
 
 
 def percentile_interval(draws: np.ndarray, level: float = 0.95) -> tuple[float, float]:

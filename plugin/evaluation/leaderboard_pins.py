@@ -48,7 +48,9 @@ def pins_of(evaluation: Evaluation) -> dict[str, Any]:
         "batch_size": config.get("batch_size"),
         "limit": config.get("limit"),
         "seeds": {name: config.get(name) for name in SEEDS},
-        "system_instruction": results.get("system_instruction"),
+        # lmms-eval states it always, as null where there is none.
+        "system_instruction": results.get("system_instruction")
+        or ("none" if "system_instruction" in results else None),
         "chat_template_sha256": results.get("chat_template_sha"),
         "date": results.get("date"),
         "results_file": str(evaluation.path),

@@ -130,7 +130,11 @@ def draw_plane(p: PathPredictions, outcomes: Iterable[Outcome], scores: dict, c:
     for line in (plane.axhline, plane.axvline):
         line(0, color=c["grid"], lw=1, zorder=1)
     for name, (x, y) in emotion_places(p, outcomes).items():
-        plane.text(x, y, name, color=c["ink"], fontsize=7.5, ha="center", va="center", zorder=5)
+        # Outwards from where it stands, so that no point lies under it.
+        sideways = abs(x) >= abs(y)
+        across, up = ("left" if x > 0 else "right"), ("bottom" if y > 0 else "top")
+        look = {"ha": across, "va": "center"} if sideways else {"ha": "center", "va": up}
+        plane.text(x, y, name, color=c["ink"], fontsize=7.5, zorder=5, **look)
     plane.set_xlabel("valence")
     plane.set_ylabel("arousal", labelpad=0)
     plane.set_title("ring: true, dot: predicted", loc="left", fontsize=9, color=c["muted"])
@@ -147,7 +151,7 @@ def draw_plane(p: PathPredictions, outcomes: Iterable[Outcome], scores: dict, c:
         axis.grid(axis="x", color=c["grid"], lw=0.8)
     for axis in axes:
         axis.set_aspect("equal")
-        end = 1.5 if axis is plane else 1.15
+        end = 1.6 if axis is plane else 1.15
         axis.set_xlim(-end, end)
         axis.set_ylim(-end, end)
         axis.set_xticks([-1, 0, 1])
@@ -156,18 +160,19 @@ def draw_plane(p: PathPredictions, outcomes: Iterable[Outcome], scores: dict, c:
 
 
 def emotion_places(
-    p: PathPredictions, outcomes: Iterable[Outcome], radius: float = 1.3
+    p: PathPredictions, outcomes: Iterable[Outcome], edge: float = 1.1
 ) -> dict[str, tuple[float, float]]:
-    """Where on a circle each emotion's name stands: the mean direction of its clips' true points."""
+    """Where on the edge of a square around the plane each emotion's name stands: in the mean direction of its clips'
+    true points."""
     points = {clip: (v, a) for clip, v, a in zip(p.clip_ids, p.true_valence, p.true_arousal, strict=True)}
     sums: dict[str, np.ndarray] = {}
     for outcome in outcomes:
         if outcome.clip_id in points:
             sums[outcome.answer] = sums.get(outcome.answer, np.zeros(2)) + points[outcome.clip_id]
     return {
-        name: (radius * total[0] / norm, radius * total[1] / norm)
+        name: (edge * total[0] / size, edge * total[1] / size)
         for name, total in sums.items()
-        if (norm := float(np.hypot(*total))) > 0
+        if (size := float(np.abs(total).max())) > 0
     }
 
 
