@@ -105,7 +105,7 @@ def notices(models: Mapping[str, Evaluation], pins: Mapping[str, dict]) -> list[
     if unstated:
         found.append(f"The results of {', '.join(unstated)} do not state the revision of the data.")
     for name, words in (("prompt_sha256", "other words"), ("generation", "other decoding")):
-        odd = {}
+        odd: dict[tuple[str, str], list[str]] = {}
         tasks = dict.fromkeys(task for of in pins.values() for task in of["tasks"])
         for task in tasks:
             of_task = {label: of["tasks"][task][name] for label, of in pins.items() if task in of["tasks"]}

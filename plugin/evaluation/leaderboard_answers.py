@@ -42,11 +42,11 @@ def valence_arousal(entries: Mapping[str, dict], models: Mapping[str, Evaluation
     found += [Table(head, rows), Text(VA_NOTE, "small")]
     for number, (label, evaluation) in enumerate(models.items(), 1):
         # With both senses where that was asked: the plane of each path would say little more.
-        path = next((p for p in reversed(PATHS) if entries[label]["va"].get(p, {}).get("answered", 0) > 1), None)
-        if path is not None:
+        answered = [path for path in PATHS if entries[label]["va"].get(path, {}).get("answered", 0) > 1]
+        if answered:
             found += [
                 *([Heading(label, 3)] if len(models) > 1 else []),
-                Pictures([plane(number, label, path, evaluation, entries[label])]),
+                Pictures([plane(number, label, answered[-1], evaluation, entries[label])]),
             ]
         elif entries[label]["va"]:
             found.append(Text(f"{label}: no plane, since fewer than two answers state both numbers."))
@@ -61,8 +61,9 @@ def va_cells(of: dict) -> list[Cell]:
         # The CCC of a dimension has its interval under the name of the dimension.
         if name.startswith("ccc_"):
             interval = of.get(f"{name.removeprefix('ccc_')}_ccc_ci95")
-        shown = interval is not None and not any(math.isnan(end) for end in interval)
-        return two(of[name]), f"[{two(interval[0])}, {two(interval[1])}]" if shown else ""
+        if interval is None or any(math.isnan(end) for end in interval):
+            return two(of[name])
+        return two(of[name]), f"[{two(interval[0])}, {two(interval[1])}]"
 
     names = [f"{metric}_{dimension}" for dimension in ("valence", "arousal") for metric in ("ccc", "pearson", "rmse")]
     return [number("ccc"), *map(number, names), (percent(of["unparsable"]), f"of {of['n']}")]

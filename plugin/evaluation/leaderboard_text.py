@@ -19,6 +19,7 @@ from .leaderboard_words import (
     counted,
     difference,
     score,
+    score_parts,
 )
 from .plots import PATH_LABELS
 from .report_blocks import Block, Cell, Heading, Pictures, Table, Text
@@ -230,8 +231,7 @@ def circular(entries: Mapping[str, dict]) -> list[Block]:
         cells: list[Cell] = [label]
         for cell in shown:
             of = entry["circular"].get(cell)
-            main, interval, unclear = score(of) if of else (NOT_RUN, "", "")
-            cells.append((main, interval, f"single: {percent(of['single'])}", unclear) if of else NOT_RUN)
+            cells.append((*score_parts(of), f"single: {percent(of['single'])}") if of else NOT_RUN)
         rows.append(cells)
     first = [next(e["circular"][cell] for e in entries.values() if cell in e["circular"]) for cell in shown]
     references: list[list[Cell]] = [
@@ -284,6 +284,7 @@ def terminal_table(report: dict) -> str:
         entry = report["models"][label]
         lines.append(label)
         for name, cell in (("six cells", entry["all"]), *((cell, entry["cells"].get(cell)) for cell in CELLS)):
-            main, *small = score(cell) if cell else (NOT_RUN,)
-            lines.append("  " + "  ".join([f"{name.replace('_', ' '):<16}", f"{main:>7}", *filter(None, small)]))
+            main, interval, unclear = score_parts(cell) if cell else (NOT_RUN, "", "")
+            parts = [f"{name.replace('_', ' '):<16}", f"{main:>7}", interval, unclear]
+            lines.append("  " + "  ".join(filter(None, parts)))
     return "\n".join(lines)

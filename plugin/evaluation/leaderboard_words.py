@@ -18,19 +18,22 @@ CELL_WORDS = {f"{aspect}_{path}": f"{aspect}, {PATH_WORDS[path]}" for aspect in 
 SHORT_WORDS = {f"{aspect}_{path}": f"{aspect}, {plots.PATH_LABELS[path]}" for aspect in ASPECTS for path in PATHS}
 
 
-def score(cell: dict | None) -> Cell:
-    """An accuracy with its interval and the share of answers without an option."""
-    if cell is None:
-        return NOT_RUN
+def score_parts(cell: dict) -> tuple[str, str, str]:
+    """An accuracy, its interval, and the share of answers without an option where there are some."""
     unclear = f"no option: {percent(cell['unparsable'])}" if cell["unparsable"] else ""
     return percent(cell["accuracy"]), span(cell["ci95"]), unclear
 
 
+def score(cell: dict | None) -> Cell:
+    """The parts of a score, or that it was not run."""
+    return NOT_RUN if cell is None else score_parts(cell)
+
+
 def counted(cell: dict | None) -> Cell:
-    """An accuracy with its interval and the number of questions, where some are in this group."""
+    """A score with the number of questions, where some are in this group."""
     if cell is None:
         return "none"
-    main, interval, unclear = score(cell)
+    main, interval, unclear = score_parts(cell)
     return main, f"{interval} of {cell['n']}", unclear
 
 
