@@ -119,7 +119,7 @@ def test_controls_circular_conflict_and_the_plane(tmp_path):
     assert found["controls"]["silence"]["content"]["accuracy"] == 0, "B is never right"
     of = found["conflict"]
     assert of["n"] > 2 and of["follows_sight"]["value"] + of["unparsable"]["value"] == pytest.approx(1)
-    assert of["follows_sound"]["value"] == of["neither"]["value"] == 0
+    assert of["follows_sound"]["value"] == of["neither"]["value"] == of["missing"]["value"] == 0
     circular = found["circular"]["emotion_audio"]
     assert (circular["accuracy"], circular["single"], circular["chance"]) == (0, 0.25, 4**-4)
     va = found["va"]["av"]
@@ -227,6 +227,24 @@ def test_what_is_not_of_one_kind_is_said_above_the_leaderboard(tmp_path):
     assert "other was asked with other words than model in artemo_emotion_av." in notices
     assert "other was asked with other decoding than model in artemo_content_audio, " in notices
     assert "other answered a part of the questions only (--limit): 12 of 20 in artemo_content_audio" in notices
+
+
+def test_questions_that_were_not_asked_are_no_answers(tmp_path):
+    """What the tasks write with on_error=report: the score 0, `missing` 1 and `unparsable` 0."""
+    out = evaluate(tmp_path / "a", lambda task, doc: "A" if doc["clip_id"] != "clip-2" else "(missing)")
+    for file in out.glob("*/*_samples_*.jsonl"):
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        for row in rows:
+            row |= {"missing": row["unparsable"], "unparsable": 0.0}
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = leaderboard.write(leaderboard.read_models([out]), tmp_path / "report")
+    found = report["models"]["model"]
+    cell = found["cells"]["emotion_audio"]
+    assert (cell["accuracy"], cell["missing"]) == pytest.approx((11 / 12, 1 / 12)) and cell["unparsable"] == 0
+    assert "none" not in found["confusion"]["emotion_audio"]["columns"]
+    assert "model was not asked 6 questions" in report["notices"][0]
+    text = (tmp_path / "report/report.md").read_text()
+    assert "missing: 8.3%" in text and "No wrong answer in the cells" in text
 
 
 def test_bad_input_is_named(tmp_path, capsys):

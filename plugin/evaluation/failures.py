@@ -52,7 +52,7 @@ def choose(evaluation: Evaluation) -> Iterator[tuple[str, Outcome, str]]:
     for cell, task in CELL_TASKS.items():
         if task not in evaluation.tasks:
             continue
-        wrong = [outcome for outcome in outcomes_of(evaluation, task) if not outcome.correct]
+        wrong = [outcome for outcome in outcomes_of(evaluation, task) if not outcome.correct and not outcome.missing]
         chosen = next((outcome for outcome in wrong if outcome.clip_id not in shown), wrong[0] if wrong else None)
         if chosen is not None:
             shown.add(chosen.clip_id)

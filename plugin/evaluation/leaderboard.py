@@ -13,7 +13,7 @@ from ..errors import InputError
 from .benchmark_rows import BenchmarkRows, find_rows
 from .compare import as_json, compare_task, refuse_missing_items
 from .leaderboard_pins import metadata_of, pins_of
-from .leaderboard_scores import CELL_TASKS, VA_TASKS, scores_of
+from .leaderboard_scores import CELL_TASKS, VA_TASKS, missing_of, scores_of
 from .task_samples import Evaluation, read_evaluation
 
 FORMAT = 1
@@ -116,6 +116,12 @@ def notices(models: Mapping[str, Evaluation], pins: Mapping[str, dict]) -> list[
         for (one, other), where in odd.items():
             found.append(f"{other} was asked with {words} than {one} in {', '.join(where)}.")
     for label, of in pins.items():
+        missing = sum(missing_of(samples) for samples in models[label].tasks.values())
+        if missing:
+            found.append(
+                f'{label} was not asked {missing} questions, whose media could not be read: they are "missing" and '
+                "count as not right."
+            )
         cut = [task for task, facts in of["tasks"].items() if facts["documents"] < facts["documents_of_task"]]
         if cut:
             facts = of["tasks"][cut[0]]

@@ -65,8 +65,9 @@ def va_cells(of: dict) -> list[Cell]:
             return two(of[name])
         return two(of[name]), f"[{two(interval[0])}, {two(interval[1])}]"
 
+    missing = f"missing: {percent(of['missing'])}" if of["missing"] else ""
     names = [f"{metric}_{dimension}" for dimension in ("valence", "arousal") for metric in ("ccc", "pearson", "rmse")]
-    return [number("ccc"), *map(number, names), (percent(of["unparsable"]), f"of {of['n']}")]
+    return [number("ccc"), *map(number, names), (percent(of["unparsable"]), f"of {of['n']}", missing)]
 
 
 def plane(number: int, label: str, path: str, evaluation: Evaluation, entry: dict) -> Figure:
@@ -92,7 +93,10 @@ def mistakes(entries: Mapping[str, dict], models: Mapping[str, Evaluation]) -> l
     for number, (label, evaluation) in enumerate(models.items(), 1):
         figures, wide = [], []
         for cell in sorted(entries[label]["cells"], key=lambda cell: (cell.startswith("content"), CELLS.index(cell))):
-            if len(entries[label]["confusion"][cell]["labels"]) > MOST_LABELS:
+            labels = entries[label]["confusion"][cell]["labels"]
+            if not labels:
+                continue
+            if len(labels) > MOST_LABELS:
                 wide.append(CELL_WORDS[cell])
             else:
                 figures.append(confusion(number, label, cell, evaluation, entries[label]))
@@ -108,7 +112,7 @@ def mistakes(entries: Mapping[str, dict], models: Mapping[str, Evaluation]) -> l
 
 
 def confusion(number: int, label: str, cell: str, evaluation: Evaluation, entry: dict) -> Figure:
-    outcomes = outcomes_of(evaluation, CELL_TASKS[cell])
+    outcomes = [outcome for outcome in outcomes_of(evaluation, CELL_TASKS[cell]) if not outcome.missing]
     return make_figure(
         f"confusion_{number}_{cell}",
         f"{CELL_WORDS[cell]}, {label}",

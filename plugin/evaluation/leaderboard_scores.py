@@ -19,7 +19,7 @@ from .report import accuracy, path_scores
 from .results import ASPECTS, CELLS, PATHS, Outcome, PathPredictions
 from .task_samples import Evaluation, Samples
 
-FOLLOWS = ("follows_sight", "follows_sound", "neither", "unparsable")
+FOLLOWS = ("follows_sight", "follows_sound", "neither", "unparsable", "missing")
 # Name in the report -> task, for all tasks with a right answer among options, each asked once.
 CELL_TASKS = {cell: f"artemo_{cell}" for cell in CELLS}
 CONTROL_TASKS = {
@@ -58,6 +58,7 @@ def outcomes_of(evaluation: Evaluation, task: str) -> list[Outcome]:
                     predicted=labels["predicted"],
                     correct=float(row["accuracy"]),
                     options=tuple(options_of(row["input"])),
+                    missing=bool(row.get("missing", 0.0)),
                 )
             )
         except (KeyError, TypeError, ValueError) as error:
@@ -126,11 +127,11 @@ def gains_of(cells: Mapping[str, Sequence[Outcome]]) -> tuple[dict, dict]:
 
 
 def conflict_scores(samples: Samples) -> dict:
-    """The four shares of `artemo_conflict`, each with its 95% interval; they sum to 1."""
+    """The shares of `artemo_conflict`, each with its 95% interval; they sum to 1."""
     clips = list(samples.items.values())
     found: dict[str, Any] = {"n": len(clips)}
     for name in FOLLOWS:
-        values = [float(rows[0][name]) for rows in samples.rows.values()]
+        values = [float(rows[0].get(name, 0.0)) for rows in samples.rows.values()]
         found[name] = {"value": sum(values) / len(values), "ci95": list(accuracy_interval(clips, values)[1])}
     return found
 
@@ -149,6 +150,7 @@ def circular_scores(samples: Samples) -> dict:
         "chance": float(np.mean([len(group) ** -float(len(group)) for group in samples.rows.values()])),
         "single": sum(row["accuracy"] for row in rows) / len(rows),
         "unparsable": samples.unparsable,
+        "missing": missing_of(samples) / len(rows),
     }
 
 
@@ -160,6 +162,7 @@ def va_scores(samples: Samples) -> dict:
         "n": len(values),
         "answered": len(points.clip_ids),
         "unparsable": samples.unparsable,
+        "missing": missing_of(samples) / len(values),
         "ccc_ci95": list(artemo_va.interval(values)),
         **{name: artemo_va.aggregation(name)(values) for name in artemo_va.METRICS},
     }
@@ -167,6 +170,11 @@ def va_scores(samples: Samples) -> dict:
         by_clip = path_scores(points)
         found |= {key: value for key, value in by_clip.items() if key.endswith("_ci95")}
     return found
+
+
+def missing_of(samples: Samples) -> int:
+    """Questions that were not asked, since their media could not be read; older results state none."""
+    return round(sum(row.get("missing", 0.0) for rows in samples.rows.values() for row in rows))
 
 
 def points_of(samples: Samples) -> PathPredictions:
@@ -204,6 +212,9 @@ def _grouped(outcomes: Iterable[Outcome], names: Iterable[str]) -> dict[str, lis
 
 
 def confusion_of(outcomes: Sequence[Outcome]) -> dict:
-    """Counts of (true label, chosen option); the column "none" are the answers that name no option."""
-    labels, columns, counts = confusion(outcomes)
+    """Counts of (true label, chosen option), without the questions that were not asked.
+
+    The column "none" are the answers that name no option.
+    """
+    labels, columns, counts = confusion(outcome for outcome in outcomes if not outcome.missing)
     return {"labels": labels, "columns": columns, "counts": counts.tolist()}

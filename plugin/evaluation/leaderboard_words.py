@@ -12,16 +12,17 @@ NOT_RUN, NOT_STATED = "not run", "not stated"
 SOUND_WORDS = {"own": "the clip's own sound", **CONTROL_WORDS, "blind": "nothing at all"}
 FOLLOW_WORDS = {
     "follows_sight": "follows sight", "follows_sound": "follows sound", "neither": "another option",
-    "unparsable": "no option",
+    "unparsable": "no option", "missing": "missing",
 }  # fmt: skip
 CELL_WORDS = {f"{aspect}_{path}": f"{aspect}, {PATH_WORDS[path]}" for aspect in ASPECTS for path in PATHS}
 SHORT_WORDS = {f"{aspect}_{path}": f"{aspect}, {plots.PATH_LABELS[path]}" for aspect in ASPECTS for path in PATHS}
 
 
 def score_parts(cell: dict) -> tuple[str, str, str]:
-    """An accuracy, its interval, and the share of answers without an option where there are some."""
-    unclear = f"no option: {percent(cell['unparsable'])}" if cell["unparsable"] else ""
-    return percent(cell["accuracy"]), span(cell["ci95"]), unclear
+    """An accuracy, its interval, and the shares of answers without an option and of missing ones, where there are."""
+    unclear = [f"no option: {percent(cell['unparsable'])}"] if cell["unparsable"] else []
+    unclear += [f"missing: {percent(cell['missing'])}"] if cell.get("missing") else []
+    return percent(cell["accuracy"]), span(cell["ci95"]), ", ".join(unclear)
 
 
 def score(cell: dict | None) -> Cell:

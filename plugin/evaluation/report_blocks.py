@@ -28,7 +28,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Table:
-    """`left` are the columns, after the first, that hold text and not figures; `code` shows them as code."""
+    """`left` are the columns, beside the first, that hold text and not figures; `references` are rows in grey."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[Cell]]
