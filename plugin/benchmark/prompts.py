@@ -49,6 +49,11 @@ def multiple_choice(question: str, options: Sequence[str], request: str = ANSWER
     return "\n".join([*lines, request])
 
 
+def letter_of(options: Sequence[str], answer: str) -> str:
+    """The letter under which `multiple_choice` shows `answer`."""
+    return _LETTERS[list(options).index(answer)]
+
+
 def options_of(prompt: str, request: str = ANSWER_REQUEST) -> list[str]:
     """The options that a prompt of `multiple_choice` shows: its inverse, for prompts that were logged.
 
@@ -65,11 +70,6 @@ def options_of(prompt: str, request: str = ANSWER_REQUEST) -> list[str]:
     if len(starts) < 2:
         raise ValueError(f"the prompt {prompt!r} shows no options under the letters A, B, ...")
     return ["\n".join(lines[i:j])[3:] for i, j in zip(starts, [*starts[1:], len(lines)])]
-
-
-def letter_of(options: Sequence[str], answer: str) -> str:
-    """The letter under which `multiple_choice` shows `answer`."""
-    return _LETTERS[list(options).index(answer)]
 
 
 def parse_choice(response: str | None, options: Sequence[str]) -> str | None:
