@@ -213,7 +213,7 @@ def test_what_is_not_of_one_kind_is_said_above_the_leaderboard(tmp_path):
 
     def other_revision(configs):
         for config in configs.values():
-            config["metadata"] |= {"benchmark_sha256": "0" * 64}
+            config["metadata"] |= {"benchmark_sha256": "0" * 64, "run": {"scoring": "options"}}
             config["generation_kwargs"] = {"temperature": 1.0}
         return configs
 
@@ -224,6 +224,7 @@ def test_what_is_not_of_one_kind_is_said_above_the_leaderboard(tmp_path):
     samples.write_text(samples.read_text().replace("Which emotion", "What emotion"))
     notices = "\n".join(build(*outs)["notices"])
     assert "different items files: model " in notices and "other 000000" in notices
+    assert "scored in different ways (generate: model; options: other)" in notices
     assert "other was asked with other words than model in artemo_emotion_av." in notices
     assert "other was asked with other decoding than model in artemo_content_audio, " in notices
     assert "other answered a part of the questions only (--limit): 12 of 20 in artemo_content_audio" in notices

@@ -101,6 +101,12 @@ def notices(models: Mapping[str, Evaluation], pins: Mapping[str, dict]) -> list[
         if len(set(stated.values())) > 1:
             each = ", ".join(f"{label} {str(value)[:LONGEST_NAME]}" for label, value in stated.items())
             found.append(f"The models were asked of different {words}: {each}.")
+    scoring: dict[str, list[str]] = {}
+    for label, of in pins.items():
+        scoring.setdefault(of["scoring"] or "generate", []).append(label)
+    if len(scoring) > 1:
+        each = "; ".join(f"{name}: {', '.join(labels)}" for name, labels in scoring.items())
+        found.append(f"The models were scored in different ways ({each}), and such scores do not compare.")
     unstated = [label for label, of in pins.items() if not of["benchmark"]["sha256"]]
     if unstated:
         found.append(f"The results of {', '.join(unstated)} do not state the revision of the data.")

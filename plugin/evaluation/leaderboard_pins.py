@@ -45,6 +45,7 @@ def pins_of(evaluation: Evaluation) -> dict[str, Any]:
         "sampling_rate_hz": run.get("sampling_rate_hz"),
         "max_audio_s": run.get("max_audio_s"),
         "use_adapter": run.get("use_adapter"),
+        "scoring": run.get("scoring"),
         "batch_size": config.get("batch_size"),
         "limit": config.get("limit"),
         "seeds": {name: config.get(name) for name in SEEDS},

@@ -35,7 +35,7 @@ def reproduction(entries: Mapping[str, dict]) -> list[Block]:
             for name, words in (
                 ("attention", "attention backend"), ("dtype", "dtype"), ("device", "device"),
                 ("num_frames", "frames of a film, at most"), ("sampling_rate_hz", "sampling rate, Hz"),
-                ("max_audio_s", "longest sound, s"), ("batch_size", "batch size"),
+                ("max_audio_s", "longest sound, s"), ("scoring", "scoring"), ("batch_size", "batch size"),
                 ("system_instruction", "system instruction"), ("date", "date"),
             )
         ),

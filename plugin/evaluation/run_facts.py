@@ -32,7 +32,8 @@ def facts_of(model: Any) -> dict:
 
     Returns:
         "versions" (package -> version), "adapter", and of "attention", "dtype", "device", "revision" (the Hub's
-        commit), "num_frames", "sampling_rate_hz", "max_audio_s" and "use_adapter" those that the model holds.
+        commit), "num_frames", "sampling_rate_hz", "max_audio_s", "use_adapter" and "scoring" those that the model
+        holds.
     """
     processor = getattr(model, "processor", None) or getattr(model, "_processor", None)
     weights = getattr(model, "model", None)
@@ -47,6 +48,8 @@ def facts_of(model: Any) -> dict:
         "sampling_rate_hz": _first((processor, extractor), ("sampling_rate",)),
         "max_audio_s": _first((model, processor), ("max_audio_s",)),
         "use_adapter": _first((model,), ("use_adapter",)),
+        # Of our adapter; a stock one generates.
+        "scoring": scoring if isinstance(scoring := getattr(model, "scoring", None), str) else None,
     }
     return {
         "versions": {name: number for name in PACKAGES if (number := _version(name))},
