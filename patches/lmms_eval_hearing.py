@@ -1,7 +1,8 @@
-"""Asks, before lmms-eval evaluates, whether the model can take the sound of artemo's tasks.
+"""Asks, before lmms-eval evaluates, whether the model can take the sound of artemo's tasks, and notes how it is run.
 
 A task is built without the model, and its documents and prompts never see it: `evaluate` is the one place that knows
-both. Without the check, adapters that know no sound drop it and answer all the same.
+both. Without the check, adapters that know no sound drop it and answer all the same. Without the note, results files
+say nothing of frames, sampling rate, attention backend and versions: lmms-eval has no place where a model tells them.
 """
 
 import functools
@@ -23,7 +24,8 @@ def apply(loaded: str | None = None) -> bool:
     if found[:2] != ["lm", "task_dict"]:
         warnings.warn(
             f"vaemotionllm: lmms_eval.evaluator.evaluate takes {found} where lm, task_dict, ... is known, so nobody "
-            "checks that a model hears before the audio tasks of artemo are scored. Give a model without hearing the "
+            "checks that a model hears before the audio tasks of artemo are scored, and results files do not say how "
+            "it is run. Give a model without hearing the "
             "visual tasks alone: --tasks artemo_content_visual,artemo_emotion_visual",
             RuntimeWarning,
             stacklevel=2,
@@ -33,9 +35,11 @@ def apply(loaded: str | None = None) -> bool:
     @functools.wraps(original)
     def evaluate(*args, **kwargs):
         from vaemotionllm.evaluation.hearing import refuse_deaf
+        from vaemotionllm.evaluation.run_facts import note
 
         given = inspect.signature(original).bind(*args, **kwargs).arguments
         refuse_deaf(given["lm"], given["task_dict"])
+        note(given["lm"], given["task_dict"])
         return original(*args, **kwargs)
 
     setattr(evaluate, MARK, True)

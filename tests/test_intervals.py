@@ -5,7 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from vaemotionllm.evaluation import compare, gains, intervals
+from vaemotionllm.evaluation import artemo_va, compare, gains, intervals
 from vaemotionllm.evaluation.task_samples import Samples
 
 CLIPS = 150
@@ -50,7 +50,8 @@ def test_intervals_are_those_of_all_draws_at_once(in_parts):
     both = np.mean([intervals.ccc(predicted[:, i], true[:, i], weights) for i in (0, 1)], axis=0)
     # Sums of real numbers round by the blocks that the library of linear algebra takes.
     expected = pytest.approx(intervals.percentile_interval(both), rel=1e-12)
-    assert intervals.ccc_interval(predicted, true) == expected
+    values = [{"predicted": list(p), "true": list(t)} for p, t in zip(predicted, true)]
+    assert artemo_va.interval(values) == expected
     one = intervals.percentile_interval(intervals.ccc(predicted[:, 0], true[:, 0], weights))
     assert intervals.ccc_interval(predicted[:, 0], true[:, 0]) == pytest.approx(one, rel=1e-12)
 
@@ -78,9 +79,10 @@ def test_differences_of_cccs_are_those_of_all_draws_at_once(in_parts):
 
     def samples(predicted, silent):
         values = {
-            f"i{i}": (None, None) if i in silent else (predicted[i].tolist(), true[i].tolist()) for i in range(CLIPS)
+            f"i{i}": {"predicted": None if i in silent else predicted[i].tolist(), "true": true[i].tolist()}
+            for i in range(CLIPS)
         }
-        return Samples("ccc", {}, items, {}, values, CLIPS, 0.0)
+        return Samples("ccc", {}, items, {}, values, {}, CLIPS, 0.0)
 
     silent = [{3, 77}, {5}]
     weights = intervals.draw_weights(CLIPS)

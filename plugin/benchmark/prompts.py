@@ -62,6 +62,24 @@ def letter_of(options: Sequence[str], answer: str) -> str:
     return _LETTERS[list(options).index(answer)]
 
 
+def options_of(prompt: str, request: str = ANSWER_REQUEST) -> list[str]:
+    """The options that a prompt of `multiple_choice` shows: its inverse, for prompts that were logged.
+
+    Raises:
+        ValueError: the prompt shows no options under the letters A, B, ..., or does not ask for a letter.
+    """
+    lines = prompt.rpartition(f"\n{request}")[0].split("\n")
+    starts: list[int] = []
+    # From the last "A. ": a question may hold one too.
+    first = max((number for number, line in enumerate(lines) if line.startswith("A. ")), default=len(lines))
+    for number in range(first, len(lines)):
+        if len(starts) < len(_LETTERS) and lines[number].startswith(f"{_LETTERS[len(starts)]}. "):
+            starts.append(number)
+    if len(starts) < 2:
+        raise ValueError(f"the prompt {prompt!r} shows no options under the letters A, B, ...")
+    return ["\n".join(lines[i:j])[3:] for i, j in zip(starts, [*starts[1:], len(lines)])]
+
+
 def parse_choice(response: str | None, options: Sequence[str]) -> str | None:
     """The option that a response names, or None where it names none or more than one.
 

@@ -22,7 +22,7 @@ COMMANDS = {
     "nano": "build the embedded default: the procedural art world, its benchmark and its backbone",
     "benchmark": "choose, check, build or upload the benchmark that the lmms-eval tasks `artemo` read",
     "evaluate-emotion": "measure what the Supervisor reads on each path of a benchmark's clips",
-    "report": "make the report of a demo anew from its files, or the mean of several over their seeds",
+    "report": "compare models by their lmms-eval results, or make the report of a demo anew, or a mean over seeds",
     "ablation": "train the nano model with and without each of its parts, over seeds, and compare",
     "demo": "run everything on the nano world: backbone, both stages, lmms-eval, report",
 }

@@ -1,8 +1,10 @@
 """What the task YAMLs in eval_tasks/artemo refer to: documents, prompts, scores, and the notice about the nano set."""
 
 import functools
+import hashlib
 import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from ..benchmark import metrics, prompts, select
 from ..benchmark.conflict import ConflictItem, conflict_items
@@ -102,15 +104,28 @@ def _documents_of(words: Sequence[str]) -> Callable | None:
     return None
 
 
+@functools.lru_cache(maxsize=4)
+def items_sha256(folder: Path) -> str:
+    """SHA-256 of the file of items. Unpacked shards name media by their content, so there it pins the media too."""
+    with open(folder / ITEMS_FILE, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def metadata() -> dict:
-    """Kept by lmms-eval in the results file (`configs.TASK.metadata`), the version also in `versions`."""
+    """Kept by lmms-eval in the results file (`configs.TASK.metadata`), the version also in `versions`.
+
+    `benchmark_sha256` and, of a benchmark that was built, `build_key` say which revision of the data was asked.
+    """
     chosen = benchmark()
-    facts = {
+    facts: dict = {
         "version": str(chosen.info.get("version", chosen.info.get("format", 1))),
         "benchmark": chosen.name,
         "benchmark_folder": str(chosen.folder),
         "benchmark_items": len(chosen.items),
+        "benchmark_sha256": items_sha256(chosen.folder),
     }
+    if chosen.info.get("build_key"):
+        facts["build_key"] = str(chosen.info["build_key"])
     if chosen.is_nano:
         facts["version"] = f"{facts['version']} ({select.NANO_LABEL})"
         facts["notice"] = select.NANO_NOTICE

@@ -15,7 +15,7 @@ from ..benchmark.valence_arousal import parse_valence_arousal, valence_arousal_p
 from ..errors import InputError
 from . import artemo
 from .cli_exit import stop
-from .intervals import ccc, ccc_interval
+from .intervals import bootstrap, ccc, percentile_interval
 
 DIMENSIONS = ("valence", "arousal")
 FUNCTIONS: dict[str, Callable] = {"ccc": ccc, "pearson": metrics.pearson, "rmse": metrics.rmse}
@@ -92,12 +92,25 @@ def aggregation(name: str) -> Callable[[Sequence[dict]], float]:
     return aggregate
 
 
+def mean_ccc(predicted: np.ndarray, true: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """Mean of valence's and arousal's CCC.
+
+    Args:
+        predicted, true: (valence, arousal) of the answered clips, shape (answered, 2).
+        weights: shape (draws, answered), how often each clip counts; None counts each once.
+
+    Returns:
+        Shape (draws,), or () without weights.
+    """
+    return np.mean([ccc(predicted[:, column], true[:, column], weights) for column in (0, 1)], axis=0)
+
+
 def interval(values: Sequence[dict]) -> tuple[float, float]:
     """95% interval of `ccc` by a bootstrap of the answered clips; each document is one clip."""
     predicted, true = pooled(values)
     if len(predicted) < 2:
         return float("nan"), float("nan")
-    return ccc_interval(predicted, true)
+    return percentile_interval(bootstrap(len(predicted), lambda weights: mean_ccc(predicted, true, weights)))
 
 
 def ci95_low(values: Sequence[dict]) -> float:

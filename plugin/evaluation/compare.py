@@ -10,11 +10,13 @@ import numpy as np
 
 from ..benchmark.controls import KINDS
 from ..errors import InputError
+from .artemo_va import mean_ccc, pooled
 from .gains import GAINS, path_gains
-from .intervals import accuracy_interval, bootstrap, ccc, paired, percentile_interval
+from .intervals import accuracy_interval, bootstrap, paired, percentile_interval
 from .results import ASPECTS, CELLS, PATHS
 from .task_samples import Evaluation, Samples, read_evaluation
 
+REMEDY = "Evaluate both with the same benchmark and without --limit."
 # The groups of eval_tasks/artemo whose tasks have one metric, so that their items can be pooled.
 GROUPS = {
     "artemo": [f"artemo_{cell}" for cell in CELLS],
@@ -88,24 +90,29 @@ def compare(a: str | Path, b: str | Path) -> dict:
 def refuse_other_items(first: Evaluation, second: Evaluation, task: str) -> None:
     """Raises InputError unless both were asked the same items, in the same words, of the same benchmark."""
     a, b = first.tasks[task], second.tasks[task]
-    remedy = "Evaluate both with the same benchmark and without --limit."
     if a.benchmark != b.benchmark:
         named = [f"{one.benchmark['name']!r} version {one.benchmark['version']}" for one in (a, b)]
         raise InputError(
-            f"{task} was asked from two benchmarks: {named[0]} in {first.path}, {named[1]} in {second.path}. {remedy}"
+            f"{task} was asked from two benchmarks: {named[0]} in {first.path}, {named[1]} in {second.path}. {REMEDY}"
         )
+    refuse_missing_items(first, second, task)
+    for item in a.items:
+        if a.prompts[item] != b.prompts[item]:
+            raise InputError(
+                f"{task}: the item {item!r} was asked in other words: {a.prompts[item]} in {first.path}, "
+                f"{b.prompts[item]} in {second.path} (prompt, target). {REMEDY}"
+            )
+
+
+def refuse_missing_items(first: Evaluation, second: Evaluation, task: str) -> None:
+    """Raises InputError unless both hold the same items."""
+    a, b = first.tasks[task], second.tasks[task]
     for one, other, where, missing in ((a, b, first.path, second.path), (b, a, second.path, first.path)):
         odd = [item for item in one.items if item not in other.items]
         if odd:
             raise InputError(
                 f"{task}: {len(odd)} of {len(one.items)} items of {where} are not in {missing}, the first is "
-                f"{odd[0]!r}. {remedy}"
-            )
-    for item in a.items:
-        if a.prompts[item] != b.prompts[item]:
-            raise InputError(
-                f"{task}: the item {item!r} was asked in other words: {a.prompts[item]} in {first.path}, "
-                f"{b.prompts[item]} in {second.path} (prompt, target). {remedy}"
+                f"{odd[0]!r}. {REMEDY}"
             )
 
 
@@ -142,20 +149,16 @@ def compare_group(a: list[Samples], b: list[Samples]) -> dict:
 
 def ccc_difference(a: Samples, b: Samples) -> tuple[float, float]:
     """Interval of the difference of two mean CCCs; a clip that only one model answered counts for that one alone."""
-    order = {item: number for number, item in enumerate(a.items)}
     sides = []
     for samples in (a, b):
-        answered = [item for item in a.items if samples.values[item][0] is not None]
+        values = [samples.values[item] for item in a.items]
+        answered = [number for number, value in enumerate(values) if value["predicted"] is not None]
         if len(answered) < 2:
             return float("nan"), float("nan")
-        predicted, true = (np.array([samples.values[item][i] for item in answered], dtype=float) for i in (0, 1))
-        sides.append(([order[item] for item in answered], predicted, true))
+        sides.append((answered, *pooled(values)))
 
     def statistic(weights: np.ndarray) -> np.ndarray:
-        first, second = (
-            np.mean([ccc(predicted[:, i], true[:, i], weights[:, own]) for i in (0, 1)], axis=0)
-            for own, predicted, true in sides
-        )
+        first, second = (mean_ccc(predicted, true, weights[:, own]) for own, predicted, true in sides)
         return second - first
 
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -70,7 +70,7 @@ def accuracy(run: Run, report: dict) -> Figure:
         f"{_pct(cells['stage1'][f'{aspect}_audio'])} after stage 1"
         for aspect in ASPECTS
     ]
-    return _figure(
+    return make_figure(
         "accuracy",
         "Accuracy by stage",
         lambda c: plots.draw_accuracy(cells, c),
@@ -91,7 +91,7 @@ def controls(run: Run, report: dict) -> Figure:
         for stage, found in stages.items()
         for control in CONTROLS
     ]
-    return _figure(
+    return make_figure(
         "controls",
         "Does it listen?",
         lambda c: plots.draw_controls(stages, c),
@@ -105,10 +105,10 @@ def controls(run: Run, report: dict) -> Figure:
 
 def valence_arousal(run: Run, report: dict) -> Figure:
     scores = report["stages"]["stage2"]["va"]["av"]
-    return _figure(
+    return make_figure(
         "valence_arousal",
         "Valence and arousal, predicted against true",
-        lambda c: plots.draw_plane(run, scores, c),
+        lambda c: plots.draw_plane(run.va["stage2"]["av"], run.cells["stage2"]["emotion_av"], scores, c),
         f"Audio-visual path after stage 2, {scores['n']} held-out clips. Left: each line leads from the true point "
         "(ring) to the predicted one (dot). Middle and right: predicted against true; on the diagonal they agree.",
         f"valence CCC {scores['valence_ccc']:.2f}, arousal CCC {scores['arousal_ccc']:.2f}",
@@ -118,31 +118,31 @@ def valence_arousal(run: Run, report: dict) -> Figure:
 
 def confusion_emotion(run: Run, report: dict) -> Figure:
     outcomes = run.cells["stage2"]["emotion_av"]
-    return _figure(
+    return make_figure(
         "confusion_emotion",
         "Which emotions are taken for which",
         lambda c: plots.draw_confusion(outcomes, "av", c),
         "Emotion by sound and picture, after stage 2. Numbers are clips, the shade is the share of the row. An "
         "emotion can be chosen only where the question offers it.",
-        _most_frequent_mistake(outcomes),
+        most_frequent_mistake(outcomes),
         run.command("eval_stage2"),
     )
 
 
 def confusion_content(run: Run, report: dict) -> Figure:
     outcomes = run.cells["stage1"]["content_audio"]
-    return _figure(
+    return make_figure(
         "confusion_content",
         "What is heard as what",
         lambda c: plots.draw_confusion(outcomes, "audio", c),
         "Content by sound alone, after stage 1. Numbers are clips, the shade is the share of the row.",
-        _most_frequent_mistake(outcomes),
+        most_frequent_mistake(outcomes),
         run.command("eval_stage1"),
     )
 
 
 def learning_curves(run: Run, report: dict) -> Figure:
-    return _figure(
+    return make_figure(
         "learning_curves",
         "Learning curves",
         lambda c: plots.draw_curves(run.curves, c),
@@ -153,7 +153,13 @@ def learning_curves(run: Run, report: dict) -> Figure:
     )
 
 
-def _figure(name: str, title: str, draw: Callable, caption: str, alt: str, command: str) -> Figure:
+def make_figure(name: str, title: str, draw: Callable, caption: str, alt: str, command: str) -> Figure:
+    """Draws once for each theme; `draw` takes a palette and returns a matplotlib figure. `name` is a file's name.
+
+    Raises:
+        InputError: if matplotlib is not installed.
+    """
+    require_matplotlib()
     import matplotlib
 
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "DejaVu Sans"}):
@@ -181,7 +187,8 @@ def _pct(cell: dict) -> str:
     return f"{100 * cell['accuracy']:.0f}%"
 
 
-def _most_frequent_mistake(outcomes: list[Outcome]) -> str:
+def most_frequent_mistake(outcomes: list[Outcome]) -> str:
+    """The most frequent mistake in words."""
     labels, columns, counts = plots.confusion(outcomes)
     wrong = [
         (counts[i, j], true, chosen)

@@ -27,11 +27,7 @@ def hears(model: Any) -> bool | None:
     such as "audio" or "speech" in it, or where its processor has a part for sound. It cannot where there is a
     transformers config and none of that. A model behind an API, or of a package of its own, has no such config.
     """
-    from transformers import PretrainedConfig
-
-    given = [getattr(model, "config", None), getattr(model, "_config", None)]
-    given.append(getattr(getattr(model, "model", None), "config", None))
-    configs = [config for config in given if isinstance(config, PretrainedConfig)]
+    configs = configs_of(model)
     processors = [getattr(model, name, None) for name in ("processor", "_processor")]
     if any(getattr(processor, part, None) is not None for processor in processors for part in _PROCESSOR_PARTS):
         return True
@@ -39,6 +35,15 @@ def hears(model: Any) -> bool | None:
         return None
     names = {name.lower() for config in configs for name in _names(config.to_dict())}
     return any(word in name for name in names for word in _WORDS)
+
+
+def configs_of(model: Any) -> list:
+    """The transformers configs that a loaded lmms-eval model holds, that of the weights first."""
+    from transformers import PretrainedConfig
+
+    given = [getattr(getattr(model, "model", None), "config", None)]
+    given += [getattr(model, "config", None), getattr(model, "_config", None)]
+    return [config for config in given if isinstance(config, PretrainedConfig)]
 
 
 def _names(config: Mapping[str, Any]) -> Iterator[str]:

@@ -6,6 +6,7 @@ a ratio or a difference of two cells therefore draws whole clips, and both cells
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from math import ceil
 from statistics import NormalDist
 
@@ -79,7 +80,17 @@ def bootstrap(n_clips: int, statistic: Callable[[np.ndarray], np.ndarray]) -> np
     Returns:
         Shape (draws, ...).
     """
+    if n_clips * BOOTSTRAP_DRAWS <= _HELD_WEIGHTS:
+        return statistic(_kept_weights(n_clips))
     return np.concatenate([statistic(weights) for weights in _weights(n_clips)])
+
+
+@lru_cache(maxsize=1)
+def _kept_weights(n_clips: int) -> np.ndarray:
+    """The draws are the same for all intervals of a report about the same clips; not to be written to."""
+    weights = draw_weights(n_clips)
+    weights.setflags(write=False)
+    return weights
 
 
 def _weights(n_clips: int) -> Iterator[np.ndarray]:
@@ -184,15 +195,5 @@ def ccc(predicted: np.ndarray, true: np.ndarray, weights: np.ndarray | None = No
 
 
 def ccc_interval(predicted: np.ndarray, true: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """Bootstrap interval of the CCC; each pair is one clip.
-
-    Args:
-        predicted, true: shape (n,), or (n, dimensions) for the mean of the dimensions' CCCs.
-        level: confidence level.
-    """
-    p, t = (np.asarray(values, dtype=np.float64).reshape(len(values), -1) for values in (predicted, true))
-
-    def statistic(weights: np.ndarray) -> np.ndarray:
-        return np.mean([ccc(p[:, i], t[:, i], weights) for i in range(p.shape[1])], axis=0)
-
-    return percentile_interval(bootstrap(len(p), statistic), level)
+    """Bootstrap interval of the CCC; each pair is one clip."""
+    return percentile_interval(bootstrap(len(predicted), lambda weights: ccc(predicted, true, weights)), level)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from .results import ASPECTS, CONTROLS, PATHS, STAGES, Outcome, Run
+from .results import ASPECTS, CONTROLS, PATHS, STAGES, Outcome, PathPredictions
 
 MARKERS = {"audio": "o", "visual": "s", "av": "D"}
 STAGE_LABELS = {"backbone": "backbone", "stage1": "after stage 1", "stage2": "after stage 2"}
@@ -109,12 +109,18 @@ def draw_controls(stages: dict, c: dict):
     return figure
 
 
-def draw_plane(run: Run, scores: dict, c: dict):
-    """The valence-arousal plane, and each dimension's predicted against true."""
+def draw_plane(p: PathPredictions, outcomes: Iterable[Outcome], scores: dict, c: dict):
+    """The valence-arousal plane, and each dimension's predicted against true.
+
+    Args:
+        p: predicted and true points.
+        outcomes: answers to an emotion question about the same clips; their labels name the directions of the plane.
+        scores: `valence_ccc`, `arousal_ccc` and their `_ci95`.
+        c: the palette.
+    """
     from matplotlib.collections import LineCollection
 
     figure, axes = axes_of(1, 3, 9.0, 3.3, c)
-    p = run.va["stage2"]["av"]
     plane = axes[0]
     # (clips, 2 ends, 2 coordinates)
     lines = np.stack([[p.true_valence, p.true_arousal], [p.valence, p.arousal]]).transpose(2, 0, 1)
@@ -123,8 +129,12 @@ def draw_plane(run: Run, scores: dict, c: dict):
     plane.scatter(p.valence, p.arousal, s=11, color=c["av"], alpha=0.85, lw=0, zorder=4)
     for line in (plane.axhline, plane.axvline):
         line(0, color=c["grid"], lw=1, zorder=1)
-    for name, (x, y) in emotion_places(run).items():
-        plane.text(x, y, name, color=c["ink"], fontsize=7.5, ha="center", va="center", zorder=5)
+    for name, (x, y) in emotion_places(p, outcomes).items():
+        # Outwards from where it stands, so that no point lies under it.
+        sideways = abs(x) >= abs(y)
+        across, up = ("left" if x > 0 else "right"), ("bottom" if y > 0 else "top")
+        look = {"ha": across, "va": "center"} if sideways else {"ha": "center", "va": up}
+        plane.text(x, y, name, color=c["ink"], fontsize=7.5, zorder=5, **look)
     plane.set_xlabel("valence")
     plane.set_ylabel("arousal", labelpad=0)
     plane.set_title("ring: true, dot: predicted", loc="left", fontsize=9, color=c["muted"])
@@ -141,7 +151,7 @@ def draw_plane(run: Run, scores: dict, c: dict):
         axis.grid(axis="x", color=c["grid"], lw=0.8)
     for axis in axes:
         axis.set_aspect("equal")
-        end = 1.5 if axis is plane else 1.15
+        end = 1.6 if axis is plane else 1.15
         axis.set_xlim(-end, end)
         axis.set_ylim(-end, end)
         axis.set_xticks([-1, 0, 1])
@@ -149,18 +159,20 @@ def draw_plane(run: Run, scores: dict, c: dict):
     return figure
 
 
-def emotion_places(run: Run, radius: float = 1.3) -> dict[str, tuple[float, float]]:
-    """Where on a circle each emotion's name stands: the mean direction of its clips' true points."""
-    p = run.va["stage2"]["av"]
+def emotion_places(
+    p: PathPredictions, outcomes: Iterable[Outcome], edge: float = 1.1
+) -> dict[str, tuple[float, float]]:
+    """Where on the edge of a square around the plane each emotion's name stands: in the mean direction of its clips'
+    true points."""
     points = {clip: (v, a) for clip, v, a in zip(p.clip_ids, p.true_valence, p.true_arousal, strict=True)}
     sums: dict[str, np.ndarray] = {}
-    for outcome in run.cells["stage2"]["emotion_av"]:
+    for outcome in outcomes:
         if outcome.clip_id in points:
             sums[outcome.answer] = sums.get(outcome.answer, np.zeros(2)) + points[outcome.clip_id]
     return {
-        name: (radius * total[0] / norm, radius * total[1] / norm)
+        name: (edge * total[0] / size, edge * total[1] / size)
         for name, total in sums.items()
-        if (norm := float(np.hypot(*total))) > 0
+        if (size := float(np.abs(total).max())) > 0
     }
 
 

@@ -33,7 +33,10 @@ INTERVAL_NOTE = (
 
 
 def accuracy(outcomes: Sequence[Outcome]) -> dict:
-    """Accuracy of one cell with its 95% interval, chance and the share of answers that name no option."""
+    """Accuracy of one cell with its 95% interval, chance and the share of answers that name no option.
+
+    Where questions were not asked, "missing" is their share; they count as not right.
+    """
     n = len(outcomes)
     values = [outcome.correct for outcome in outcomes]
     clips = [outcome.clip_id for outcome in outcomes]
@@ -44,7 +47,8 @@ def accuracy(outcomes: Sequence[Outcome]) -> dict:
         "ci_method": method,
         "n": n,
         "chance": float(np.mean([1 / len(outcome.options) for outcome in outcomes])),
-        "unparsable": sum(outcome.predicted is None for outcome in outcomes) / n,
+        "unparsable": sum(outcome.predicted is None and not outcome.missing for outcome in outcomes) / n,
+        **({"missing": missing / n} if (missing := sum(outcome.missing for outcome in outcomes)) else {}),
     }
 
 

@@ -27,7 +27,7 @@ def render(report: dict, figures: Sequence[Figure], clips: list[Example]) -> str
     by_name = {figure.name: figure for figure in figures}
 
     def show(name: str, narrow: bool = False) -> str:
-        return figure_html(by_name[name], report["seed"], narrow)
+        return figure_html(by_name[name], f"Seed {report['seed']}, command", narrow)
 
     passed = sum(check["passed"] for check in report["checks"])
     body = [
@@ -66,22 +66,28 @@ def render(report: dict, figures: Sequence[Figure], clips: list[Example]) -> str
         "<h2>Versions</h2>",
         f'<p class="small">{escape(versions_line(report))}</p>',
     ]
+    return page(f"VAEmotionLLM report, seed {report['seed']}", body)
+
+
+def page(title: str, body: Sequence[str]) -> str:
+    """The whole file; `body` holds ready HTML."""
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>VAEmotionLLM report, seed {report['seed']}</title>"
+        f"<title>{escape(title)}</title>"
         f"<style>{STYLE}</style></head>\n<body><main>\n"
         + "\n".join(part for part in body if part)
         + "\n</main></body></html>\n"
     )
 
 
-def figure_html(figure: Figure, seed: int, narrow: bool) -> str:
+def figure_html(figure: Figure, summary: str, narrow: bool) -> str:
+    """A figure with its caption; its command unfolds under `summary`."""
     svg = figure.svg.replace('role="img"', f'role="img" aria-label="{escape(figure.alt)}"', 1)
     return (
         f'<figure{" class=narrow" if narrow else ""} id="{figure.name}">{svg}'
         f"<figcaption>{escape(figure.caption)}</figcaption>"
-        f"<details><summary>Seed {seed}, command</summary><pre>{escape(figure.command)}</pre></details></figure>"
+        f"<details><summary>{escape(summary)}</summary><pre>{escape(figure.command)}</pre></details></figure>"
     )
 
 

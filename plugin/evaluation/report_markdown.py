@@ -186,9 +186,13 @@ def cost_table(report: dict) -> str:
 
 
 def figure_block(figures: Sequence[Figure], name: str, seed: int) -> str:
-    figure = next(figure for figure in figures if figure.name == name)
+    return figure_markdown(next(figure for figure in figures if figure.name == name), f"Seed {seed}, from:")
+
+
+def figure_markdown(figure: Figure, summary: str) -> str:
+    """A link to the figure's file, its caption, and its command under `summary`."""
     commands = "\n".join(f"    {line}" for line in figure.command.splitlines())
-    return f"![{figure.alt}](figures/{name}.png)\n\n*{figure.caption}* Seed {seed}, from:\n\n{commands}"
+    return f"![{figure.alt}](figures/{figure.name}.png)\n\n*{figure.caption}* {summary}\n\n{commands}"
 
 
 def versions_line(report: dict) -> str:

@@ -26,6 +26,7 @@ body {{ margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 
 main {{ max-width: 62rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }}
 h1 {{ font-size: 1.05rem; font-weight: 600; color: var(--muted); margin: 0 0 .6rem; }}
 h2 {{ font-size: 1.2rem; margin: 3rem 0 .6rem; padding-top: 1.2rem; border-top: 1px solid var(--grid); }}
+h3 {{ font-size: 1rem; margin: 1.8rem 0 .4rem; }}
 p {{ max-width: 46rem; }}
 p.headline {{ font-size: 1.35rem; line-height: 1.45; margin: 0 0 1.25rem; max-width: none; text-wrap: pretty; }}
 p.note {{ background: var(--soft); border-left: 3px solid var(--muted); padding: .7rem 1rem; max-width: none; }}
@@ -60,5 +61,10 @@ td.share {{ min-width: 8rem; }}
 .card th, .card td {{ padding: .15rem .4rem; border-bottom: 0; text-align: left; }}
 .card th:first-child, .card td:first-child {{ padding-left: 0; }}
 @media (max-width: 34rem) {{ .cards, .card {{ grid-template-columns: 1fr; }} }}
+.compact {{ margin: .4rem 0 1.4rem; font-size: .9rem; }}
+.compact th {{ white-space: normal; vertical-align: bottom; }}
+.compact td:first-child {{ white-space: normal; overflow-wrap: anywhere; min-width: 7rem; }}
+.compact td.text {{ overflow-wrap: anywhere; }}
+.compact th, .compact td {{ padding: .4rem .45rem; }}
 .pair {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(19rem, 1fr)); gap: 0 2rem; }}
 """

@@ -25,7 +25,8 @@ CONTROL_STAGES = ("stage1", "stage2")
 
 @dataclass(frozen=True)
 class Outcome:
-    """One answered question. `predicted` is None where the response names no option."""
+    """One question. `predicted` is None where the response names no option; `missing` marks one that was not asked,
+    since its media could not be read."""
 
     item_id: str
     clip_id: str
@@ -33,6 +34,7 @@ class Outcome:
     predicted: str | None
     correct: float
     options: tuple[str, ...]
+    missing: bool = False
 
 
 @dataclass(frozen=True)

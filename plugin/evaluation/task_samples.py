@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..data.manifest import read_json_lines
 from ..errors import InputError
+from . import artemo_va
 from .artemo import TASK_PREFIX
 from .gains import Cell
-from .intervals import accuracy_interval, ccc, ccc_interval
+from .intervals import accuracy_interval
 
 RESULTS = "_results.json"
 # The score of a task is the first of them that its samples have.
@@ -28,7 +27,9 @@ class Samples:
         benchmark: "name" and "version".
         items: item id -> clip id, in the task's order.
         prompts: item id -> what was asked, to tell whether two evaluations asked the same.
-        values: item id -> score in {0.0, 1.0}; for "ccc" (predicted or None, true), each (valence, arousal).
+        values: item id -> score in {0.0, 1.0}; for "ccc" what `artemo_va` scores: {"predicted", "true", ...}, each
+            (valence, arousal), predicted None where the answer states no two numbers.
+        rows: item id -> the logged samples: one, or one a rotation in the circular tasks.
         answers: how many answers there are, all rotations of an item counted.
         unparsable: share of the answers that could not be read.
         missing: share of the questions that were not asked, since their media could not be read.
@@ -39,6 +40,7 @@ class Samples:
     items: dict[str, str]
     prompts: dict[str, Any]
     values: dict[str, Any]
+    rows: dict[str, list[dict]]
     answers: int
     unparsable: float
     missing: float = 0.0
@@ -53,21 +55,19 @@ class Samples:
         if self.metric != "ccc":
             clips, scores = self.cell
             return sum(scores) / len(scores), accuracy_interval(clips, scores)[1]
-        answered = [value for value in self.values.values() if value[0] is not None]
-        if len(answered) < 2:
-            return math.nan, (math.nan, math.nan)
-        predicted, true = (np.array([value[i] for value in answered], dtype=np.float64) for i in (0, 1))
-        return float(np.mean([ccc(predicted[:, i], true[:, i]) for i in (0, 1)])), ccc_interval(predicted, true)
+        values = list(self.values.values())
+        return artemo_va.aggregation("ccc")(values), artemo_va.interval(values)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation: its results file, what was evaluated, and the answers of each artemo task."""
+    """One evaluation: its results file and what it holds, what was evaluated, and the answers of each artemo task."""
 
     path: Path
     model: str
     model_args: str
     tasks: dict[str, Samples]
+    results: dict
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -93,7 +93,8 @@ def read_evaluation(path: Path) -> Evaluation:
         raise InputError(f"{file} is no results file of lmms-eval ({error!r}); evaluate again.") from error
     if not tasks:
         raise InputError(f"{file} holds no task of artemo; run lmms-eval with --tasks artemo.")
-    return Evaluation(file, model, model_args, {task: _read_samples(file, results, task) for task in sorted(tasks)})
+    samples = {task: _read_samples(file, results, task) for task in sorted(tasks)}
+    return Evaluation(file, model, model_args, samples, results)
 
 
 def _results_file(path: Path) -> Path:
@@ -122,7 +123,7 @@ def _read_samples(file: Path, results: dict, task: str) -> Samples:
         benchmark = {"name": str(metadata["benchmark"]), "version": str(metadata["version"])}
         expected = results["n-samples"][task]["effective"]
         metric = next(name for name in METRICS if name in rows[0])
-        items, prompts, values = _as_items([rows[doc_id] for doc_id in sorted(rows)], metric)
+        items, prompts, values, kept = _as_items([rows[doc_id] for doc_id in sorted(rows)], metric)
         unparsable = sum(row["unparsable"] for row in rows.values()) / len(rows)
         missing = sum(row.get("missing", 0.0) for row in rows.values()) / len(rows)  # older ones have none
         written = next(value for key, value in results["results"][task].items() if key.split(",")[0] == metric)
@@ -130,7 +131,7 @@ def _read_samples(file: Path, results: dict, task: str) -> Samples:
         raise InputError(f"{path} or {file} lacks what the tasks write ({error!r}); evaluate {task} again.") from error
     if len(rows) != expected:
         raise InputError(f"{path} holds {len(rows)} of {expected} answers; evaluate {task} again.")
-    samples = Samples(metric, benchmark, items, prompts, values, len(rows), unparsable, missing)
+    samples = Samples(metric, benchmark, items, prompts, values, kept, len(rows), unparsable, missing)
     if not items:
         raise InputError(f"{path} holds no item under every rotation of its options; evaluate without --limit.")
     score = samples.score()[0]
@@ -139,8 +140,10 @@ def _read_samples(file: Path, results: dict, task: str) -> Samples:
     return samples
 
 
-def _as_items(rows: list[dict], metric: str) -> tuple[dict[str, str], dict[str, Any], dict[str, Any]]:
-    """Clips, prompts and values by item, see `Samples`. KeyError where a row lacks what the tasks write."""
+def _as_items(
+    rows: list[dict], metric: str
+) -> tuple[dict[str, str], dict[str, Any], dict[str, Any], dict[str, list[dict]]]:
+    """Clips, prompts, values and rows by item, see `Samples`. KeyError where a row lacks what the tasks write."""
     groups: dict[str, list[dict]] = {}
     for row in rows:
         groups.setdefault(row["ci95_low"]["item_id"], []).append(row)
@@ -156,7 +159,7 @@ def _as_items(rows: list[dict], metric: str) -> tuple[dict[str, str], dict[str, 
         if metric == "circular_accuracy":
             values[item] = min(row["ci95_low"]["correct"] for row in group)
         elif metric == "ccc":
-            values[item] = about["predicted"], about["true"]
+            values[item] = {name: about[name] for name in ("clip_id", "predicted", "true")}
         else:
             values[item] = float(group[0][metric])
-    return items, prompts, values
+    return items, prompts, values, {item: groups[item] for item in items}

@@ -1,0 +1,98 @@
+"""What a reader needs to evaluate the same again, read from lmms-eval's results file and the logged samples.
+
+What neither holds is None and shown as "not stated".
+"""
+
+import hashlib
+import json
+import shlex
+from typing import Any
+
+from .task_samples import Evaluation, Samples
+
+SEEDS = ("random_seed", "numpy_seed", "torch_seed", "fewshot_seed")
+# What a model is asked with; named in the command only where it is not lmms-eval's default.
+_OPTIONS = (
+    ("model", None), ("model_args", ""), ("tasks", None), ("batch_size", None), ("gen_kwargs", ""), ("limit", None),
+    ("offset", 0), ("num_fewshot", None), ("system_instruction", None), ("device", None), ("max_tokens", None),
+    ("seed", [0, 1234, 1234, 1234]), ("output_path", None),
+)  # fmt: skip
+_FLAGS = ("apply_chat_template", "fewshot_as_multiturn", "force_simple", "log_samples")
+
+
+def pins_of(evaluation: Evaluation) -> dict[str, Any]:
+    """The facts of one evaluation, see the module's docstring."""
+    results = evaluation.results
+    config, first = results["config"], metadata_of(evaluation)
+    run = first.get("run") or {}
+    return {
+        "model": evaluation.model,
+        "model_args": evaluation.model_args,
+        "adapter": run.get("adapter") or config.get("model_backend"),
+        "model_revision": run.get("revision"),
+        "versions": run.get("versions") or {},
+        "benchmark": {
+            "name": first.get("benchmark"),
+            "version": first.get("version"),
+            "folder": first.get("benchmark_folder"),
+            "sha256": first.get("benchmark_sha256"),
+            "build_key": first.get("build_key"),
+        },
+        "attention": run.get("attention"),
+        "dtype": run.get("dtype"),
+        "device": run.get("device") or config.get("device"),
+        "num_frames": run.get("num_frames"),
+        "sampling_rate_hz": run.get("sampling_rate_hz"),
+        "max_audio_s": run.get("max_audio_s"),
+        "use_adapter": run.get("use_adapter"),
+        "scoring": run.get("scoring"),
+        "batch_size": config.get("batch_size"),
+        "limit": config.get("limit"),
+        "seeds": {name: config.get(name) for name in SEEDS},
+        # lmms-eval states it always, as null where there is none.
+        "system_instruction": results.get("system_instruction")
+        or ("none" if "system_instruction" in results else None),
+        "chat_template_sha256": results.get("chat_template_sha"),
+        "date": results.get("date"),
+        "results_file": str(evaluation.path),
+        "command": command_of(evaluation),
+        "tasks": {task: task_pins(evaluation, task) for task in evaluation.tasks},
+    }
+
+
+def metadata_of(evaluation: Evaluation) -> dict:
+    """The metadata of the evaluation's first task of artemo: the same benchmark and model stand in all of them."""
+    return dict(evaluation.results["configs"][next(iter(evaluation.tasks))]["metadata"])
+
+
+def task_pins(evaluation: Evaluation, task: str) -> dict:
+    """Decoding, numbers of documents and the hash of the prompts of one task."""
+    counts = evaluation.results["n-samples"][task]
+    return {
+        "generation": evaluation.results["configs"][task].get("generation_kwargs"),
+        "documents": counts["effective"],
+        "documents_of_task": counts.get("original", counts["effective"]),
+        "prompt_sha256": prompt_hash(evaluation.tasks[task]),
+    }
+
+
+def prompt_hash(samples: Samples) -> str:
+    """SHA-256 of what was asked: each item's id with its prompts and targets, in the order of the ids."""
+    asked = [[item, samples.prompts[item]] for item in sorted(samples.prompts)]
+    return hashlib.sha256(json.dumps(asked, ensure_ascii=False).encode()).hexdigest()
+
+
+def command_of(evaluation: Evaluation) -> str | None:
+    """The command that was run, None where the results file does not hold its arguments."""
+    given = evaluation.results["config"].get("resolved_cli_args")
+    if not isinstance(given, dict):
+        return None
+    words = ["lmms-eval"]
+    for name, default in _OPTIONS:
+        value = given.get(name)
+        if value is not None and value != default:
+            words += [f"--{name}", ",".join(map(str, value)) if isinstance(value, list) else str(value)]
+    words += [f"--{name}" for name in _FLAGS if given.get(name)]
+    folder = metadata_of(evaluation).get("benchmark_folder")
+    place = f"ARTEMO_DATASET={shlex.quote(str(folder))} " if folder else ""
+    return place + shlex.join(words)

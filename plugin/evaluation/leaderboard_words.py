@@ -1,0 +1,55 @@
+"""Words, notes and cells that the parts of the report about models share."""
+
+import math
+from collections.abc import Mapping
+
+from . import plots
+from .report_blocks import Cell
+from .report_words import CONTROL_WORDS, PATH_WORDS, percent, span
+from .results import ASPECTS, PATHS
+
+NOT_RUN, NOT_STATED = "not run", "not stated"
+SOUND_WORDS = {"own": "the clip's own sound", **CONTROL_WORDS, "blind": "nothing at all"}
+FOLLOW_WORDS = {
+    "follows_sight": "follows sight", "follows_sound": "follows sound", "neither": "another option",
+    "unparsable": "no option", "missing": "missing",
+}  # fmt: skip
+CELL_WORDS = {f"{aspect}_{path}": f"{aspect}, {PATH_WORDS[path]}" for aspect in ASPECTS for path in PATHS}
+SHORT_WORDS = {f"{aspect}_{path}": f"{aspect}, {plots.PATH_LABELS[path]}" for aspect in ASPECTS for path in PATHS}
+
+
+def score_parts(cell: dict) -> tuple[str, str, str]:
+    """An accuracy, its interval, and the shares of answers without an option and of missing ones, where there are."""
+    unclear = [f"no option: {percent(cell['unparsable'])}"] if cell["unparsable"] else []
+    unclear += [f"missing: {percent(cell['missing'])}"] if cell.get("missing") else []
+    return percent(cell["accuracy"]), span(cell["ci95"]), ", ".join(unclear)
+
+
+def score(cell: dict | None) -> Cell:
+    """The parts of a score, or that it was not run."""
+    return NOT_RUN if cell is None else score_parts(cell)
+
+
+def counted(cell: dict | None) -> Cell:
+    """A score with the number of questions, where some are in this group."""
+    if cell is None:
+        return "none"
+    main, interval, unclear = score_parts(cell)
+    return main, f"{interval} of {cell['n']}", unclear
+
+
+def difference(found: dict, plain: bool = False) -> Cell:
+    """A difference and its interval, of shares in points, or `plain` as it is."""
+    if math.isnan(found["value"]):
+        return "not defined"
+    if plain:
+        low, high = found["ci95"]
+        return f"{found['value']:+.2f}", f"[{low:+.2f}, {high:+.2f}]"
+    return f"{100 * found['value']:+.1f}", span(found["ci95"], signed=True)
+
+
+def commands(entries: Mapping[str, dict]) -> str:
+    """The commands of all models, one a line."""
+    return "\n".join(
+        entry["pins"]["command"] or f"# {label}: the command is {NOT_STATED}" for label, entry in entries.items()
+    )
