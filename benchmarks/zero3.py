@@ -88,6 +88,7 @@ class GatherCounter:
 
 def rank_main(values_file: str, counts_file: str) -> None:
     """What the launcher runs: the real training, with a counter where the main rank is."""
+    from vaemotionllm.cli.launched import leave_ranks
     from vaemotionllm.train import run as training
     from vaemotionllm.train.config_file import build_config
 
@@ -102,6 +103,7 @@ def rank_main(values_file: str, counts_file: str) -> None:
 
     training.make_trainer = make_counted_trainer
     training.run(build_config(training.CONFIGS[values["stage"]], values))
+    leave_ranks()
 
 
 # ---- what starts the ranks

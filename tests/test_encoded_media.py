@@ -55,9 +55,9 @@ def test_encoded_media_are_what_the_towers_give(family, folder):
     )  # fmt: skip
     arguments = {"max_new_tokens": 3, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
 
-    def logits(media):
+    def logits(media, **more):
         inputs = encoder.generation_inputs(processor.assemble(texts, media, padding_side="left"))
-        return torch.stack(model.generate(**inputs, **arguments).logits), inputs
+        return torch.stack(model.generate(**inputs, **arguments, **more).logits), inputs
 
     encoder = MediaEncoder(model)
     given = [medium for turn in turns for medium in turn]
@@ -70,11 +70,34 @@ def test_encoded_media_are_what_the_towers_give(family, folder):
     assert {"audio_states", "mm_encoder_outputs"} <= set(inputs)
     assert not {"input_features", "pixel_values", "pixel_values_videos"} & set(inputs)
     torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-4)
+    # Beams and several answers repeat each question with its own media; after the first step beams part.
+    several = {"num_beams": 3, "num_return_sequences": 2}
+    found, expected_of_beams = (logits(m, **several)[0][0] for m in ([encoded[id(m)] for m in given], given))
+    assert len(found) == 3 * len(turns)
+    torch.testing.assert_close(found, expected_of_beams, atol=2e-4, rtol=1e-4)
     # The test can fail: the other picture's states give other logits.
     encoded[id(image)] = encoded[id(other)]
     if family == "llava_onevision":  # whose pictures all have as many tokens
         assert (logits([encoded[id(medium)] for medium in given])[0] - expected).abs().max() > 1e-2
     assert all(value.device.type == "cpu" for medium in encoded.values() for value in medium.inputs.values())
+
+
+def test_pictures_of_several_shapes_stand_in_one_batch(tmp_path):
+    """LLaVA-OneVision cuts pictures into tiles, and its tower takes pictures of equally many alone."""
+    folder = tiny.make_vaemotionllm(tmp_path, "llava_onevision")
+    model = VAEmotionLLMForConditionalGeneration.from_pretrained(folder).eval()
+    processor = VAEmotionLLMProcessor.from_pretrained(folder)
+    grids = [[28, 28], [28, 56], [56, 28], [56, 56]]
+    processor.image_processor.image_grid_pinpoints = grids
+    for config in (model.vlm.config, model.vlm.model.config):
+        config.image_grid_pinpoints = grids
+    pictures = [RNG.integers(0, 255, (height, width, 3), dtype=np.uint8) for height, width in grids]
+    media = [processor.encode_image(Image.fromarray(picture)) for picture in pictures]
+    assert len({medium.inputs["pixel_values"].shape for medium in media}) > 1
+    encoder = MediaEncoder(model)
+    for alone, medium in zip(media, encoder.encode(media)):
+        (expected,) = encoder.encode([alone])
+        torch.testing.assert_close(medium.inputs["image_states"], expected.inputs["image_states"])
 
 
 def test_a_backbone_without_known_states_gets_pixels(folder, monkeypatch):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import speaking_model
 from lmms_eval.api.instance import Instance
+from loguru import logger as eval_logger
 from PIL import Image
 
 from vaemotionllm import InputError
@@ -21,7 +22,7 @@ from vaemotionllm.data.media import load_audio
 from vaemotionllm.evaluation import artemo, cli_exit, emotion
 from vaemotionllm.evaluation.compare import compare
 from vaemotionllm.evaluation.lmms_model import VAEmotionLLM
-from vaemotionllm.evaluation.requests import cut, generation_arguments
+from vaemotionllm.evaluation.requests import Medium, Prompt, batches, cut, generation_arguments
 
 GREEDY = {"max_new_tokens": 6, "temperature": 0, "do_sample": False, "until": ["\n\n"]}
 
@@ -50,18 +51,18 @@ def documents_of(folder) -> dict:
         }
         for item in schema.load(folder).items
     ]  # fmt: skip
-    return {"all": {"test": rows}}
+    return {"artemo_all": {"test": rows}}
 
 
 def instances(documents, generation=GREEDY, to_messages=artemo.doc_to_messages, ids=None) -> list[Instance]:
     return [
         Instance(
             request_type="generate_until",
-            arguments=("", to_messages, dict(generation), i, "all", "test"),
+            arguments=("", to_messages, dict(generation), i, "artemo_all", "test"),
             idx=0,
-            metadata={"task": "all", "doc_id": i, "repeats": 1},
+            metadata={"task": "artemo_all", "doc_id": i, "repeats": 1},
         )
-        for i in (range(len(documents["all"]["test"])) if ids is None else ids)
+        for i in (range(len(documents["artemo_all"]["test"])) if ids is None else ids)
     ]
 
 
@@ -105,7 +106,7 @@ def test_the_towers_run_once_a_clip(model_folder, documents, monkeypatch):
     model.generate_until(instances(documents))
     windows = sum(
         -(-len(load_audio(path)) // model.processor.window_samples)
-        for path in {row["audio"] for row in documents["all"]["test"] if row["audio"]}
+        for path in {row["audio"] for row in documents["artemo_all"]["test"] if row["audio"]}
     )
     assert sum(heard) == windows and sum(seen) == 6
 
@@ -117,15 +118,15 @@ def test_answers_depend_on_the_sound(model_folder, documents, alone, tmp_path):
     from vaemotionllm.data.media import load_audio
 
     muted = []
-    for row in documents["all"]["test"]:
+    for row in documents["artemo_all"]["test"]:
         row = dict(row)
         if row["audio"]:
             target = tmp_path / f"{row['clip_id']}.wav"
             soundfile.write(target, replaced(load_audio(row["audio"]), row["clip_id"], "noise"), 16_000)
             row["audio"] = str(target)
         muted.append(row)
-    changed = answers(model_folder, {"all": {"test": muted}}, batch_size=36)
-    rows = documents["all"]["test"]
+    changed = answers(model_folder, {"artemo_all": {"test": muted}}, batch_size=36)
+    rows = documents["artemo_all"]["test"]
     assert any(a != b for a, b, row in zip(alone, changed, rows) if row["audio"])
     assert all(a == b for a, b, row in zip(alone, changed, rows) if not row["audio"])
 
@@ -145,7 +146,7 @@ def test_generation_arguments_may_differ_between_requests(model_folder, document
 
 def test_media_in_memory_are_taken(model_folder, documents, alone):
     """What tasks of others give: PIL images, arrays with their rate, bytes."""
-    rows = documents["all"]["test"]
+    rows = documents["artemo_all"]["test"]
     av = next(i for i, row in enumerate(rows) if row["audio"] and row["image"])
 
     def to_messages(doc):
@@ -193,7 +194,7 @@ def test_a_clip_is_decoded_once(model_folder, documents, monkeypatch):
 
 @pytest.mark.parametrize("damage", ["missing", "truncated picture", "truncated video", "empty sound"])
 def test_bad_media_stop_the_run_and_name_the_item(model_folder, documents, tmp_path, damage):
-    rows = [dict(row) for row in documents["all"]["test"]]
+    rows = [dict(row) for row in documents["artemo_all"]["test"]]
     if damage == "missing":
         rows[3]["audio"] = str(tmp_path / "none.wav")
     elif damage == "truncated video":
@@ -209,8 +210,8 @@ def test_bad_media_stop_the_run_and_name_the_item(model_folder, documents, tmp_p
 
         soundfile.write(tmp_path / "empty.wav", np.zeros(0, np.float32), 16_000)
         rows[3]["audio"] = str(tmp_path / "empty.wav")
-    with pytest.raises(InputError, match=f"all, item '{rows[3]['id']}': .*{tmp_path.name}"):
-        answers(model_folder, {"all": {"test": rows}}, batch_size=4)
+    with pytest.raises(InputError, match=f"artemo_all, item '{rows[3]['id']}': .*{tmp_path.name}"):
+        answers(model_folder, {"artemo_all": {"test": rows}}, batch_size=4)
 
 
 def test_bad_arguments_are_named(model_folder, tmp_path):
@@ -269,11 +270,42 @@ def test_a_too_long_sound_names_the_remedy(model_folder, documents):
 
 
 def test_generation_arguments_and_stop_strings():
+    one = {"num_return_sequences": 1}
     arguments, until = generation_arguments({"max_gen_toks": 5, "until": "\n", "temperature": 0, "top_p": 0.9})
-    assert arguments == {"max_new_tokens": 5, "do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    assert arguments == {"max_new_tokens": 5, **greedy, **one}
     assert cut(" A\nB ", until) == "A"
     arguments, until = generation_arguments({"temperature": 0.7})
-    assert arguments == {"max_new_tokens": 128, "do_sample": True, "temperature": 0.7} and until == []
+    assert arguments == {"max_new_tokens": 128, "do_sample": True, "temperature": 0.7, **one} and until == []
+    assert generation_arguments({"until": "x", "stop_sequences": ["y", "z"]})[1] == ["x", "y", "z"]
+
+
+def test_generation_kwargs_of_other_adapters_are_left_out_and_said(model_folder, documents, alone):
+    """Tasks of lmms-eval name `image_aspect_ratio` and others, which `generate` refuses."""
+    model = VAEmotionLLM(pretrained=str(model_folder), device="cpu")
+    model.task_dict = documents
+    lines: list[str] = []
+    sink = eval_logger.add(lines.append, level="WARNING")
+    try:
+        given = {**GREEDY, "image_aspect_ratio": "original", "seed": 3}
+        found = [result.text for result in model.generate_until(instances(documents, given, ids=[0, 1]))]
+    finally:
+        eval_logger.remove(sink)
+    assert found == alone[:2]
+    assert len([line for line in lines if "artemo_all: generation_kwargs image_aspect_ratio, seed" in line]) == 1
+    with pytest.raises(InputError, match="num_return_sequences=2; one answer a question"):
+        model.generate_until(instances(documents, {**GREEDY, "num_return_sequences": 2}, ids=[0]))
+
+
+def test_texts_and_pictures_in_memory_are_sorted_by_length():
+    def prompt(position, text, *media):
+        turn = {"role": "user", "content": [{"type": "text", "text": text}]}
+        return Prompt(position, str(position), [turn], tuple(media), {})
+
+    texts = [prompt(i, "x" * length) for i, length in enumerate((10, 9000, 20, 8000, 30, 7000))]
+    assert [[len(p.text) for p in batch] for batch in batches(texts, 3)] == [[9000, 8000, 7000], [30, 20, 10]]
+    pictures = [prompt(i, "x", Medium("image", Image.new("RGB", (side, side)))) for i, side in enumerate((5, 90, 40))]
+    assert [[p.position for p in batch] for batch in batches(pictures, 2)] == [[1, 2], [0]]
 
 
 def test_outside_the_command_errors_are_raised():
@@ -310,7 +342,7 @@ def test_a_run_of_the_command(model_folder, folder, documents, alone, tmp_path):
     assert "belong on no leaderboard" in results["configs"]["artemo_emotion_av"]["metadata"]["notice"]
     assert "not a leaderboard number" in results["results"]["artemo_emotion_av"]["alias"]
     assert results["n-samples"]["artemo_content_audio_noise"] == {"original": 6, "effective": 6}
-    rows = documents["all"]["test"]
+    rows = documents["artemo_all"]["test"]
     for task in ("artemo_content_audio", "artemo_emotion_visual", "artemo_emotion_av"):
         _, aspect, modality = task.split("_")
         indices = [i for i, row in enumerate(rows) if row["id"].endswith(f"-{aspect}-{modality}")]

@@ -23,7 +23,8 @@ class MediaEncoder:
 
     Encoded media are `MediaFeatures` as well, so the processor assembles them: `audio_states` (M, projector_stride *
     D_audio) stands in place of `input_features`, and `image_states` or `video_states` (N, 1 + L, D) in place of the
-    pixels, with L the layers that the backbone takes features of beside the last one (0 for most).
+    pixels, with L the layers that the backbone takes features of beside the last one (0 for most), and N in
+    `image_num_tokens` or `video_num_tokens` (1,).
 
     Args:
         model: a `VAEmotionLLMForConditionalGeneration`. Where its backbone does not take states in place of pixels
@@ -42,13 +43,17 @@ class MediaEncoder:
 
     @torch.inference_mode()
     def encode(self, media: Sequence[MediaFeatures]) -> list[MediaFeatures]:
-        """The media in their order, encoded; each kind in one pass of its tower."""
+        """The media in their order, encoded; those of one kind and shape in one pass."""
         encoded = list(media)
-        for kind in ("audio", *self._visual):
-            places = [place for place, medium in enumerate(media) if medium.kind == kind]
-            if places:
-                of_kind = [media[place] for place in places]
-                found = self._encode_audio(of_kind) if kind == "audio" else self._encode_visual(kind, of_kind)
+        groups: dict[tuple, list[int]] = {}
+        for place, medium in enumerate(media):
+            # A tower takes rows of one shape; some backbones cut pictures into more or fewer tiles.
+            shapes = tuple((name, value.shape[1:]) for name, value in medium.inputs.items())
+            groups.setdefault((medium.kind, shapes), []).append(place)
+        for (kind, _), places in groups.items():
+            if kind == "audio" or kind in self._visual:
+                alike = [media[place] for place in places]
+                found = self._encode_audio(alike) if kind == "audio" else self._encode_visual(kind, alike)
                 for place, medium in zip(places, found):
                     encoded[place] = medium
         return encoded
@@ -60,12 +65,14 @@ class MediaEncoder:
         for kind in self._forms:
             states = inputs.pop(f"{kind}_states", None)
             if states is not None:
-                flat = states.unbind(1)  # (1 + L) x (N, D)
+                # An entry a medium, as the tower gives them: with beams or several answers `generate` repeats entries.
+                num_tokens = inputs.pop(f"{kind}_num_tokens").tolist()
+                pooled, *deeper = (layer.split(num_tokens) for layer in states.unbind(1))  # (1 + L) x media x (n, D)
                 form, one_tensor = self._forms[kind]
-                # One entry stands for all media of the batch: backbones only join the entries.
-                pooled = flat[0].unsqueeze(0) if one_tensor else (flat[0],)
-                deepstack = {_DEEPSTACK: [(layer,) for layer in flat[1:]]} if len(flat) > 1 else {}
-                outputs[kind] = form(pooler_output=pooled, **deepstack)
+                outputs[kind] = form(
+                    pooler_output=torch.stack(pooled) if one_tensor else pooled,
+                    **({_DEEPSTACK: [list(layer) for layer in deeper]} if deeper else {}),
+                )
         return inputs | ({"mm_encoder_outputs": outputs} if outputs else {})
 
     def _encode_audio(self, media: Sequence[MediaFeatures]) -> list[MediaFeatures]:
@@ -87,7 +94,10 @@ class MediaEncoder:
             return list(media)
         self._forms[kind] = type(output), isinstance(output.pooler_output, torch.Tensor)
         pixels = [name for name in names if "pixel_values" in name]
-        return [_with_states(medium, part, pixels) for medium, part in zip(media, parts)]
+        return [
+            _with_states(medium, part, pixels, {f"{kind}_num_tokens": torch.tensor([len(part)])})
+            for medium, part in zip(media, parts)
+        ]
 
 
 def _parts(output, num_tokens: Sequence[int]) -> list[torch.Tensor] | None:
@@ -99,10 +109,12 @@ def _parts(output, num_tokens: Sequence[int]) -> list[torch.Tensor] | None:
     return [torch.stack([layer[i] for layer in layers], dim=1) for i in range(len(num_tokens))]
 
 
-def _with_states(medium: MediaFeatures, states: torch.Tensor, replaced: Sequence[str]) -> MediaFeatures:
+def _with_states(
+    medium: MediaFeatures, states: torch.Tensor, replaced: Sequence[str], beside: dict[str, torch.Tensor] | None = None
+) -> MediaFeatures:
     kept = {name: value for name, value in medium.inputs.items() if name not in replaced}
     # A copy: a part of the batch's states would keep all of them in memory.
-    return replace(medium, inputs={**kept, f"{medium.kind}_states": states.to("cpu", copy=True)})
+    return replace(medium, inputs={**kept, f"{medium.kind}_states": states.to("cpu", copy=True), **(beside or {})})
 
 
 class EncodedMedia:

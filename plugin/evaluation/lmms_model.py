@@ -4,12 +4,14 @@ import os
 import time
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 from lmms_eval.models.model_utils.gen_metrics import log_metrics
 from loguru import logger as eval_logger
+from PIL import Image
 from tqdm import tqdm
 
 from ..benchmark.prompts import MISSING
@@ -48,8 +50,9 @@ class VAEmotionLLM(lmms):
             the letter with the highest probability among those of the options is the answer; all other questions are
             answered by generation. Nothing is unparsable then, and a model that would have answered in prose or not
             at all gets a letter too, so such scores do not compare with those of generation. See `option_scoring`.
-        on_error: "stop" at a medium that cannot be read, or "report": its questions get `prompts.MISSING` for an
-            answer, which the tasks of artemo count as missing, and are listed at the end.
+        on_error: "stop" at a medium that cannot be read, or "report": its questions in tasks of artemo get
+            `prompts.MISSING` for an answer, which these tasks count as missing, and are listed at the end. Tasks of
+            others, some of which guess where they find no answer, still stop.
         workers: threads that decode media; by default one a core, at most 4.
         cache_gb: most memory for the states of clips that were seen, in GB of the CPU's memory; 0 keeps none.
         max_batch_size: ignored; lmms-eval passes it to every model.
@@ -134,17 +137,20 @@ class VAEmotionLLM(lmms):
                 )
         except InputError as error:
             stop(error)
+        if self.scoring == "options":
+            count = sum(bool(prompt.letters) for prompt in prompts)
+            eval_logger.info(f"{count} of {len(prompts)} questions are answered by their options' letters.")
         plan = batches(prompts, self.batch_size, by_options=self.scoring == "options")
         started, new_tokens, empty = time.monotonic(), 0, 0
-        missing: dict[str, InputError] = {}
+        missing: list[InputError] = []
         with tqdm(total=len(requests), disable=self.rank != 0, desc="Model Responding") as bar:
             for batch, media in zip(plan, self._media_of(plan)):
                 for prompt in batch:
                     problem = _error_of(prompt, media)
                     if problem is not None:
-                        if self.on_error == "stop":
+                        if self.on_error == "stop" or not prompt.counts_missing:
                             stop(problem)
-                        missing[prompt.name] = problem
+                        missing.append(problem)
                         results[prompt.position] = GenerationResult(text=MISSING, token_counts=TokenCounts())
                 readable = [prompt for prompt in batch if results[prompt.position] is None]
                 for prompt, answer, counts in self._answer(readable, media) if readable else ():
@@ -153,7 +159,7 @@ class VAEmotionLLM(lmms):
                     empty += not answer
                 bar.update(len(batch))
         if missing:
-            lines = [f"  {error}" for error in missing.values()]
+            lines = [f"  {error}" for error in missing]
             eval_logger.warning(
                 f"{len(missing)} of {len(requests)} questions are missing, since their media cannot be read; they "
                 "count as not right, and their share stands beside the scores as `missing`:\n" + "\n".join(lines)
@@ -180,7 +186,9 @@ class VAEmotionLLM(lmms):
         processor, source, start_s, end_s = self.processor, medium.source, medium.start_s, medium.end_s
         on_disk = isinstance(source, (str, bytes))
         if medium.kind == "image":
-            return processor.encode_image(load_image(source) if on_disk else source.convert("RGB"))
+            if not on_disk and not isinstance(source, Image.Image):
+                raise InputError(f"an image of type {type(source).__name__}; give a path, bytes or a PIL image.")
+            return processor.encode_image(load_image(source))
         if medium.kind == "video":
             if not on_disk:
                 raise InputError(f"a video of type {type(source).__name__}; give a path or the bytes of a file.")
@@ -189,7 +197,9 @@ class VAEmotionLLM(lmms):
         if on_disk:
             waveform = load_audio(source, processor.sampling_rate, processor.max_audio_s, start_s, end_s)
             return processor.encode_audio(waveform)
-        return processor.encode_audio(*source) if isinstance(source, tuple) else processor.encode_audio(source)
+        waveform, rate_hz = source if isinstance(source, tuple) else (source, processor.sampling_rate)
+        begin, end = (None if at_s is None else round(at_s * rate_hz) for at_s in (start_s, end_s))
+        return processor.encode_audio(np.asarray(waveform)[..., begin:end], rate_hz)
 
     def _answer(
         self, batch: Sequence[Prompt], media: Mapping[Hashable, MediaFeatures | InputError]
@@ -198,7 +208,8 @@ class VAEmotionLLM(lmms):
         arguments, until = generation_arguments(batch[0].generation)
         by_options = self.scoring == "options" and bool(batch[0].letters)
         if by_options:
-            arguments = {"max_new_tokens": 1, "do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+            # Beams and the like, of the task or of the checkpoint, have no part in it.
+            arguments, _ = generation_arguments({"max_new_tokens": 1, "num_beams": 1})
             arguments |= {"output_logits": True, "return_dict_in_generate": True}
         if self.use_adapter is not None:
             arguments["use_adapter"] = self.use_adapter
@@ -220,7 +231,7 @@ class VAEmotionLLM(lmms):
             stop(_failed("generation", error, batch), FAILURE)
         read = inputs["attention_mask"].sum(1).tolist()
         counts = [TokenCounts(input_tokens=n, output_tokens=m) for n, m in zip(read, new_tokens)]
-        return list(zip(batch, texts, counts))
+        return list(zip(batch, texts, counts, strict=True))
 
     def _assemble(self, batch: Sequence[Prompt], media: Mapping[Hashable, MediaFeatures | InputError]):
         texts = [

@@ -35,17 +35,16 @@ class MediaPipeline:
             Exception: what `decode` raises beside InputError, at the batch that holds the medium.
         """
         ahead = max(1, math.ceil(QUESTIONS_AHEAD * self.workers / max(map(len, plan), default=1)))  # batches
-        with ThreadPoolExecutor(self.workers, thread_name_prefix="media") as pool:
-            started: deque[dict[Hashable, Future]] = deque()
-            try:
-                for number, batch in enumerate(plan):
-                    while len(started) <= ahead and number + len(started) < len(plan):
-                        started.append(self._start(plan[number + len(started)], started, pool))
-                    yield self._finish(batch, started.popleft())
-            finally:
-                for futures in started:
-                    for future in futures.values():
-                        future.cancel()
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="media")
+        started: deque[dict[Hashable, Future]] = deque()
+        try:
+            for number, batch in enumerate(plan):
+                while len(started) <= ahead and number + len(started) < len(plan):
+                    started.append(self._start(plan[number + len(started)], started, pool))
+                yield self._finish(batch, started.popleft())
+        finally:
+            # An error is told at once, not after the rest of its batch.
+            pool.shutdown(cancel_futures=True)
 
     def _start(self, batch: Sequence[Prompt], started: Sequence[Mapping], pool: Executor) -> dict[Hashable, Future]:
         """Decoding of what is neither kept nor under way."""

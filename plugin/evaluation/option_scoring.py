@@ -42,11 +42,19 @@ def most_probable_letters(
         logits: (B, V) of the first token of the answer.
         letters: the letters of each question's options.
         tokens: ids by letter, see `option_tokens`.
+
+    Raises:
+        FloatingPointError: a letter's logit is not a number: such a model has no most probable letter.
     """
     # Unnormalized: all options share the denominator, and no small probability becomes 0.
     scores = logits.float().cpu()
+    if scores[:, sorted({token for shown in tokens.values() for token in shown})].isnan().any():
+        raise FloatingPointError(
+            f"the logits of the options' letters are not numbers in {logits.dtype}; load the model in another dtype, "
+            "such as dtype=bfloat16 or dtype=float32"
+        )
     return [
         # max takes the first of equal ones.
         max(shown, key=lambda letter: float(row[list(tokens[letter])].logsumexp(0)))
-        for row, shown in zip(scores, letters)
+        for row, shown in zip(scores, letters, strict=True)
     ]

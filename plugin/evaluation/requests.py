@@ -1,17 +1,23 @@
 """Requests of lmms-eval as conversations with named media, and their order for batching."""
 
+import functools
 import json
 import os
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from loguru import logger as eval_logger
+from PIL import Image
 
 from ..benchmark.prompts import ANSWER_REQUEST, letters_of
 from ..errors import InputError
+from .artemo import TASK_PREFIX
 
 KINDS = ("image", "video", "audio")
+# Of a task's generation_kwargs, what `generation_arguments` reads and `generate` does not know.
+_OWN_KWARGS = ("until", "stop_sequences", "max_gen_toks")
 
 
 @dataclass(frozen=True)
@@ -48,9 +54,12 @@ class Medium:
                 return os.path.getsize(self.source)
             except OSError:
                 return 0
-        if isinstance(self.source, (bytes, bytearray)):
+        if isinstance(self.source, bytes):
             return len(self.source)
-        return int(getattr(self.source, "nbytes", 0))
+        if isinstance(self.source, Image.Image):
+            return 3 * self.source.width * self.source.height
+        waveform = self.source[0] if isinstance(self.source, tuple) else self.source
+        return int(getattr(waveform, "nbytes", 0))
 
 
 @dataclass(frozen=True)
@@ -64,6 +73,7 @@ class Prompt:
         media: in order.
         generation: the task's generation_kwargs.
         letters: those of the options where the text asks for one of them, else empty.
+        counts_missing: whether the task tells a question that was not asked from a wrong answer.
     """
 
     position: int
@@ -72,6 +82,7 @@ class Prompt:
     media: tuple[Medium, ...]
     generation: dict
     letters: str = ""
+    counts_missing: bool = False
 
     @property
     def text(self) -> str:
@@ -109,15 +120,49 @@ def read_request(position: int, request, documents: dict) -> Prompt:
             else:
                 raise InputError(f"{name}: content of type {part['type']!r}; allowed are text, {', '.join(KINDS)}.")
         conversation.append({"role": message["role"], "content": rendered})
-    prompt = Prompt(position, name, conversation, tuple(media), dict(generation))
+    checked = _known(generation, task)
+    prompt = Prompt(position, name, conversation, tuple(media), checked, counts_missing=task.startswith(TASK_PREFIX))
     options = document.get("options")
-    if options and prompt.text.endswith(ANSWER_REQUEST):
+    if isinstance(options, (list, tuple)) and prompt.text.endswith(ANSWER_REQUEST):
         return replace(prompt, letters=letters_of(options))
     return prompt
 
 
+def _known(generation: dict, task: str) -> dict:
+    """A task's generation_kwargs without those that only other adapters know, such as `image_aspect_ratio`.
+
+    Raises:
+        InputError: more than one answer to a question is asked for.
+    """
+    if generation.get("num_return_sequences", 1) != 1:
+        raise InputError(
+            f"{task} asks for num_return_sequences={generation['num_return_sequences']}; one answer a question is "
+            "scored, so leave it out of generation_kwargs and --gen_kwargs."
+        )
+    known = {name: value for name, value in generation.items() if name in _OWN_KWARGS or name in _generation_fields()}
+    others = tuple(sorted(generation.keys() - known.keys()))
+    if others:
+        _tell_left_out(task, others)
+    return known
+
+
+@functools.cache
+def _generation_fields() -> frozenset[str]:
+    from transformers import GenerationConfig
+
+    return frozenset(GenerationConfig().to_dict())
+
+
+@functools.cache
+def _tell_left_out(task: str, names: tuple[str, ...]) -> None:
+    """Once a task, not once a question."""
+    eval_logger.warning(f"{task}: generation_kwargs {', '.join(names)} are no arguments of generate and are left out.")
+
+
 def _source(part: dict, name: str) -> Any:
     source: Any = part.get("url", part.get(part["type"]))
+    if isinstance(source, bytearray):
+        source = bytes(source)
     if isinstance(source, os.PathLike):
         source = os.fspath(source)
     if isinstance(source, dict):
@@ -167,36 +212,39 @@ def _clip_ranks(prompts: Sequence[Prompt]) -> dict[int, int]:
     """For each prompt's position the rank of its clip by length, 0 for the longest.
 
     A clip is what a question with sound and sight shows together; prompts do not name it, since tasks of others know
-    none. Bytes stand for length, those of the sound first: frames are as many for each film.
+    none. Bytes stand for length, those of the sound first: frames are as many for each film. Then comes the text.
     """
     clip_of: dict[Hashable, int] = {}
     members: dict[int, int] = {}
-    sizes: dict[int, tuple[int, int]] = {}
+    sizes: dict[int, tuple[int, int, int]] = {}
     # Prompts with most media first: they tell which sound belongs to which sight.
     for prompt in sorted(prompts, key=lambda prompt: -len(prompt.media)):
         known = [clip_of[medium.file] for medium in prompt.media if medium.file in clip_of]
         clip = known[0] if known else prompt.position
-        sound, sight = sizes.get(clip, (0, 0))
+        sound, sight, text = sizes.get(clip, (0, 0, 0))
         for medium in prompt.media:
             if clip_of.setdefault(medium.file, clip) == clip:
                 size = medium.num_bytes
                 sound, sight = (max(sound, size), sight) if medium.kind == "audio" else (sound, max(sight, size))
-        members[prompt.position], sizes[clip] = clip, (sound, sight)
-    order = sorted(sizes, key=lambda clip: (sizes[clip], clip), reverse=True)
+        members[prompt.position], sizes[clip] = clip, (sound, sight, max(text, len(prompt.text)))
+    order = sorted(sizes, key=lambda clip: (*sizes[clip], clip), reverse=True)
     ranks = {clip: rank for rank, clip in enumerate(order)}
     return {position: ranks[clip] for position, clip in members.items()}
 
 
-def generation_arguments(given: dict) -> tuple[dict, list[str]]:
+def generation_arguments(given: Mapping[str, Any]) -> tuple[dict, list[str]]:
     """Arguments for `generate` and the strings at which an answer is cut, from a task's generation_kwargs.
 
     Without a word to the contrary decoding is greedy with at most 128 new tokens.
     """
     arguments = dict(given)
-    until = arguments.pop("until", None) or []
-    until = [until] if isinstance(until, str) else list(until)
+    until: list[str] = []
+    for name in ("until", "stop_sequences"):
+        given_stops = arguments.pop(name, None) or []
+        until += [given_stops] if isinstance(given_stops, str) else list(given_stops)
     limit = arguments.pop("max_gen_toks", None)
     arguments.setdefault("max_new_tokens", 128 if limit is None else limit)
+    arguments["num_return_sequences"] = 1  # a checkpoint's own may say more
     temperature = arguments.pop("temperature", None) or 0.0
     if temperature > 0 or arguments.get("do_sample"):
         arguments.update(do_sample=True, temperature=temperature or 1.0)

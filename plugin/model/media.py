@@ -79,18 +79,25 @@ def load_audio(
     return np.ascontiguousarray(waveform, dtype=np.float32)
 
 
-def load_image(source: str | os.PathLike | bytes, name: str | None = None):
+def load_image(source, name: str | None = None):
     """Decode a picture to a PIL image in RGB, upright as its EXIF says.
+
+    Args:
+        source: a path, the bytes of a file, or a PIL image, which may be decoded in part.
+        name: what errors call the source (default: its path).
 
     Raises:
         InputError: file missing, corrupt or truncated.
     """
     from PIL import Image, ImageOps
 
-    name = name or _name_of(source)
-    _check_exists(source, name)
+    given = isinstance(source, Image.Image)
+    name = name or ("the PIL image" if given else _name_of(source))
+    if not given:
+        _check_exists(source, name)
+        source = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        with contextlib.nullcontext(source) if given else Image.open(source) as image:
             with _refuse_truncated_images():
                 image.load()
             return ImageOps.exif_transpose(image).convert("RGB")
