@@ -11,6 +11,7 @@ import json
 import os
 from pathlib import Path
 
+from vaemotionllm.cli.launched import leave_ranks
 from vaemotionllm.data import collator, samplers
 from vaemotionllm.train import run as training
 from vaemotionllm.train import stage2_data
@@ -63,3 +64,4 @@ if __name__ == "__main__":
         mix_paths()
     record_batches(Path(values["output_dir"]).parent / f"media.{RANK}.json", [])
     training.run(build_config(training.CONFIGS[values["stage"]], values))
+    leave_ranks()
