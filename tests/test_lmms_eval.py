@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import benchmark_files
@@ -178,6 +179,39 @@ def test_media_in_memory_are_taken(model_folder, documents, alone):
         documents, to_messages=as_bytes, ids=[av]
     )
     assert [result.text for result in model.generate_until(requests)] == [alone[av]] * 2
+
+
+def test_media_in_memory_are_not_held_until_the_end(model_folder, documents, alone, monkeypatch):
+    """A task's pictures may be more than memory: each is there while its batch is prepared."""
+    rows = documents["artemo_all"]["test"]
+    chosen = [i for i, row in enumerate(rows) if row["image"] and not row["audio"]]
+    opened: list[weakref.ref] = []
+    most = 0
+
+    def to_messages(doc):
+        nonlocal most
+        picture = Image.open(doc["image"])
+        opened.append(weakref.ref(picture))
+        most = max(most, sum(known() is not None for known in opened))
+        text = {"type": "text", "text": artemo.doc_to_text(doc)}
+        return [{"role": "user", "content": [{"type": "image", "url": picture}, text]}]
+
+    model = VAEmotionLLM(pretrained=str(model_folder), device="cpu", workers=1)
+    model.task_dict = documents
+    results = model.generate_until(instances(documents, to_messages=to_messages, ids=chosen))
+    assert [result.text for result in results] == [alone[i] for i in chosen]
+    assert len(opened) == 2 * len(chosen) and len(chosen) >= 6 and most <= 3
+
+
+def test_a_row_that_cannot_be_read_ends_the_evaluation(model_folder):
+    class Rows:
+        def __getitem__(self, number):
+            raise OSError("the row cannot be decoded")
+
+    model = VAEmotionLLM(pretrained=str(model_folder), device="cpu")
+    model.task_dict = {"artemo_all": {"test": Rows()}}
+    with pytest.raises(RuntimeError, match="reading the questions failed with OSError: the row cannot be decoded"):
+        model.generate_until(instances(None, ids=[0]))
 
 
 def test_a_clip_is_decoded_once(model_folder, documents, monkeypatch):

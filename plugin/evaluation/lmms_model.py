@@ -137,6 +137,8 @@ class VAEmotionLLM(lmms):
                 )
         except InputError as error:
             stop(error)
+        except Exception as error:  # of the task, or of a row that its data set cannot decode
+            stop(RuntimeError(f"reading the questions failed with {type(error).__name__}: {error}"), FAILURE)
         if self.scoring == "options":
             count = sum(bool(prompt.letters) for prompt in prompts)
             eval_logger.info(f"{count} of {len(prompts)} questions are answered by their options' letters.")
@@ -183,7 +185,7 @@ class VAEmotionLLM(lmms):
     def _decode(self, medium: Medium):
         from ..data.media import load_audio, load_image, load_video
 
-        processor, source, start_s, end_s = self.processor, medium.source, medium.start_s, medium.end_s
+        processor, source, start_s, end_s = self.processor, medium.open(), medium.start_s, medium.end_s
         on_disk = isinstance(source, (str, bytes))
         if medium.kind == "image":
             if not on_disk and not isinstance(source, Image.Image):

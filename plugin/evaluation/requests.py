@@ -3,7 +3,7 @@
 import functools
 import json
 import os
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,12 +22,26 @@ _OWN_KWARGS = ("until", "stop_sequences", "max_gen_toks")
 
 @dataclass(frozen=True)
 class Medium:
-    """kind: "image", "video" or "audio". source: whatever the task gave: a path, bytes, an array with its rate, ..."""
+    """A picture, film or sound of a question.
+
+    Args:
+        kind: "image", "video" or "audio".
+        source: a path, or what the task gave in memory: bytes, a PIL image, a waveform with its rate.
+        start_s, end_s: the part to take, seconds.
+        fetch: gives the source anew, in place of `source`: what all questions have in memory may be more than there is.
+        size: bytes of what `fetch` gives.
+    """
 
     kind: str
     source: Any
     start_s: float | None = None
     end_s: float | None = None
+    fetch: Callable[[], Any] | None = None
+    size: int = 0
+
+    def open(self) -> Any:
+        """The source."""
+        return self.source if self.fetch is None else self.fetch()
 
     @property
     def key(self) -> tuple | None:
@@ -38,7 +52,7 @@ class Medium:
 
     @property
     def identity(self) -> Hashable:
-        """The key; for media in memory the object itself, as long as it is there."""
+        """The key; for media in memory this object itself, as long as it is there."""
         return self.key or id(self)
 
     @property
@@ -49,6 +63,8 @@ class Medium:
     @property
     def num_bytes(self) -> int:
         """Size as a stand-in for length: known without decoding."""
+        if self.fetch is not None:
+            return self.size
         if isinstance(self.source, str):
             try:
                 return os.path.getsize(self.source)
@@ -114,6 +130,11 @@ def read_request(position: int, request, documents: dict) -> Prompt:
                 rendered.append({"type": "text", "text": part["text"]})
             elif part["type"] in KINDS:
                 medium = Medium(part["type"], _source(part, name), part.get("start_time"), part.get("end_time"))
+                if medium.key is None:
+                    fetch = functools.partial(
+                        _fetch, doc_to_messages, documents[task][split], doc_id, len(media), name
+                    )
+                    medium = replace(medium, source=None, fetch=fetch, size=medium.num_bytes)
                 media.append(medium)
                 # The template only needs to know where a medium stands.
                 rendered.append({"type": part["type"]})
@@ -157,6 +178,13 @@ def _generation_fields() -> frozenset[str]:
 def _tell_left_out(task: str, names: tuple[str, ...]) -> None:
     """Once a task, not once a question."""
     eval_logger.warning(f"{task}: generation_kwargs {', '.join(names)} are no arguments of generate and are left out.")
+
+
+def _fetch(doc_to_messages: Callable, documents, doc_id: int, number: int, name: str) -> Any:
+    """The source of a document's medium by its number in the messages."""
+    messages = doc_to_messages(documents[doc_id])
+    parts = [part for message in messages if not isinstance(message["content"], str) for part in message["content"]]
+    return _source([part for part in parts if part["type"] in KINDS][number], name)
 
 
 def _source(part: dict, name: str) -> Any:
