@@ -28,7 +28,7 @@ class Medium:
         kind: "image", "video" or "audio".
         source: a path, or what the task gave in memory: bytes, a PIL image, a waveform with its rate.
         start_s, end_s: the part to take, seconds.
-        fetch: gives the source anew, in place of `source`: what all questions have in memory may be more than there is.
+        fetch: gives the source anew, in place of `source`: all questions' media may be more than memory.
         size: bytes of what `fetch` gives.
     """
 
@@ -117,7 +117,8 @@ def read_request(position: int, request, documents: dict) -> Prompt:
         InputError: the messages hold something that this model cannot be given; the item is named.
     """
     _, doc_to_messages, generation, doc_id, task, split = request.args
-    document = documents[task][split][doc_id]
+    rows = documents[task][split]
+    document = rows[doc_id]
     name = f"{task}, item {document.get('id', doc_id)!r}"
     conversation: list[dict] = []
     media: list[Medium] = []
@@ -131,9 +132,7 @@ def read_request(position: int, request, documents: dict) -> Prompt:
             elif part["type"] in KINDS:
                 medium = Medium(part["type"], _source(part, name), part.get("start_time"), part.get("end_time"))
                 if medium.key is None:
-                    fetch = functools.partial(
-                        _fetch, doc_to_messages, documents[task][split], doc_id, len(media), name
-                    )
+                    fetch = functools.partial(_fetch, doc_to_messages, rows, doc_id, len(media), name)
                     medium = replace(medium, source=None, fetch=fetch, size=medium.num_bytes)
                 media.append(medium)
                 # The template only needs to know where a medium stands.
@@ -180,9 +179,9 @@ def _tell_left_out(task: str, names: tuple[str, ...]) -> None:
     eval_logger.warning(f"{task}: generation_kwargs {', '.join(names)} are no arguments of generate and are left out.")
 
 
-def _fetch(doc_to_messages: Callable, documents, doc_id: int, number: int, name: str) -> Any:
+def _fetch(doc_to_messages: Callable, rows, doc_id: int, number: int, name: str) -> Any:
     """The source of a document's medium by its number in the messages."""
-    messages = doc_to_messages(documents[doc_id])
+    messages = doc_to_messages(rows[doc_id])
     parts = [part for message in messages if not isinstance(message["content"], str) for part in message["content"]]
     return _source([part for part in parts if part["type"] in KINDS][number], name)
 
