@@ -331,6 +331,36 @@ def test_what_lacks_for_want_of_the_benchmark_is_said(folder, tmp_path, monkeypa
     assert found is None and "the item 'clip-0-content-audio' of artemo_content_audio has another answer" in reason
 
 
+def test_a_later_run_of_other_tasks_hides_none(tmp_path, folder):
+    """Each task is of the newest file that has it; files of runs in different ways are refused."""
+    out = evaluate(tmp_path / "a", A)
+    evaluate(out, B, ["content_audio", "va_av"], date="20260102_030406")
+    (model,) = leaderboard.read_models([out]).values()
+    assert [path.name[:15] for path in model.runs] == ["20260102_030406", "20260102_030405"]
+    assert model.path.name == "20260102_030406_results.json" and "artemo_emotion_av" in model.results["configs"]
+    found = build(out)["models"]["model"]
+    assert set(found["cells"]) == set(CELLS) and set(found["va"]) == {"av"}
+    assert found["cells"]["content_audio"]["accuracy"] == pytest.approx(8 / 12), "of the newer file"
+    assert found["cells"]["emotion_audio"]["accuracy"] == pytest.approx(4 / 12), "of the older one"
+    assert len(found["pins"]["results_files"]) == 2
+    newest, older = (out / f"org__model/{name}_results.json" for name in ("20260102_030406", "20260102_030405"))
+    for file, arguments in ((older, "lmms-eval --tasks artemo"), (newest, "lmms-eval --tasks x")):
+        written = json.loads(file.read_text())
+        written["config"]["resolved_cli_args"] = {"tasks": arguments.split()[-1]}
+        file.write_text(json.dumps(written))
+    given = f"ARTEMO_DATASET={folder} lmms-eval --tasks"
+    assert build(out)["models"]["model"]["pins"]["command"] == f"{given} artemo\n{given} x"
+    written = json.loads(older.read_text())
+    written["config"]["model_args"] = "x=2"
+    older.write_text(json.dumps(written))
+    with pytest.raises(InputError, match="model_args 'x=2' and not 'x=1'") as caught:
+        leaderboard.read_models([out])
+    assert str(older) in str(caught.value) and str(newest) in str(caught.value)
+    # A file all of whose tasks were run again does not count.
+    evaluate(out, A, [*CELLS, "va_av"], date="20260102_030407")
+    assert len(leaderboard.read_models([out])["model"].runs) == 1
+
+
 def test_one_task_alone_is_reported(tmp_path):
     report = leaderboard.write(
         leaderboard.read_models([evaluate(tmp_path / "a", knows(0, 1), ["emotion_visual"])]), tmp_path / "report"

@@ -54,7 +54,7 @@ def pins_of(evaluation: Evaluation) -> dict[str, Any]:
         or ("none" if "system_instruction" in results else None),
         "chat_template_sha256": results.get("chat_template_sha"),
         "date": results.get("date"),
-        "results_file": str(evaluation.path),
+        "results_files": [str(path) for path in evaluation.runs],
         "command": command_of(evaluation),
         "tasks": {task: task_pins(evaluation, task) for task in evaluation.tasks},
     }
@@ -83,16 +83,23 @@ def prompt_hash(samples: Samples) -> str:
 
 
 def command_of(evaluation: Evaluation) -> str | None:
-    """The command that was run, None where the results file does not hold its arguments."""
-    given = evaluation.results["config"].get("resolved_cli_args")
-    if not isinstance(given, dict):
-        return None
-    words = ["lmms-eval"]
+    """The commands that were run, one a line, the oldest first; None where a results file does not hold them."""
+    folder = metadata_of(evaluation).get("benchmark_folder")
+    place = f"ARTEMO_DATASET={shlex.quote(str(folder))} " if folder else ""
+    lines = []
+    for results in reversed(evaluation.runs.values()):
+        given = results["config"].get("resolved_cli_args")
+        if not isinstance(given, dict):
+            return None
+        lines.append(place + shlex.join(["lmms-eval", *words_of(given)]))
+    return "\n".join(lines)
+
+
+def words_of(given: dict[str, Any]) -> list[str]:
+    """The words of a command that gives these arguments."""
+    words = []
     for name, default in _OPTIONS:
         value = given.get(name)
         if value is not None and value != default:
             words += [f"--{name}", ",".join(map(str, value)) if isinstance(value, list) else str(value)]
-    words += [f"--{name}" for name in _FLAGS if given.get(name)]
-    folder = metadata_of(evaluation).get("benchmark_folder")
-    place = f"ARTEMO_DATASET={shlex.quote(str(folder))} " if folder else ""
-    return place + shlex.join(words)
+    return words + [f"--{name}" for name in _FLAGS if given.get(name)]
