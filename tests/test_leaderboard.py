@@ -15,10 +15,11 @@ from test_lmms_eval import lmms_eval
 from vaemotionllm import InputError
 from vaemotionllm.benchmark import prompts, select
 from vaemotionllm.cli.main import main
-from vaemotionllm.evaluation import failures, leaderboard, leaderboard_plots
+from vaemotionllm.evaluation import failures, leaderboard, leaderboard_plots, plots
 from vaemotionllm.evaluation.benchmark_rows import find_rows
-from vaemotionllm.evaluation.figures import LIGHT
+from vaemotionllm.evaluation.figures import LIGHT, make_figure, most_frequent_mistake
 from vaemotionllm.evaluation.intervals import ccc, wilson
+from vaemotionllm.evaluation.results import Outcome
 
 CONTROLS = ("content_audio_silence", "emotion_audio_silence", "emotion_audio_mismatch", "emotion_blind")
 
@@ -199,6 +200,33 @@ def test_the_envelope_of_a_sound():
     assert len(failures.envelope(np.zeros(2, dtype=np.float32))[0]) == 2
 
 
+def test_no_name_is_a_formula():
+    """A dollar sign, as in "$5", begins no mathematics."""
+    names = ["_a$b_", "x{y}$^$", "$\\frac$", "{"]
+    outcomes = [outcome(f"i{i}", name, names[0], names) for i, name in enumerate(names)]
+    made = make_figure("f", "T", lambda c: plots.draw_confusion(outcomes, "av", c), "", "", "")
+    assert made.png[:4] == b"\x89PNG" and all(f">{name}<" in made.svg for name in names)
+    cell = {"accuracy": 0.5, "ci95": [0.4, 0.6], "chance": 0.25}
+    sounds = {name: {"own": {"content": cell}} for name in names}
+    assert all(f">{n}<" in make_figure("f", "T", lambda c: leaderboard_plots.draw_controls(sounds, c), "", "", "").svg
+               for n in names)  # fmt: skip
+
+
+def test_a_label_called_none_is_an_option():
+    outcomes = [outcome("a", "none", "none"), outcome("b", "x", None), outcome("c", "none", "none")]
+    labels, columns, counts = plots.confusion(outcomes)
+    assert (labels, columns) == (["none", "x"], ["none", "x", "no option"])
+    assert counts.tolist() == [[2, 0, 0], [0, 0, 1]]
+    assert most_frequent_mistake(outcomes) == "the most frequent mistake is no option chosen where x is right, 1 time"
+    assert most_frequent_mistake(outcomes[:1]) == "no mistake"
+    wrong = [outcome(str(i), "x", "none") for i in range(2)]
+    assert most_frequent_mistake(wrong) == "the most frequent mistake is x taken for none, 2 times"
+
+
+def outcome(item_id, answer, predicted, options=("none", "x")):
+    return Outcome(item_id, item_id, answer, predicted, float(answer == predicted), tuple(options))
+
+
 def test_options_are_read_from_the_prompt():
     for options in (["x", "y"], ["A. a", "two\nlines", "B. b"], [f"o{i}" for i in range(26)]):
         question = "A. is no option here\nWhich?"
@@ -242,7 +270,7 @@ def test_questions_that_were_not_asked_are_no_answers(tmp_path):
     found = report["models"]["model"]
     cell = found["cells"]["emotion_audio"]
     assert (cell["accuracy"], cell["missing"]) == pytest.approx((11 / 12, 1 / 12)) and cell["unparsable"] == 0
-    assert "none" not in found["confusion"]["emotion_audio"]["columns"]
+    assert "no option" not in found["confusion"]["emotion_audio"]["columns"]
     assert "model was not asked 6 questions" in report["notices"][0]
     text = (tmp_path / "report/report.md").read_text()
     assert "missing: 8.3%" in text and "No wrong answer in the cells" in text

@@ -214,7 +214,7 @@ def _grouped(outcomes: Iterable[Outcome], names: Iterable[str]) -> dict[str, lis
 def confusion_of(outcomes: Sequence[Outcome]) -> dict:
     """Counts of (true label, chosen option), without the questions that were not asked.
 
-    The column "none" are the answers that name no option.
+    A column "no option" behind those of the labels are the answers that name none.
     """
     labels, columns, counts = confusion(outcome for outcome in outcomes if not outcome.missing)
     return {"labels": labels, "columns": columns, "counts": counts.tolist()}
