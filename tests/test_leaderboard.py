@@ -389,6 +389,37 @@ def test_a_later_run_of_other_tasks_hides_none(tmp_path, folder):
     assert len(leaderboard.read_models([out])["model"].runs) == 1
 
 
+def test_another_benchmark_is_refused(folder, tmp_path):
+    """By the hash of its items where the results state it, else by what was asked, in every task with options."""
+
+    def other(name, **entries):
+        rows = benchmark_files.read_items(folder)
+        rows[0] |= entries  # by sound; asked in the circular and the blind task too
+        place = shutil.copytree(folder, tmp_path / name)
+        benchmark_files.write_items(place, rows)
+        return str(place)
+
+    film = other("form", art_form="opera")
+    question = other("question", question="Which sound is that?")
+    options = other("options", options=["rain", "fire", "wind", "a gong"], answer="rain")
+    tasks = (["content_audio"], ["content_audio_circular"], ["content_blind"])
+    for number, asked in enumerate(tasks):
+        out = evaluate(tmp_path / str(number), A, asked)
+        models = list(leaderboard.read_models([out]).values())
+        with pytest.raises(InputError, match="the hash of its items is [0-9a-f]{16} and not [0-9a-f]{16}"):
+            find_rows(models, film)
+        change(out, configs=lambda of: {t: {"metadata": without_hash(c["metadata"])} for t, c in of.items()})
+        old = list(leaderboard.read_models([out]).values())
+        assert find_rows(old, film)[0].items, "an older result cannot tell"
+        for place, said in ((question, "another question"), (options, "other options")):
+            with pytest.raises(InputError, match=f"the item 'clip-0-content-audio' of .* has .*{said} there"):
+                find_rows(old, place)
+
+
+def without_hash(metadata):
+    return {name: value for name, value in metadata.items() if name != "benchmark_sha256"}
+
+
 def test_one_task_alone_is_reported(tmp_path):
     report = leaderboard.write(
         leaderboard.read_models([evaluate(tmp_path / "a", knows(0, 1), ["emotion_visual"])]), tmp_path / "report"

@@ -20,18 +20,19 @@ from .results import ASPECTS, CELLS, PATHS, Outcome, PathPredictions
 from .task_samples import Evaluation, Samples
 
 FOLLOWS = ("follows_sight", "follows_sound", "neither", "unparsable", "missing")
-# Name in the report -> task, for all tasks with a right answer among options, each asked once.
+# Name in the report -> task.
 CELL_TASKS = {cell: f"artemo_{cell}" for cell in CELLS}
 CONTROL_TASKS = {
     **{kind: {aspect: f"artemo_{aspect}_audio_{kind}" for aspect in ASPECTS} for kind in KINDS},
     "blind": {aspect: f"artemo_{aspect}_blind" for aspect in ASPECTS},
 }
+# Of these each question has a right answer and is asked once.
+ASKED_ONCE = (*CELL_TASKS.values(), *(task for tasks in CONTROL_TASKS.values() for task in tasks.values()))
 CIRCULAR_TASKS = {cell: f"artemo_{cell}_circular" for cell in CELLS}
 VA_TASKS = {path: f"artemo_va_{path}" for path in PATHS}
 CONFLICT_TASK = "artemo_conflict"
 KNOWN_TASKS = {
-    *CELL_TASKS.values(),
-    *(task for tasks in CONTROL_TASKS.values() for task in tasks.values()),
+    *ASKED_ONCE,
     *CIRCULAR_TASKS.values(),
     *VA_TASKS.values(),
     CONFLICT_TASK,
