@@ -258,6 +258,38 @@ def test_what_is_not_of_one_kind_is_said_above_the_leaderboard(tmp_path):
     assert "other answered a part of the questions only (--limit): 12 of 20 in artemo_content_audio" in notices
 
 
+def test_models_that_were_not_run_alike_are_named(tmp_path):
+    outs = evaluate(tmp_path / "a", A), evaluate(tmp_path / "b", B, model="other")
+    alike = {"num_frames": 8, "sampling_rate_hz": 16_000, "max_audio_s": 30.0, "use_adapter": True}
+    ways = {"num_frames": 4, "sampling_rate_hz": 8_000, "max_audio_s": 10.0, "use_adapter": False}
+
+    def run(out, facts, system, template, shots):
+        def with_run(configs):
+            return {t: {"metadata": {**of["metadata"], "run": facts}} for t, of in configs.items()}
+
+        change(out, configs=with_run, system_instruction=lambda _: system, chat_template_sha=lambda _: template,
+               **{"n-shot": lambda _: dict.fromkeys((f"artemo_{cell}" for cell in CELLS), shots)})  # fmt: skip
+
+    run(outs[0], alike, None, None, 0)
+    run(outs[1], alike | {"device": "cuda:0"}, None, None, 0)
+    assert build(*outs)["notices"] == [], "a device changes no question"
+    run(outs[1], ways, "Be brief." + 50 * ".", "abc", 2)
+    assert build(*outs)["notices"] == [
+        f"The models were not run alike ({words})."
+        for words in (
+            f"system instruction: model none, other Be brief.{31 * '.'}...",
+            "hash of the chat template: model none, other abc",
+            "examples before a question: model 0, other 2",
+            "frames of a film, at most: model 8, other 4",
+            "sampling rate, Hz: model 16000, other 8000",
+            "longest sound, s: model 30.0, other 10.0",
+            "use_adapter: model True, other False",
+        )
+    ]
+    run(outs[1], {}, None, None, 0)
+    assert build(*outs)["notices"] == [], "what is not stated cannot be compared"
+
+
 def test_questions_that_were_not_asked_are_no_answers(tmp_path):
     """What the tasks write with on_error=report: the score 0, `missing` 1 and `unparsable` 0."""
     out = evaluate(tmp_path / "a", lambda task, doc: "A" if doc["clip_id"] != "clip-2" else "(missing)")

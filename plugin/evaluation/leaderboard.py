@@ -14,6 +14,7 @@ from .benchmark_rows import BenchmarkRows, find_rows
 from .compare import as_json, compare_task, refuse_missing_items
 from .leaderboard_pins import metadata_of, pins_of
 from .leaderboard_scores import CELL_TASKS, VA_TASKS, missing_of, scores_of
+from .leaderboard_words import WAY_WORDS
 from .task_samples import Evaluation, read_evaluation
 
 FORMAT = 1
@@ -107,6 +108,11 @@ def notices(models: Mapping[str, Evaluation], pins: Mapping[str, dict]) -> list[
     if len(scoring) > 1:
         each = "; ".join(f"{name}: {', '.join(labels)}" for name, labels in scoring.items())
         found.append(f"The models were scored in different ways ({each}), and such scores do not compare.")
+    for name, words in WAY_WORDS.items():
+        stated = {label: of[name] for label, of in pins.items() if of[name] is not None}
+        if len(set(stated.values())) > 1:
+            each = ", ".join(f"{label} {cut_short(str(value))}" for label, value in stated.items())
+            found.append(f"The models were not run alike ({words}: {each}).")
     unstated = [label for label, of in pins.items() if not of["benchmark"]["sha256"]]
     if unstated:
         found.append(f"The results of {', '.join(unstated)} do not state the revision of the data.")
@@ -136,6 +142,10 @@ def notices(models: Mapping[str, Evaluation], pins: Mapping[str, dict]) -> list[
                 f"{facts['documents_of_task']} in {cut[0]}" + (f", and {len(cut) - 1} more tasks." if cut[1:] else ".")
             )
     return found
+
+
+def cut_short(value: str) -> str:
+    return value if len(value) <= LONGEST_NAME else f"{value[:LONGEST_NAME]}..."
 
 
 def write(models: Mapping[str, Evaluation], out: Path, benchmark: str | None = None) -> dict[str, Any]:

@@ -25,6 +25,7 @@ def pins_of(evaluation: Evaluation) -> dict[str, Any]:
     results = evaluation.results
     config, first = results["config"], metadata_of(evaluation)
     run = first.get("run") or {}
+    shots = results.get("n-shot") or {}
     return {
         "model": evaluation.model,
         "model_args": evaluation.model_args,
@@ -49,10 +50,16 @@ def pins_of(evaluation: Evaluation) -> dict[str, Any]:
         "batch_size": config.get("batch_size"),
         "limit": config.get("limit"),
         "seeds": {name: config.get(name) for name in SEEDS},
-        # lmms-eval states it always, as null where there is none.
-        "system_instruction": results.get("system_instruction")
-        or ("none" if "system_instruction" in results else None),
-        "chat_template_sha256": results.get("chat_template_sha"),
+        # lmms-eval states both always, as null where there is none.
+        **{
+            name: results.get(key) or ("none" if key in results else None)
+            for name, key in (
+                ("system_instruction", "system_instruction"),
+                ("chat_template_sha256", "chat_template_sha"),
+            )
+        },
+        "num_fewshot": ", ".join(str(n) for n in sorted({shots[task] for task in evaluation.tasks if task in shots}))
+        or None,
         "date": results.get("date"),
         "results_files": [str(path) for path in evaluation.runs],
         "command": command_of(evaluation),

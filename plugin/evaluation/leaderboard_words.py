@@ -17,6 +17,13 @@ FOLLOW_WORDS = {
 CELL_WORDS = {f"{aspect}_{path}": f"{aspect}, {PATH_WORDS[path]}" for aspect in ASPECTS for path in PATHS}
 SHORT_WORDS = {f"{aspect}_{path}": f"{aspect}, {plots.PATH_LABELS[path]}" for aspect in ASPECTS for path in PATHS}
 
+# Facts of a run that change its answers, as the pins call them: where they differ, figures do not compare.
+WAY_WORDS = {
+    "system_instruction": "system instruction", "chat_template_sha256": "hash of the chat template",
+    "num_fewshot": "examples before a question", "num_frames": "frames of a film, at most",
+    "sampling_rate_hz": "sampling rate, Hz", "max_audio_s": "longest sound, s", "use_adapter": "use_adapter",
+}  # fmt: skip
+
 
 def score_parts(cell: dict) -> tuple[str, str, str]:
     """An accuracy, its interval, and the shares of answers without an option and of missing ones, where there are."""

@@ -65,7 +65,8 @@ class Evaluation:
 
     Args:
         path: the newest results file.
-        results: what it holds; of the tasks that stand in older files alone, their configs and numbers of samples too.
+        results: what it holds; of the tasks that stand in older files alone, their configs, numbers of samples and of
+            shots too.
         runs: results file -> what it holds, newest first, of the runs that gave the tasks.
     """
 
@@ -109,8 +110,8 @@ def read_evaluation(path: Path) -> Evaluation:
     newest, results = next(iter(runs.items()))
     # The newest last, so that its entries count.
     parts = {
-        name: {task: of for older in reversed(runs.values()) for task, of in older[name].items()}
-        for name in ("configs", "n-samples")
+        name: {task: of for older in reversed(runs.values()) for task, of in older.get(name, {}).items()}
+        for name in ("configs", "n-samples", "n-shot")
     }
     model, model_args = str(results["config"]["model"]), str(results["config"]["model_args"])
     return Evaluation(newest, model, model_args, dict(sorted(samples.items())), {**results, **parts}, runs)
