@@ -15,7 +15,7 @@ from test_lmms_eval import lmms_eval
 from vaemotionllm import InputError
 from vaemotionllm.benchmark import prompts, select
 from vaemotionllm.cli.main import main
-from vaemotionllm.evaluation import failures, leaderboard, leaderboard_plots, plots
+from vaemotionllm.evaluation import failures, leaderboard, leaderboard_pins, leaderboard_plots, plots
 from vaemotionllm.evaluation.benchmark_rows import find_rows
 from vaemotionllm.evaluation.figures import LIGHT, make_figure, most_frequent_mistake
 from vaemotionllm.evaluation.intervals import ccc, wilson
@@ -450,6 +450,35 @@ def test_another_benchmark_is_refused(folder, tmp_path):
 
 def without_hash(metadata):
     return {name: value for name, value in metadata.items() if name != "benchmark_sha256"}
+
+
+def test_the_command_holds_what_changes_an_answer():
+    """lmms-eval's own parser makes of it the arguments that it was made from."""
+    words = [
+        "--model", "m", "--model_args", "a=1", "--tasks", "artemo", "--limit", "192", "--offset", "3",
+        "--num_fewshot", "2", "--launcher_args", "port=1", "--system_instruction", "Be brief.",
+        "--apply_chat_template", "--include_path", "more tasks", "--reasoning_tags", '[["<t>", "</t>"]]',
+        "--predict_only", "--seed", "1,2,3,4", "--trust_remote_code", "--repeats", "5",
+    ]  # fmt: skip
+    silent = ["--verbosity", "DEBUG", "--use_cache", "c", "--wandb_args", "key=secret", "--power", "0.9"]
+    given = leaderboard_pins.words_of(resolved([*words, *silent]))
+    assert sorted(given) == sorted(words) and resolved(given) == resolved(words)
+    assert leaderboard_pins.words_of(resolved(["--model", "m", "--limit", "0.5"])) == [
+        "--model",
+        "m",
+        "--limit",
+        "0.5",
+    ]
+    assert leaderboard_pins.words_of({"model": "m", "batch_size": 1, "new": 3}) == ["--model", "m", "--new", "3"]
+
+
+def resolved(words):
+    """What the results file holds of a command's arguments."""
+    from lmms_eval.__main__ import parse_eval_args
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["lmms-eval", *words])
+        return json.loads(json.dumps(vars(parse_eval_args()[1])))
 
 
 def test_one_task_alone_is_reported(tmp_path):

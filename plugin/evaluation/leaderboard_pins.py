@@ -11,13 +11,20 @@ from typing import Any
 from .task_samples import Evaluation, Samples
 
 SEEDS = ("random_seed", "numpy_seed", "torch_seed", "fewshot_seed")
-# What a model is asked with; named in the command only where it is not lmms-eval's default.
-_OPTIONS = (
-    ("model", None), ("model_args", ""), ("tasks", None), ("batch_size", None), ("gen_kwargs", ""), ("limit", None),
-    ("offset", 0), ("num_fewshot", None), ("system_instruction", None), ("device", None), ("max_tokens", None),
-    ("seed", [0, 1234, 1234, 1234]), ("output_path", None),
-)  # fmt: skip
-_FLAGS = ("apply_chat_template", "fewshot_as_multiturn", "force_simple", "log_samples")
+# lmms-eval's defaults that are not None, False or "" (0.7): such arguments need no word in the command.
+_DEFAULTS: dict[str, Any] = {
+    "batch_size": "1", "offset": 0, "seed": [0, 1234, 1234, 1234], "repeats": 1,
+    "reasoning_tags": '[["<think>", "</think>"], ["<analysis>", "</analysis>"]]',
+}  # fmt: skip
+# Arguments that change no answer: where and what is logged, caches, and statistics that are made afterwards.
+_LEFT_OUT = {
+    "agentic_trace_mode", "alpha", "baseline", "cache_requests", "check_integrity", "config", "correlation",
+    "effect_size", "hf_hub_log_args", "log_samples_suffix", "power", "power_analysis", "process_docs_parallel",
+    "show_config", "std_a", "std_b", "swanlab_args", "swanlab_log_samples", "timezone", "tui", "use_cache",
+    "verbosity", "wandb_args", "wandb_log_samples", "write_out",
+}  # fmt: skip
+# These first, in this order; the others in that of the file.
+_FIRST = ("model", "model_args", "tasks", "batch_size", "gen_kwargs", "limit")
 
 
 def pins_of(evaluation: Evaluation) -> dict[str, Any]:
@@ -103,10 +110,22 @@ def command_of(evaluation: Evaluation) -> str | None:
 
 
 def words_of(given: dict[str, Any]) -> list[str]:
-    """The words of a command that gives these arguments."""
+    """The words of a command that gives these arguments, without those that are defaults or change no answer."""
     words = []
-    for name, default in _OPTIONS:
+    for name in dict.fromkeys((*_FIRST, *given)):
         value = given.get(name)
-        if value is not None and value != default:
-            words += [f"--{name}", ",".join(map(str, value)) if isinstance(value, list) else str(value)]
-    return words + [f"--{name}" for name in _FLAGS if given.get(name)]
+        # 0 is a value: `--num_fewshot 0` is not the default.
+        if name in _LEFT_OUT or value is None or value is False or value == "":
+            continue
+        if name in _DEFAULTS and _word(value) == _word(_DEFAULTS[name]):
+            continue
+        words += [f"--{name}"] if value is True else [f"--{name}", _word(value)]
+    return words
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, list):
+        nested = any(isinstance(part, list) for part in value)
+        return json.dumps(value) if nested else ",".join(map(str, value))
+    # `--limit` is a float, of which a whole one is a number of questions.
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
