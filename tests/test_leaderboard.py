@@ -122,7 +122,7 @@ def test_controls_circular_conflict_and_the_plane(tmp_path):
     assert of["n"] > 2 and of["follows_sight"]["value"] + of["unparsable"]["value"] == pytest.approx(1)
     assert of["follows_sound"]["value"] == of["neither"]["value"] == of["missing"]["value"] == 0
     circular = found["circular"]["emotion_audio"]
-    assert (circular["accuracy"], circular["single"], circular["chance"]) == (0, 0.25, 4**-4)
+    assert (circular["accuracy"], circular["single"], circular["chance"]) == (0, 0.25, 0.25)
     va = found["va"]["av"]
     assert (va["ccc_valence"], va["answered"], va["n"]) == (pytest.approx(1, abs=1e-12), 11, 12)
     rows = {
@@ -133,6 +133,7 @@ def test_controls_circular_conflict_and_the_plane(tmp_path):
     assert va["rmse_arousal"] == pytest.approx(float(np.sqrt(np.mean((2 * true) ** 2))), abs=1e-9)
     assert va["unparsable"] == pytest.approx(1 / 12)
     text = (tmp_path / "report/report.md").read_text()
+    assert "| the same option each time | 25.0% |" in text
     assert "![Valence and arousal, stated against true, model" in text and "| model, picture | not run |" in text
     assert "| model, sound | not defined |" in text and "100.0% of 12 |" in text
     written = json.loads((tmp_path / "report/report.json").read_text())
@@ -320,6 +321,9 @@ def test_bad_input_is_named(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert "no *_results.json of lmms-eval" in refused(tmp_path / "empty", out=False)
     assert "--out is missing" in refused(first, out=False)
+    assert f"there is no {tmp_path / 'nowhere'};" in refused(tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    assert "the report cannot be written into" in refused(first, "--out", tmp_path / "file/report", out=False)
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo/steps.json").write_text("{}")
     assert "holds results of lmms-eval and" in refused(first, tmp_path / "demo")
@@ -479,6 +483,15 @@ def resolved(words):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["lmms-eval", *words])
         return json.loads(json.dumps(vars(parse_eval_args()[1])))
+
+
+def test_the_same_option_under_every_rotation_is_right_by_chance(tmp_path):
+    def deaf(task, doc):
+        return "ABCD"[doc["options"].index("joyful")]
+
+    found = build(evaluate(tmp_path / "a", deaf, ["emotion_audio_circular"]))["models"]["model"]
+    circular = found["circular"]["emotion_audio"]
+    assert circular["accuracy"] == circular["chance"] == 0.25, "right where joyful is right, of four emotions"
 
 
 def test_one_task_alone_is_reported(tmp_path):

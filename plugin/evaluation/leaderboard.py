@@ -161,7 +161,7 @@ def write(models: Mapping[str, Evaluation], out: Path, benchmark: str | None = N
 
     Raises:
         InputError: `benchmark` is not the one that was asked, or matplotlib is not installed; nothing has been written
-            then.
+            then. Or the folder cannot be written.
     """
     from . import leaderboard_text, report_blocks
     from .figures import require_matplotlib
@@ -177,9 +177,14 @@ def write(models: Mapping[str, Evaluation], out: Path, benchmark: str | None = N
         out / "report.html": report_blocks.to_html(leaderboard_text.title(report), blocks).encode(),
         **{out / "figures" / name: content for name, content in report_blocks.files_of(blocks).items()},
     }
-    (out / "figures").mkdir(parents=True, exist_ok=True)
-    for path, content in files.items():
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
+    try:
+        (out / "figures").mkdir(parents=True, exist_ok=True)
+        for path, content in files.items():
+            temporary = path.with_name(path.name + ".tmp")
+            temporary.write_bytes(content)
+            os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(
+            f"the report cannot be written into {out} ({error}); name another folder by --out."
+        ) from error
     return report

@@ -140,7 +140,8 @@ def conflict_scores(samples: Samples) -> dict:
 def circular_scores(samples: Samples) -> dict:
     """Share of the items that are right under every rotation, and the accuracy of the single rotations.
 
-    `chance` is that of a model that draws a letter each time: n options are hit n times in a row with 1 / n^n.
+    `chance` is 1 / n, that of a model without sight and hearing that says the same one of n options each time. One
+    that draws a letter each time is right n times in a row with 1 / n^n only.
     """
     value, ci95 = samples.score()
     rows = [row for group in samples.rows.values() for row in group]
@@ -148,7 +149,7 @@ def circular_scores(samples: Samples) -> dict:
         "accuracy": value,
         "ci95": list(ci95),
         "n": len(samples.items),
-        "chance": float(np.mean([len(group) ** -float(len(group)) for group in samples.rows.values()])),
+        "chance": float(np.mean([1 / len(group) for group in samples.rows.values()])),
         "single": sum(row["accuracy"] for row in rows) / len(rows),
         "unparsable": samples.unparsable,
         "missing": missing_of(samples) / len(rows),

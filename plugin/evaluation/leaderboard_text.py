@@ -46,7 +46,8 @@ CONFLICT_NOTE = (
 )
 CIRCULAR_NOTE = (
     "Right under every rotation of the options, and below it the accuracy of the single rotations. A model that "
-    "prefers a letter loses here."
+    "prefers a letter loses here. The same one of n options each time, whatever its letter, is right in 1/n of the "
+    "questions; a letter drawn anew each time in 1/n^n."
 )
 
 
@@ -235,7 +236,8 @@ def circular(entries: Mapping[str, dict]) -> list[Block]:
         rows.append(cells)
     first = [next(e["circular"][cell] for e in entries.values() if cell in e["circular"]) for cell in shown]
     references: list[list[Cell]] = [
-        ["chance", *(percent(of["chance"]) for of in first)], ["questions", *(str(of["n"]) for of in first)]
+        ["the same option each time", *(percent(of["chance"]) for of in first)],
+        ["questions", *(str(of["n"]) for of in first)]
     ]  # fmt: skip
     return [
         *found,
