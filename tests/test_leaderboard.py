@@ -494,6 +494,23 @@ def test_the_same_option_under_every_rotation_is_right_by_chance(tmp_path):
     assert circular["accuracy"] == circular["chance"] == 0.25, "right where joyful is right, of four emotions"
 
 
+def test_a_report_takes_the_place_of_its_own_kind_alone(tmp_path, capsys):
+    outs = evaluate(tmp_path / "a", A), evaluate(tmp_path / "b", B, model="other")
+    place = tmp_path / "report"
+    report = leaderboard.write(leaderboard.read_models(outs), place)
+    (place / "figures/mine.png").write_bytes(b"")
+    assert report["figures"] == sorted({p.name for p in (place / "figures").iterdir()} - {"mine.png"})
+    assert "confusion_2_emotion_av.png" in report["figures"]
+    one = leaderboard.write(leaderboard.read_models(outs[:1]), place)
+    assert "confusion_2_emotion_av.png" not in one["figures"] and "cells.png" in one["figures"]
+    assert {p.name for p in (place / "figures").iterdir()} == {*one["figures"], "mine.png"}
+    (place / "steps.json").write_text("{}")
+    before = (place / "report.json").read_bytes()
+    assert main(["report", str(outs[1]), "--out", str(place)]) == 2
+    assert "the folder of a finished `vaemotionllm demo`" in capsys.readouterr().err
+    assert (place / "report.json").read_bytes() == before
+
+
 def test_one_task_alone_is_reported(tmp_path):
     report = leaderboard.write(
         leaderboard.read_models([evaluate(tmp_path / "a", knows(0, 1), ["emotion_visual"])]), tmp_path / "report"
