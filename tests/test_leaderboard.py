@@ -15,7 +15,15 @@ from test_lmms_eval import lmms_eval
 from vaemotionllm import InputError
 from vaemotionllm.benchmark import prompts, select
 from vaemotionllm.cli.main import main
-from vaemotionllm.evaluation import failures, leaderboard, leaderboard_pins, leaderboard_plots, plots
+from vaemotionllm.evaluation import (
+    failures,
+    leaderboard,
+    leaderboard_answers,
+    leaderboard_pins,
+    leaderboard_plots,
+    leaderboard_words,
+    plots,
+)
 from vaemotionllm.evaluation.benchmark_rows import find_rows
 from vaemotionllm.evaluation.figures import LIGHT, make_figure, most_frequent_mistake
 from vaemotionllm.evaluation.intervals import ccc, wilson
@@ -135,7 +143,7 @@ def test_controls_circular_conflict_and_the_plane(tmp_path):
     text = (tmp_path / "report/report.md").read_text()
     assert "| the same option each time | 25.0% |" in text
     assert "![Valence and arousal, stated against true, model" in text and "| model, picture | not run |" in text
-    assert "| model, sound | not defined |" in text and "100.0% of 12 |" in text
+    assert "| model, sound | not defined |" in text and "100.0% 0 of 12 answered |" in text
     written = json.loads((tmp_path / "report/report.json").read_text())
     assert written["models"]["model"]["va"]["audio"]["ccc"] is None, "not defined, and not a number"
 
@@ -509,6 +517,23 @@ def test_a_report_takes_the_place_of_its_own_kind_alone(tmp_path, capsys):
     assert main(["report", str(outs[1]), "--out", str(place)]) == 2
     assert "the folder of a finished `vaemotionllm demo`" in capsys.readouterr().err
     assert (place / "report.json").read_bytes() == before
+
+
+def test_few_answers_are_said_as_they_are():
+    cell = {"accuracy": 1.0, "ci95": [0.9, 1.0], "unparsable": 1 / 2304, "missing": 0.0005}
+    assert leaderboard_words.score_parts(cell)[2] == "no option: <0.1%, missing: 0.1%"
+    names = [f"{metric}_{d}" for metric in ("ccc", "pearson", "rmse") for d in ("valence", "arousal")]
+    of = dict.fromkeys(["ccc", *names], 0.5)
+    of |= {"n": 192, "unparsable": 190 / 192, "missing": 0, "ccc_ci95": [0.5, 0.5]}
+    few, enough = (leaderboard_answers.va_cells(of | {"answered": n}) for n in (2, 10))
+    assert few[0] == "0.50" and enough[0] == ("0.50", "[0.50, 0.50]")
+    assert few[-1] == ("99.0%", "2 of 192 answered", "")
+
+
+def test_a_long_sound_is_said_to_be_cut():
+    for seconds, said in ((31, "first 30 of 31 s (peak 0.50 of full scale)"), (30, "time, s (peak")):
+        drawn = failures.draw_waveform(np.full(seconds * failures.RATE_HZ, 0.5, dtype=np.float32), LIGHT)
+        assert drawn.axes[0].get_xlabel().startswith(said) and drawn.axes[0].get_xlim() == (0, 30)
 
 
 def test_one_task_alone_is_reported(tmp_path):

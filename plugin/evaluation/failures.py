@@ -1,7 +1,7 @@
 """Wrong answers for the reader to see: the question, a thumbnail, the waveform, what was said.
 
 The choice follows a rule, not an eye: of each cell the first wrong answer in the benchmark's order about a clip that
-is not shown yet.
+is not shown yet; where all of them are, the first.
 """
 
 import base64
@@ -122,7 +122,7 @@ def waveform(rows: BenchmarkRows, item: dict, name: str) -> Figure | None:
     return make_figure(
         f"{name}_sound",
         f"Waveform of {item['clip_id']}",
-        lambda c: draw_waveform(sound[: int(MAX_S * RATE_HZ)], c),
+        lambda c: draw_waveform(sound, c),
         "Waveform, time in seconds, as high as its peak.",
         f"{len(sound) / RATE_HZ:.1f} s of sound, peak {np.abs(sound).max(initial=0):.2f} of full scale",
         "",
@@ -143,7 +143,8 @@ def envelope(sound: np.ndarray, bins: int = BINS) -> tuple[np.ndarray, np.ndarra
 
 
 def draw_waveform(sound: np.ndarray, c: dict):
-    """The envelope of a sound of shape (samples,), -1 to 1, over seconds, as high as its peak."""
+    """The envelope of a sound of shape (samples,), -1 to 1, over seconds, as high as its peak; its first `MAX_S`."""
+    whole_s, sound = len(sound) / RATE_HZ, sound[: int(MAX_S * RATE_HZ)]
     figure, (axis,) = axes_of(1, 1, 3.4, 0.95, c)
     low, high = envelope(sound)
     times_s = (np.arange(len(low)) + 0.5) * len(sound) / RATE_HZ / len(low)
@@ -153,7 +154,8 @@ def draw_waveform(sound: np.ndarray, c: dict):
     axis.set_ylim(-max(peak, 1e-3), max(peak, 1e-3))
     axis.set_xlim(0, len(sound) / RATE_HZ)
     axis.set_yticks([])
-    axis.set_xlabel(f"time, s (peak {peak:.2f} of full scale)")
+    time = f"first {MAX_S:.0f} of {whole_s:.0f} s" if whole_s > MAX_S else "time, s"
+    axis.set_xlabel(f"{time} (peak {peak:.2f} of full scale)")
     return figure
 
 

@@ -23,7 +23,7 @@ from .leaderboard_words import (
 )
 from .plots import PATH_LABELS
 from .report_blocks import Block, Cell, Heading, Pictures, Table, Text
-from .report_words import PATH_WORDS, percent, span, two
+from .report_words import PATH_WORDS, percent, small_share, span, two
 from .results import ASPECTS, CELLS, PATHS
 from .task_samples import Evaluation
 
@@ -156,7 +156,7 @@ def gains(entries: Mapping[str, dict]) -> list[Block]:
                 cells.append(difference(found) if found else empty)
         rows.append(cells)
     reasons = dict.fromkeys(
-        f"{label}, {aspect}: {reason}."
+        f"{label}, {aspect}: {reason.rstrip('.')}."
         for label, entry in entries.items()
         for aspect, reason in entry["gains_undefined"].items()
     )
@@ -214,7 +214,7 @@ def controls(entries: Mapping[str, dict]) -> list[Block]:
         rows = []
         for label, entry in entries.items():
             of = entry["conflict"]
-            cells = [(percent(of[name]["value"]), span(of[name]["ci95"])) if of else NOT_RUN for name in FOLLOWS]
+            cells = [(small_share(of[name]["value"]), span(of[name]["ci95"])) if of else NOT_RUN for name in FOLLOWS]
             rows.append([label, *cells, str(of["n"]) if of else ""])
         found += [Table(["", *FOLLOW_WORDS.values(), "questions"], rows), Text(CONFLICT_NOTE, "small")]
     else:

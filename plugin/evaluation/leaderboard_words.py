@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from . import plots
 from .report_blocks import Cell
-from .report_words import CONTROL_WORDS, PATH_WORDS, percent, span
+from .report_words import CONTROL_WORDS, PATH_WORDS, percent, small_share, span
 from .results import ASPECTS, PATHS
 
 NOT_RUN, NOT_STATED = "not run", "not stated"
@@ -27,8 +27,8 @@ WAY_WORDS = {
 
 def score_parts(cell: dict) -> tuple[str, str, str]:
     """An accuracy, its interval, and the shares of answers without an option and of missing ones, where there are."""
-    unclear = [f"no option: {percent(cell['unparsable'])}"] if cell["unparsable"] else []
-    unclear += [f"missing: {percent(cell['missing'])}"] if cell.get("missing") else []
+    unclear = [f"no option: {small_share(cell['unparsable'])}"] if cell["unparsable"] else []
+    unclear += [f"missing: {small_share(cell['missing'])}"] if cell.get("missing") else []
     return percent(cell["accuracy"]), span(cell["ci95"]), ", ".join(unclear)
 
 

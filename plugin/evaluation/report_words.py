@@ -21,6 +21,11 @@ def percent(value: float, digits: int = 1) -> str:
     return f"{100 * value:.{digits}f}%"
 
 
+def small_share(value: float) -> str:
+    """A share in percent; one that is not 0 is never printed as if it were."""
+    return "<0.1%" if 0 < value < 0.0005 else percent(value)
+
+
 def two(value: float) -> str:
     """Two digits, and never "-0.00"."""
     return f"{round(value, 2) + 0.0:.2f}"
