@@ -23,6 +23,8 @@ from vaemotionllm.evaluation import (
     leaderboard_plots,
     leaderboard_words,
     plots,
+    report_blocks,
+    report_markdown,
 )
 from vaemotionllm.evaluation.benchmark_rows import find_rows
 from vaemotionllm.evaluation.figures import LIGHT, make_figure, most_frequent_mistake
@@ -187,6 +189,18 @@ def test_the_page_needs_no_other_file_and_no_answer_is_markup(tmp_path):
     assert r"\<script\>alert(1)\</script\> \| \*no\* \# idea" in text and "\n# idea" not in text
     # Twelve answers a cell, none of which names an option.
     assert "no option: 100.0%" in text
+
+
+def test_no_text_of_a_model_is_markup():
+    said = "[a](http://x) ![b][c] [1](y) *_`~# a & b $x$ a\x07b\u202ec \ud800 [1.0, 2.0] [-1.0, +2.0]"
+    line = r"\[a\](http://x) !\[b\]\[c] [1\](y) \*\_\`\~\# a \& b \$x\$ a�b�c � [1.0, 2.0] [-1.0, +2.0]"
+    assert report_markdown.escaped(said) == line
+    shown = [report_blocks.Text(said), report_blocks.Table([said], [[said]])]
+    failure = failures.Failure("f", "emotion_av", "i", "", said, (said,), said, None, said, None, None)
+    blocks = [*shown, report_blocks.Failures([failure])]
+    markdown, html = report_blocks.to_markdown(blocks), report_blocks.to_html(said, blocks)
+    assert markdown.count(line) == 7 and html.count("a�b�c � ") == 8
+    assert not set("\x07\u202e\ud800") & {*markdown, *html}
 
 
 def test_wrong_answers_are_shown_with_picture_and_sound(tmp_path):
@@ -554,7 +568,7 @@ def test_labels_of_the_figures_do_not_overlap():
         return {"accuracy": value, "ci95": [value - 0.05, value + 0.05], "chance": 0.25}
 
     models = {f"a model with the long name {i}": {name: cell() for name in CELLS} for i in range(7)}
-    sounds = {m: {s: {"content": cell(), "emotion": cell()} for s in leaderboard_plots.SOUNDS} for m in models}
+    sounds = {m: {s: {"content": cell(), "emotion": cell()} for s in leaderboard_words.SOUND_WORDS} for m in models}
     for figure in (leaderboard_plots.draw_cells(models, LIGHT), leaderboard_plots.draw_controls(sounds, LIGHT)):
         figure.canvas.draw()
         texts = [

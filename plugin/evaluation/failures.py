@@ -7,11 +7,11 @@ is not shown yet; where all of them are, the first.
 import base64
 from collections.abc import Iterator
 from dataclasses import dataclass
-from html import escape
 
 import numpy as np
 
 from ..errors import InputError
+from . import report_html, report_markdown
 from .benchmark_rows import BenchmarkRows
 from .examples import png_of
 from .figures import Figure, make_figure
@@ -182,13 +182,15 @@ def _card(failure: Failure) -> str:
     picture = '<span class="small">no picture is given</span>'
     if failure.png:
         source = base64.b64encode(failure.png).decode()
-        picture = f'<img alt="{escape(failure.item_id)}" src="data:image/png;base64,{source}">'
+        picture = f'<img alt="{report_html.escaped(failure.item_id)}" src="data:image/png;base64,{source}">'
     sound = ""
     if failure.sound:
-        sound = failure.sound.svg.replace('role="img"', f'role="img" aria-label="{escape(failure.sound.alt)}"', 1)
+        sound = failure.sound.svg.replace(
+            'role="img"', f'role="img" aria-label="{report_html.escaped(failure.sound.alt)}"', 1
+        )
     rows = "".join(
         f'<tr><td class="small">{name}</td>'
-        f'<td class="text{" missed" if name == "read as" else ""}">{escape(text)}</td></tr>'
+        f'<td class="text{" missed" if name == "read as" else ""}">{report_html.escaped(text)}</td></tr>'
         for name, text in facts_of(failure)
     )
     return f'<div class="card"><div>{picture}</div><div>{sound}<table><tbody>{rows}</tbody></table></div></div>'
@@ -198,16 +200,10 @@ def markdown(failures: list[Failure]) -> str:
     """A list with links to the files of `files_of`."""
     parts = []
     for failure in failures:
-        lines = [f"- **{name}**: {_plain(text)}" for name, text in facts_of(failure)]
+        lines = [f"- **{name}**: {report_markdown.escaped(text)}" for name, text in facts_of(failure)]
         pictures = [f"![{path}](figures/{path})" for path in files_of(failure)]
         parts.append("\n".join(lines) + "\n\n" + " ".join(pictures))
     return "\n\n".join(parts)
-
-
-def _plain(text: str) -> str:
-    """One line without what Markdown or HTML would take for markup."""
-    line = " ".join(text.split())
-    return "".join(f"\\{letter}" if letter in "\\`*_[]<>|#" else letter for letter in line)
 
 
 def files_of(failure: Failure) -> dict[str, bytes]:

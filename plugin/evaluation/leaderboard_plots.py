@@ -2,13 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
+from .leaderboard_words import SOUND_WORDS
 from .plots import MARKERS, PATH_LABELS, axes_of
 from .results import ASPECTS, PATHS
 
-SOUNDS = {
-    "own": "the clip's own sound", "silence": "silence", "noise": "noise", "mismatch": "another clip's sound",
-    "blind": "nothing at all",
-}  # fmt: skip
 COLOURS = ("visual", "audio", "av", "other", "ink", "muted")
 SHAPES = ("o", "s", "D", "^")
 
@@ -39,15 +36,15 @@ def draw_controls(models: Mapping[str, Mapping[str, Mapping[str, dict]]], c: dic
     """Two panels, content and emotion: a row a sound, in it a marker a model with its 95% interval.
 
     Args:
-        models: label -> name in `SOUNDS` -> aspect -> accuracy, ci95, chance; what was not run is absent.
+        models: label -> name in `SOUND_WORDS` -> aspect -> accuracy, ci95, chance; what was not run is absent.
         c: the palette.
     """
     series = []
     for number, (label, sounds) in enumerate(models.items()):
         colour, shape = c[COLOURS[number % len(COLOURS)]], SHAPES[number // len(COLOURS) % len(SHAPES)]
-        values = {aspect: [sounds.get(name, {}).get(aspect) for name in SOUNDS] for aspect in ASPECTS}
+        values = {aspect: [sounds.get(name, {}).get(aspect) for name in SOUND_WORDS] for aspect in ASPECTS}
         series.append((label, colour, shape, values))
-    return _rows(list(SOUNDS.values()), series, c)
+    return _rows(list(SOUND_WORDS.values()), series, c)
 
 
 def _rows(labels: Sequence[str], series: Sequence[tuple[str, str, str, dict]], c: dict):
