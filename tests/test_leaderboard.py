@@ -567,7 +567,9 @@ def test_labels_of_the_figures_do_not_overlap():
         value = float(rng.uniform(0.1, 0.9))
         return {"accuracy": value, "ci95": [value - 0.05, value + 0.05], "chance": 0.25}
 
-    models = {f"a model with the long name {i}": {name: cell() for name in CELLS} for i in range(7)}
+    names = [f"{i} {'w' * 40} one of Many models with the Very long name" for i in range(3)]
+    names += [f"a model with the long name {i}" for i in range(4)]
+    models = {name: {of: cell() for of in CELLS} for name in names}
     sounds = {m: {s: {"content": cell(), "emotion": cell()} for s in leaderboard_words.SOUND_WORDS} for m in models}
     for figure in (leaderboard_plots.draw_cells(models, LIGHT), leaderboard_plots.draw_controls(sounds, LIGHT)):
         figure.canvas.draw()
@@ -575,6 +577,9 @@ def test_labels_of_the_figures_do_not_overlap():
             text for axis in figure.axes for text in (*axis.texts, *axis.get_yticklabels(), *axis.get_xticklabels())
         ]
         texts += figure.legends[0].get_texts()
+        box = figure.legends[0].get_window_extent()
+        assert figure.bbox.contains(box.x0, box.y0) and figure.bbox.contains(box.x1, box.y1), "the legend is cut off"
+        assert all(axis.get_window_extent().height > 100 for axis in figure.axes)
         boxes = [
             (text.get_text(), text.get_window_extent()) for text in texts if text.get_text() and text.get_visible()
         ]
@@ -582,6 +587,13 @@ def test_labels_of_the_figures_do_not_overlap():
         for number, (name, box) in enumerate(boxes):
             over = [other for other, its in boxes[:number] if box.overlaps(its)]
             assert not over, (name, over)
+
+
+def test_long_names_are_shortened_in_the_middle():
+    long = [f"org/{'a' * 20}{i}{'b' * 20}" for i in range(3)]
+    found = leaderboard_words.short_names(["org/model", *long])
+    assert found[:2] == ["org/model", f"org/{'a' * 14}...{'b' * 18}"] and found[3] == f"org/{'a' * 12}..3..{'b' * 16}"
+    assert len(set(found)) == 4 and max(map(len, found)) <= leaderboard_words.LONGEST_NAME
 
 
 def test_real_results_of_our_adapter_and_of_a_stock_one(tmp_path):

@@ -15,13 +15,12 @@ from .benchmark_rows import BenchmarkRows, find_rows
 from .compare import as_json, compare_task, refuse_missing_items
 from .leaderboard_pins import metadata_of, pins_of
 from .leaderboard_scores import CELL_TASKS, VA_TASKS, missing_of, scores_of
-from .leaderboard_words import WAY_WORDS
+from .leaderboard_words import LONGEST_NAME, WAY_WORDS, cut_short
 from .steps import STATE_FILE
 from .task_samples import Evaluation, read_evaluation
 
 FORMAT = 1
 KIND = "evaluations"
-LONGEST_NAME = 40
 INTERVAL_NOTE = (
     "Brackets are 95% intervals: Wilson's for an accuracy with one question a clip, else a bootstrap that draws whole "
     "clips (10,000 draws), the same ones for both sides of a difference. They cover the choice of clips alone."
@@ -145,10 +144,6 @@ def notices(models: Mapping[str, Evaluation], pins: Mapping[str, dict]) -> list[
                 f"{facts['documents_of_task']} in {cut[0]}" + (f", and {len(cut) - 1} more tasks." if cut[1:] else ".")
             )
     return found
-
-
-def cut_short(value: str) -> str:
-    return value if len(value) <= LONGEST_NAME else f"{value[:LONGEST_NAME]}..."
 
 
 def write(models: Mapping[str, Evaluation], out: Path, benchmark: str | None = None) -> dict[str, Any]:

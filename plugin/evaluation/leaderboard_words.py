@@ -1,7 +1,7 @@
 """Words, notes and cells that the parts of the report about models share."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from . import plots
 from .report_blocks import Cell
@@ -23,6 +23,26 @@ WAY_WORDS = {
     "num_fewshot": "examples before a question", "num_frames": "frames of a film, at most",
     "sampling_rate_hz": "sampling rate, Hz", "max_audio_s": "longest sound, s", "use_adapter": "use_adapter",
 }  # fmt: skip
+# Of a longer name a part is shown, where the whole would leave no room.
+LONGEST_NAME = 40
+
+
+def cut_short(value: str) -> str:
+    return value if len(value) <= LONGEST_NAME else f"{value[:LONGEST_NAME]}..."
+
+
+def short_names(names: Iterable[str]) -> list[str]:
+    """Names for figures: of long ones the middle is left out; those that would then be equal are numbered there."""
+    found: list[str] = []
+    for name in names:
+        half = (LONGEST_NAME - 3) // 2
+        short = name if len(name) <= LONGEST_NAME else f"{name[:half]}...{name[-half:]}"
+        number = 1
+        while short in found:
+            number += 1
+            short = f"{name[: half - 2]}..{number}..{name[-half + 2 :]}"
+        found.append(short)
+    return found
 
 
 def score_parts(cell: dict) -> tuple[str, str, str]:
