@@ -567,8 +567,7 @@ def test_labels_of_the_figures_do_not_overlap():
         value = float(rng.uniform(0.1, 0.9))
         return {"accuracy": value, "ci95": [value - 0.05, value + 0.05], "chance": 0.25}
 
-    names = [f"{i} {'w' * 40} one of Many models with the Very long name" for i in range(3)]
-    names += [f"a model with the long name {i}" for i in range(4)]
+    names = [f"{i} {'w' * 40} one of Many models with the Very long name" for i in range(6)] + ["short"]
     models = {name: {of: cell() for of in CELLS} for name in names}
     sounds = {m: {s: {"content": cell(), "emotion": cell()} for s in leaderboard_words.SOUND_WORDS} for m in models}
     for figure in (leaderboard_plots.draw_cells(models, LIGHT), leaderboard_plots.draw_controls(sounds, LIGHT)):
