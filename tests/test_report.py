@@ -263,7 +263,7 @@ def test_responses_are_read_as_options_and_unparsable_ones_are_counted(tmp_path)
     outcomes = read_task(tmp_path, "artemo_emotion_av", cell)
     assert [o.predicted for o in outcomes] == [cell[0]["answer"], cell[1]["answer"], None, None]
     labels, columns, counts = plots.confusion(outcomes)
-    assert columns[-1] == "none" and counts[:, -1].sum() == 2 and counts.sum() == 4
+    assert columns[-1] == "no option" and counts[:, -1].sum() == 2 and counts.sum() == 4
     assert counts[labels.index(cell[0]["answer"]), columns.index(cell[0]["answer"])] >= 1
 
 

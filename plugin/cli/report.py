@@ -27,6 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     paths = [Path(path) for path in args.results]
+    for path in paths:
+        if not path.exists():
+            raise InputError(
+                f"there is no {path}; name what `lmms-eval --output_path` was given, or the folder of a finished "
+                "`vaemotionllm demo`."
+            )
     evaluations = [is_evaluation(path) for path in paths]
     if all(evaluations):
         return _models(paths, args)

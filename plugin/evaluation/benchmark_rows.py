@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..benchmark import schema, select
+from ..benchmark.prompts import options_of
 from ..errors import InputError
+from .artemo import items_sha256
 from .leaderboard_pins import metadata_of
-from .leaderboard_scores import CELL_TASKS, outcomes_of
+from .leaderboard_scores import ASKED_ONCE, CIRCULAR_TASKS, outcomes_of
 from .task_samples import Evaluation
 
 
@@ -76,13 +78,39 @@ def read_rows(folder: Path) -> BenchmarkRows:
 
 
 def other_than(rows: BenchmarkRows, evaluations: Sequence[Evaluation]) -> str:
-    """What tells that these are not the items that were asked; "" where nothing does."""
+    """What tells that these are not the items that were asked; "" where nothing does.
+
+    Older results do not state the hash of the items, so answers, options and questions are compared too. Where results
+    state different revisions, of which the report has a notice, one of them has to be this one.
+    """
     for evaluation in evaluations:
-        for task in CELL_TASKS.values():
-            for outcome in outcomes_of(evaluation, task) if task in evaluation.tasks else ():
-                item = rows.items.get(outcome.item_id)
-                if item is None:
-                    return f"it has no item {outcome.item_id!r} of {task}"
-                if (item["answer"], tuple(item["options"])) != (outcome.answer, outcome.options):
-                    return f"the item {outcome.item_id!r} of {task} has another answer or other options there"
+        for task in evaluation.tasks:
+            if reason := _other_items(rows, evaluation, task):
+                return reason
+    stated = {str(of["benchmark_sha256"]) for e in evaluations if (of := metadata_of(e)).get("benchmark_sha256")}
+    if stated and (found := items_sha256(rows.folder)) not in stated:
+        return f"the hash of its items is {found[:16]} and not {' or '.join(of[:16] for of in sorted(stated))}"
+    return ""
+
+
+def _other_items(rows: BenchmarkRows, evaluation: Evaluation, task: str) -> str:
+    """`other_than` of one task; "" for a task without options or whose items are pairs of the benchmark's."""
+    if task not in {*ASKED_ONCE, *CIRCULAR_TASKS.values()}:
+        return ""
+    outcomes = {o.item_id: o for o in outcomes_of(evaluation, task)} if task in ASKED_ONCE else {}
+    for name, asked in evaluation.tasks[task].rows.items():
+        item = rows.items.get(name)
+        if item is None:
+            return f"it has no item {name!r} of {task}"
+        outcome = outcomes.get(name)
+        if outcome and (item["answer"], tuple(item["options"])) != (outcome.answer, outcome.options):
+            return f"the item {name!r} of {task} has another answer or other options there"
+        try:
+            options = options_of(asked[0]["input"])
+        except ValueError as error:
+            return f"the item {name!r} of {task}: {error}"
+        if sorted(options) != sorted(item["options"]):
+            return f"the item {name!r} of {task} has other options there"
+        if item["question"] not in asked[0]["input"]:
+            return f"the item {name!r} of {task} has another question there"
     return ""

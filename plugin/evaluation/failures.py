@@ -1,17 +1,17 @@
 """Wrong answers for the reader to see: the question, a thumbnail, the waveform, what was said.
 
 The choice follows a rule, not an eye: of each cell the first wrong answer in the benchmark's order about a clip that
-is not shown yet.
+is not shown yet; where all of them are, the first.
 """
 
 import base64
 from collections.abc import Iterator
 from dataclasses import dataclass
-from html import escape
 
 import numpy as np
 
 from ..errors import InputError
+from . import report_html, report_markdown
 from .benchmark_rows import BenchmarkRows
 from .examples import png_of
 from .figures import Figure, make_figure
@@ -122,7 +122,7 @@ def waveform(rows: BenchmarkRows, item: dict, name: str) -> Figure | None:
     return make_figure(
         f"{name}_sound",
         f"Waveform of {item['clip_id']}",
-        lambda c: draw_waveform(sound[: int(MAX_S * RATE_HZ)], c),
+        lambda c: draw_waveform(sound, c),
         "Waveform, time in seconds, as high as its peak.",
         f"{len(sound) / RATE_HZ:.1f} s of sound, peak {np.abs(sound).max(initial=0):.2f} of full scale",
         "",
@@ -143,7 +143,8 @@ def envelope(sound: np.ndarray, bins: int = BINS) -> tuple[np.ndarray, np.ndarra
 
 
 def draw_waveform(sound: np.ndarray, c: dict):
-    """The envelope of a sound of shape (samples,), -1 to 1, over seconds, as high as its peak."""
+    """The envelope of a sound of shape (samples,), -1 to 1, over seconds, as high as its peak; its first `MAX_S`."""
+    whole_s, sound = len(sound) / RATE_HZ, sound[: int(MAX_S * RATE_HZ)]
     figure, (axis,) = axes_of(1, 1, 3.4, 0.95, c)
     low, high = envelope(sound)
     times_s = (np.arange(len(low)) + 0.5) * len(sound) / RATE_HZ / len(low)
@@ -153,7 +154,8 @@ def draw_waveform(sound: np.ndarray, c: dict):
     axis.set_ylim(-max(peak, 1e-3), max(peak, 1e-3))
     axis.set_xlim(0, len(sound) / RATE_HZ)
     axis.set_yticks([])
-    axis.set_xlabel(f"time, s (peak {peak:.2f} of full scale)")
+    time = f"first {MAX_S:.0f} of {whole_s:.0f} s" if whole_s > MAX_S else "time, s"
+    axis.set_xlabel(f"{time} (peak {peak:.2f} of full scale)")
     return figure
 
 
@@ -180,13 +182,15 @@ def _card(failure: Failure) -> str:
     picture = '<span class="small">no picture is given</span>'
     if failure.png:
         source = base64.b64encode(failure.png).decode()
-        picture = f'<img alt="{escape(failure.item_id)}" src="data:image/png;base64,{source}">'
+        picture = f'<img alt="{report_html.escaped(failure.item_id)}" src="data:image/png;base64,{source}">'
     sound = ""
     if failure.sound:
-        sound = failure.sound.svg.replace('role="img"', f'role="img" aria-label="{escape(failure.sound.alt)}"', 1)
+        sound = failure.sound.svg.replace(
+            'role="img"', f'role="img" aria-label="{report_html.escaped(failure.sound.alt)}"', 1
+        )
     rows = "".join(
         f'<tr><td class="small">{name}</td>'
-        f'<td class="text{" missed" if name == "read as" else ""}">{escape(text)}</td></tr>'
+        f'<td class="text{" missed" if name == "read as" else ""}">{report_html.escaped(text)}</td></tr>'
         for name, text in facts_of(failure)
     )
     return f'<div class="card"><div>{picture}</div><div>{sound}<table><tbody>{rows}</tbody></table></div></div>'
@@ -196,16 +200,10 @@ def markdown(failures: list[Failure]) -> str:
     """A list with links to the files of `files_of`."""
     parts = []
     for failure in failures:
-        lines = [f"- **{name}**: {_plain(text)}" for name, text in facts_of(failure)]
+        lines = [f"- **{name}**: {report_markdown.escaped(text)}" for name, text in facts_of(failure)]
         pictures = [f"![{path}](figures/{path})" for path in files_of(failure)]
         parts.append("\n".join(lines) + "\n\n" + " ".join(pictures))
     return "\n\n".join(parts)
-
-
-def _plain(text: str) -> str:
-    """One line without what Markdown or HTML would take for markup."""
-    line = " ".join(text.split())
-    return "".join(f"\\{letter}" if letter in "\\`*_[]<>|#" else letter for letter in line)
 
 
 def files_of(failure: Failure) -> dict[str, bytes]:

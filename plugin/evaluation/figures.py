@@ -162,7 +162,9 @@ def make_figure(name: str, title: str, draw: Callable, caption: str, alt: str, c
     require_matplotlib()
     import matplotlib
 
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "DejaVu Sans"}):
+    # Names of models and options are no formulas, whatever dollar signs they hold.
+    looks = {"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "DejaVu Sans", "text.parse_math": False}
+    with matplotlib.rc_context(looks):
         text, image = io.StringIO(), io.BytesIO()
         draw(CODES).savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
         draw(LIGHT).savefig(image, format="png", dpi=144, facecolor=LIGHT["paper"], metadata={"Software": None})
@@ -190,11 +192,12 @@ def _pct(cell: dict) -> str:
 def most_frequent_mistake(outcomes: list[Outcome]) -> str:
     """The most frequent mistake in words."""
     labels, columns, counts = plots.confusion(outcomes)
-    wrong = [
-        (counts[i, j], true, chosen)
-        for i, true in enumerate(labels)
-        for j, chosen in enumerate(columns)
-        if true != chosen
-    ]
-    count, true, chosen = max(wrong, default=(0, "", ""))
-    return f"the most frequent mistake is {true} taken for {chosen}, {count} times" if count else "no mistake"
+    wrong = [(counts[i, j], i, j) for i in range(len(labels)) for j in range(len(columns)) if i != j]
+    # Of equal ones the last in the alphabet.
+    count, i, j = max(wrong, key=lambda of: (of[0], labels[of[1]], columns[of[2]]), default=(0, 0, 0))
+    if not count:
+        return "no mistake"
+    mistake = (
+        f"{labels[i]} taken for {columns[j]}" if j < len(labels) else f"no option chosen where {labels[i]} is right"
+    )
+    return f"the most frequent mistake is {mistake}, {count} time{'s' if count > 1 else ''}"

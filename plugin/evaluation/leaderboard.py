@@ -4,6 +4,7 @@ Models stand beside each other only where they were asked the same items. Where 
 the data, in other words or with other decoding, the report says so above its leaderboard.
 """
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,10 +15,12 @@ from .benchmark_rows import BenchmarkRows, find_rows
 from .compare import as_json, compare_task, refuse_missing_items
 from .leaderboard_pins import metadata_of, pins_of
 from .leaderboard_scores import CELL_TASKS, VA_TASKS, missing_of, scores_of
+from .leaderboard_words import LONGEST_NAME, WAY_WORDS, cut_short
+from .steps import STATE_FILE
 from .task_samples import Evaluation, read_evaluation
 
 FORMAT = 1
-LONGEST_NAME = 40
+KIND = "evaluations"
 INTERVAL_NOTE = (
     "Brackets are 95% intervals: Wilson's for an accuracy with one question a clip, else a bootstrap that draws whole "
     "clips (10,000 draws), the same ones for both sides of a difference. They cover the choice of clips alone."
@@ -84,7 +87,7 @@ def build(models: Mapping[str, Evaluation], rows: BenchmarkRows | None, no_rows:
         }
     return {
         "format": FORMAT,
-        "kind": "evaluations",
+        "kind": KIND,
         "benchmark": entries[first_label]["pins"]["benchmark"],
         "benchmark_missing": None if rows else no_rows,
         "notices": notices(models, {label: entry["pins"] for label, entry in entries.items()}),
@@ -107,6 +110,11 @@ def notices(models: Mapping[str, Evaluation], pins: Mapping[str, dict]) -> list[
     if len(scoring) > 1:
         each = "; ".join(f"{name}: {', '.join(labels)}" for name, labels in scoring.items())
         found.append(f"The models were scored in different ways ({each}), and such scores do not compare.")
+    for name, words in WAY_WORDS.items():
+        stated = {label: of[name] for label, of in pins.items() if of[name] is not None}
+        if len(set(stated.values())) > 1:
+            each = ", ".join(f"{label} {cut_short(str(value))}" for label, value in stated.items())
+            found.append(f"The models were not run alike ({words}: {each}).")
     unstated = [label for label, of in pins.items() if not of["benchmark"]["sha256"]]
     if unstated:
         found.append(f"The results of {', '.join(unstated)} do not state the revision of the data.")
@@ -151,25 +159,52 @@ def write(models: Mapping[str, Evaluation], out: Path, benchmark: str | None = N
 
     Raises:
         InputError: `benchmark` is not the one that was asked, or matplotlib is not installed; nothing has been written
-            then.
+            then. Or the folder cannot be written.
     """
     from . import leaderboard_text, report_blocks
     from .figures import require_matplotlib
 
     require_matplotlib()
+    if (out / STATE_FILE).is_file():
+        raise InputError(
+            f"{out} is the folder of a finished `vaemotionllm demo`, whose own report stands there; name another by "
+            "--out."
+        )
     rows, reason = find_rows(list(models.values()), benchmark)
     report = build(models, rows, reason)
     # Rendered before the first file is written, so that an error leaves no half report.
     blocks = leaderboard_text.blocks_of(report, models, rows)
+    pictures = report_blocks.files_of(blocks)
+    report["figures"] = sorted(pictures)
     files = {
         out / "report.json": (as_json(report) + "\n").encode(),
         out / "report.md": report_blocks.to_markdown(blocks).encode(),
         out / "report.html": report_blocks.to_html(leaderboard_text.title(report), blocks).encode(),
-        **{out / "figures" / name: content for name, content in report_blocks.files_of(blocks).items()},
+        **{out / "figures" / name: content for name, content in pictures.items()},
     }
-    (out / "figures").mkdir(parents=True, exist_ok=True)
-    for path, content in files.items():
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
+    try:
+        # Of an earlier report about more models.
+        old = {out / "figures" / name for name in figures_of(out / "report.json")} - set(files)
+        (out / "figures").mkdir(parents=True, exist_ok=True)
+        for path, content in files.items():
+            temporary = path.with_name(path.name + ".tmp")
+            temporary.write_bytes(content)
+            os.replace(temporary, path)
+        for path in old:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"the report cannot be written into {out} ({error}); name another folder by --out."
+        ) from error
     return report
+
+
+def figures_of(file: Path) -> list[str]:
+    """The names of the figures that an earlier `report.json` of this kind lists; none where there is none."""
+    try:
+        report = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return []
+    if not isinstance(report, dict) or report.get("kind") != KIND:
+        return []
+    return [name for name in report.get("figures", []) if Path(str(name)).name == name and name.endswith(".png")]

@@ -11,21 +11,27 @@ from .figures import Figure, make_figure, most_frequent_mistake
 from .leaderboard_scores import CELL_TASKS, VA_TASKS, outcomes_of, points_of
 from .leaderboard_words import CELL_WORDS, NOT_RUN
 from .report_blocks import Block, Cell, Failures, Heading, Pictures, Table, Text
-from .report_words import PATH_WORDS, percent, two
+from .report_words import PATH_WORDS, small_share, two
 from .results import CELLS, PATHS
 from .task_samples import Evaluation
 
 # A larger matrix cannot be read; `report.json` holds it.
 MOST_LABELS = 20
+# A bootstrap over fewer answers says little about other clips; `report.json` holds those intervals.
+FEWEST = 10
 VA_NOTE = (
     "Two numbers that the answer states. CCC (concordance correlation), Pearson correlation and RMSE (root of the "
-    "mean squared error) are pooled over the answers that state both; read them beside the share that does not."
+    "mean squared error) are pooled over the answers that state both; read them beside the share that does not. "
+    f"Intervals are left out below {FEWEST} answers."
 )
 CONFUSION_NOTE = (
     "Rows are right answers, columns chosen options, numbers questions; the shade is the share of the row. A label "
     "can be chosen only where the question offers it."
 )
-FAILURES_NOTE = "Of each cell the first wrong answer in the benchmark's order about a clip that is not shown yet."
+FAILURES_NOTE = (
+    "Of each cell the first wrong answer in the benchmark's order about a clip that is not shown yet; where all are, "
+    "the first."
+)
 
 
 def valence_arousal(entries: Mapping[str, dict], models: Mapping[str, Evaluation]) -> list[Block]:
@@ -61,13 +67,14 @@ def va_cells(of: dict) -> list[Cell]:
         # The CCC of a dimension has its interval under the name of the dimension.
         if name.startswith("ccc_"):
             interval = of.get(f"{name.removeprefix('ccc_')}_ccc_ci95")
-        if interval is None or any(math.isnan(end) for end in interval):
+        if of["answered"] < FEWEST or interval is None or any(math.isnan(end) for end in interval):
             return two(of[name])
         return two(of[name]), f"[{two(interval[0])}, {two(interval[1])}]"
 
-    missing = f"missing: {percent(of['missing'])}" if of["missing"] else ""
+    missing = f"missing: {small_share(of['missing'])}" if of["missing"] else ""
+    answered = f"{of['answered']} of {of['n']} answered"
     names = [f"{metric}_{dimension}" for dimension in ("valence", "arousal") for metric in ("ccc", "pearson", "rmse")]
-    return [number("ccc"), *map(number, names), (percent(of["unparsable"]), f"of {of['n']}", missing)]
+    return [number("ccc"), *map(number, names), (small_share(of["unparsable"]), answered, missing)]
 
 
 def plane(number: int, label: str, path: str, evaluation: Evaluation, entry: dict) -> Figure:
@@ -136,7 +143,11 @@ def examples(report: dict, models: Mapping[str, Evaluation], rows: BenchmarkRows
             found.append(Failures(failures))
         if lacking:
             found.append(
-                Text(f"{len(lacking)} left out, since their media cannot be read; the first is {lacking[0]}.", "note")
+                Text(
+                    f"{len(lacking)} left out, since their media cannot be read; the first is "
+                    f"{lacking[0].rstrip('.')}.",
+                    "note",
+                )
             )
         if not failures and not lacking:
             right = any(task in evaluation.tasks for task in CELL_TASKS.values())

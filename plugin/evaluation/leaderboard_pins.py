@@ -11,13 +11,20 @@ from typing import Any
 from .task_samples import Evaluation, Samples
 
 SEEDS = ("random_seed", "numpy_seed", "torch_seed", "fewshot_seed")
-# What a model is asked with; named in the command only where it is not lmms-eval's default.
-_OPTIONS = (
-    ("model", None), ("model_args", ""), ("tasks", None), ("batch_size", None), ("gen_kwargs", ""), ("limit", None),
-    ("offset", 0), ("num_fewshot", None), ("system_instruction", None), ("device", None), ("max_tokens", None),
-    ("seed", [0, 1234, 1234, 1234]), ("output_path", None),
-)  # fmt: skip
-_FLAGS = ("apply_chat_template", "fewshot_as_multiturn", "force_simple", "log_samples")
+# lmms-eval's defaults that are not None, False or "" (0.7): such arguments need no word in the command.
+_DEFAULTS: dict[str, Any] = {
+    "batch_size": "1", "offset": 0, "seed": [0, 1234, 1234, 1234], "repeats": 1,
+    "reasoning_tags": '[["<think>", "</think>"], ["<analysis>", "</analysis>"]]',
+}  # fmt: skip
+# Arguments that change no answer: where and what is logged, caches, and statistics that are made afterwards.
+_LEFT_OUT = {
+    "agentic_trace_mode", "alpha", "baseline", "cache_requests", "check_integrity", "config", "correlation",
+    "effect_size", "hf_hub_log_args", "log_samples_suffix", "power", "power_analysis", "process_docs_parallel",
+    "show_config", "std_a", "std_b", "swanlab_args", "swanlab_log_samples", "timezone", "tui", "use_cache",
+    "verbosity", "wandb_args", "wandb_log_samples", "write_out",
+}  # fmt: skip
+# These first, in this order; the others in that of the file.
+_FIRST = ("model", "model_args", "tasks", "batch_size", "gen_kwargs", "limit")
 
 
 def pins_of(evaluation: Evaluation) -> dict[str, Any]:
@@ -25,6 +32,7 @@ def pins_of(evaluation: Evaluation) -> dict[str, Any]:
     results = evaluation.results
     config, first = results["config"], metadata_of(evaluation)
     run = first.get("run") or {}
+    shots = results.get("n-shot") or {}
     return {
         "model": evaluation.model,
         "model_args": evaluation.model_args,
@@ -49,12 +57,18 @@ def pins_of(evaluation: Evaluation) -> dict[str, Any]:
         "batch_size": config.get("batch_size"),
         "limit": config.get("limit"),
         "seeds": {name: config.get(name) for name in SEEDS},
-        # lmms-eval states it always, as null where there is none.
-        "system_instruction": results.get("system_instruction")
-        or ("none" if "system_instruction" in results else None),
-        "chat_template_sha256": results.get("chat_template_sha"),
+        # lmms-eval states both always, as null where there is none.
+        **{
+            name: results.get(key) or ("none" if key in results else None)
+            for name, key in (
+                ("system_instruction", "system_instruction"),
+                ("chat_template_sha256", "chat_template_sha"),
+            )
+        },
+        "num_fewshot": ", ".join(str(n) for n in sorted({shots[task] for task in evaluation.tasks if task in shots}))
+        or None,
         "date": results.get("date"),
-        "results_file": str(evaluation.path),
+        "results_files": [str(path) for path in evaluation.runs],
         "command": command_of(evaluation),
         "tasks": {task: task_pins(evaluation, task) for task in evaluation.tasks},
     }
@@ -83,16 +97,35 @@ def prompt_hash(samples: Samples) -> str:
 
 
 def command_of(evaluation: Evaluation) -> str | None:
-    """The command that was run, None where the results file does not hold its arguments."""
-    given = evaluation.results["config"].get("resolved_cli_args")
-    if not isinstance(given, dict):
-        return None
-    words = ["lmms-eval"]
-    for name, default in _OPTIONS:
-        value = given.get(name)
-        if value is not None and value != default:
-            words += [f"--{name}", ",".join(map(str, value)) if isinstance(value, list) else str(value)]
-    words += [f"--{name}" for name in _FLAGS if given.get(name)]
+    """The commands that were run, one a line, the oldest first; None where a results file does not hold them."""
     folder = metadata_of(evaluation).get("benchmark_folder")
     place = f"ARTEMO_DATASET={shlex.quote(str(folder))} " if folder else ""
-    return place + shlex.join(words)
+    lines = []
+    for results in reversed(evaluation.runs.values()):
+        given = results["config"].get("resolved_cli_args")
+        if not isinstance(given, dict):
+            return None
+        lines.append(place + shlex.join(["lmms-eval", *words_of(given)]))
+    return "\n".join(lines)
+
+
+def words_of(given: dict[str, Any]) -> list[str]:
+    """The words of a command that gives these arguments, without those that are defaults or change no answer."""
+    words = []
+    for name in dict.fromkeys((*_FIRST, *given)):
+        value = given.get(name)
+        # 0 is a value: `--num_fewshot 0` is not the default.
+        if name in _LEFT_OUT or value is None or value is False or value == "":
+            continue
+        if name in _DEFAULTS and _word(value) == _word(_DEFAULTS[name]):
+            continue
+        words += [f"--{name}"] if value is True else [f"--{name}", _word(value)]
+    return words
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, list):
+        nested = any(isinstance(part, list) for part in value)
+        return json.dumps(value) if nested else ",".join(map(str, value))
+    # `--limit` is a float, of which a whole one is a number of questions.
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

@@ -1,15 +1,16 @@
 """Draws the report's figures of several models; see `plots` for the palette and what is shared."""
 
+import math
 from collections.abc import Mapping, Sequence
 
+from .leaderboard_words import SOUND_WORDS, short_names
 from .plots import MARKERS, PATH_LABELS, axes_of
 from .results import ASPECTS, PATHS
 
-SOUNDS = {
-    "own": "the clip's own sound", "silence": "silence", "noise": "noise", "mismatch": "another clip's sound",
-    "blind": "nothing at all",
-}  # fmt: skip
 COLOURS = ("visual", "audio", "av", "other", "ink", "muted")
+WIDTH_IN = 9.0
+# Of a wide letter in the legend.
+LETTER_IN = 0.085
 SHAPES = ("o", "s", "D", "^")
 
 
@@ -21,7 +22,7 @@ def draw_cells(models: Mapping[str, Mapping[str, dict]], c: dict):
         c: the palette.
     """
     return _rows(
-        list(models),
+        short_names(models),
         [
             (
                 PATH_LABELS[path],
@@ -39,21 +40,23 @@ def draw_controls(models: Mapping[str, Mapping[str, Mapping[str, dict]]], c: dic
     """Two panels, content and emotion: a row a sound, in it a marker a model with its 95% interval.
 
     Args:
-        models: label -> name in `SOUNDS` -> aspect -> accuracy, ci95, chance; what was not run is absent.
+        models: label -> name in `SOUND_WORDS` -> aspect -> accuracy, ci95, chance; what was not run is absent.
         c: the palette.
     """
     series = []
-    for number, (label, sounds) in enumerate(models.items()):
+    for number, (label, sounds) in enumerate(zip(short_names(models), models.values(), strict=True)):
         colour, shape = c[COLOURS[number % len(COLOURS)]], SHAPES[number // len(COLOURS) % len(SHAPES)]
-        values = {aspect: [sounds.get(name, {}).get(aspect) for name in SOUNDS] for aspect in ASPECTS}
+        values = {aspect: [sounds.get(name, {}).get(aspect) for name in SOUND_WORDS] for aspect in ASPECTS}
         series.append((label, colour, shape, values))
-    return _rows(list(SOUNDS.values()), series, c)
+    return _rows(list(SOUND_WORDS.values()), series, c)
 
 
 def _rows(labels: Sequence[str], series: Sequence[tuple[str, str, str, dict]], c: dict):
     """A panel an aspect, a row a label, a marker for each of `series`: (name, colour, marker, aspect -> scores)."""
-    height = 1.3 + len(labels) * (0.16 + 0.17 * len(series))
-    figure, axes = axes_of(1, len(ASPECTS), 9.0, height, c, sharey=True)
+    # As many columns of the legend as its longest name allows, and a higher figure for its rows.
+    columns = min(3, max(1, int(WIDTH_IN / (0.6 + LETTER_IN * max((len(name) for name, *_ in series), default=0)))))
+    height = 1.1 + 0.2 * math.ceil(len(series) / columns) + len(labels) * (0.16 + 0.17 * len(series))
+    figure, axes = axes_of(1, len(ASPECTS), WIDTH_IN, height, c, sharey=True)
     handles = {}
     for axis, aspect in zip(axes, ASPECTS, strict=True):
         for place, (name, colour, marker, values) in enumerate(series):
@@ -84,7 +87,7 @@ def _rows(labels: Sequence[str], series: Sequence[tuple[str, str, str, dict]], c
         axis.set_title(aspect, loc="left", fontsize=11, weight="bold", color=c["ink"])
         axis.set_xlabel("accuracy, %")
     figure.legend(
-        handles.values(), handles.keys(), loc="outside upper right", ncols=3, fontsize=8, frameon=False,
+        handles.values(), handles.keys(), loc="outside upper right", ncols=columns, fontsize=8, frameon=False,
         labelcolor=c["muted"], handlelength=1,
     )  # fmt: skip
     return figure

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from .leaderboard_words import NOT_RUN, NOT_STATED, commands
+from .leaderboard_words import NOT_RUN, NOT_STATED, WAY_WORDS, commands
 from .report_blocks import Block, Cell, Commands, Heading, Table, Text
 
 PINS_NOTE = (
@@ -34,9 +34,8 @@ def reproduction(entries: Mapping[str, dict]) -> list[Block]:
             row(words, [of[name] for of in pins])
             for name, words in (
                 ("attention", "attention backend"), ("dtype", "dtype"), ("device", "device"),
-                ("num_frames", "frames of a film, at most"), ("sampling_rate_hz", "sampling rate, Hz"),
-                ("max_audio_s", "longest sound, s"), ("scoring", "scoring"), ("batch_size", "batch size"),
-                ("system_instruction", "system instruction"), ("date", "date"),
+                *((name, words) for name, words in WAY_WORDS.items() if name != "use_adapter"),
+                ("scoring", "scoring"), ("batch_size", "batch size"), ("date", "date"),
             )
         ),
         *([row("use_adapter", adapter)] if any(given is not None for given in adapter) else []),

@@ -20,18 +20,19 @@ from .results import ASPECTS, CELLS, PATHS, Outcome, PathPredictions
 from .task_samples import Evaluation, Samples
 
 FOLLOWS = ("follows_sight", "follows_sound", "neither", "unparsable", "missing")
-# Name in the report -> task, for all tasks with a right answer among options, each asked once.
+# Name in the report -> task.
 CELL_TASKS = {cell: f"artemo_{cell}" for cell in CELLS}
 CONTROL_TASKS = {
     **{kind: {aspect: f"artemo_{aspect}_audio_{kind}" for aspect in ASPECTS} for kind in KINDS},
     "blind": {aspect: f"artemo_{aspect}_blind" for aspect in ASPECTS},
 }
+# Of these each question has a right answer and is asked once.
+ASKED_ONCE = (*CELL_TASKS.values(), *(task for tasks in CONTROL_TASKS.values() for task in tasks.values()))
 CIRCULAR_TASKS = {cell: f"artemo_{cell}_circular" for cell in CELLS}
 VA_TASKS = {path: f"artemo_va_{path}" for path in PATHS}
 CONFLICT_TASK = "artemo_conflict"
 KNOWN_TASKS = {
-    *CELL_TASKS.values(),
-    *(task for tasks in CONTROL_TASKS.values() for task in tasks.values()),
+    *ASKED_ONCE,
     *CIRCULAR_TASKS.values(),
     *VA_TASKS.values(),
     CONFLICT_TASK,
@@ -139,7 +140,8 @@ def conflict_scores(samples: Samples) -> dict:
 def circular_scores(samples: Samples) -> dict:
     """Share of the items that are right under every rotation, and the accuracy of the single rotations.
 
-    `chance` is that of a model that draws a letter each time: n options are hit n times in a row with 1 / n^n.
+    `chance` is 1 / n, that of a model without sight and hearing that says the same one of n options each time. One
+    that draws a letter each time is right n times in a row with 1 / n^n only.
     """
     value, ci95 = samples.score()
     rows = [row for group in samples.rows.values() for row in group]
@@ -147,7 +149,7 @@ def circular_scores(samples: Samples) -> dict:
         "accuracy": value,
         "ci95": list(ci95),
         "n": len(samples.items),
-        "chance": float(np.mean([len(group) ** -float(len(group)) for group in samples.rows.values()])),
+        "chance": float(np.mean([1 / len(group) for group in samples.rows.values()])),
         "single": sum(row["accuracy"] for row in rows) / len(rows),
         "unparsable": samples.unparsable,
         "missing": missing_of(samples) / len(rows),
@@ -214,7 +216,7 @@ def _grouped(outcomes: Iterable[Outcome], names: Iterable[str]) -> dict[str, lis
 def confusion_of(outcomes: Sequence[Outcome]) -> dict:
     """Counts of (true label, chosen option), without the questions that were not asked.
 
-    The column "none" are the answers that name no option.
+    A column "no option" behind those of the labels are the answers that name none.
     """
     labels, columns, counts = confusion(outcome for outcome in outcomes if not outcome.missing)
     return {"labels": labels, "columns": columns, "counts": counts.tolist()}

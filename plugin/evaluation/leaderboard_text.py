@@ -23,7 +23,7 @@ from .leaderboard_words import (
 )
 from .plots import PATH_LABELS
 from .report_blocks import Block, Cell, Heading, Pictures, Table, Text
-from .report_words import PATH_WORDS, percent, span, two
+from .report_words import PATH_WORDS, percent, small_share, span, two
 from .results import ASPECTS, CELLS, PATHS
 from .task_samples import Evaluation
 
@@ -46,7 +46,8 @@ CONFLICT_NOTE = (
 )
 CIRCULAR_NOTE = (
     "Right under every rotation of the options, and below it the accuracy of the single rotations. A model that "
-    "prefers a letter loses here."
+    "prefers a letter loses here. The same one of n options each time, whatever its letter, is right in 1/n of the "
+    "questions; a letter drawn anew each time in 1/n^n."
 )
 
 
@@ -155,7 +156,7 @@ def gains(entries: Mapping[str, dict]) -> list[Block]:
                 cells.append(difference(found) if found else empty)
         rows.append(cells)
     reasons = dict.fromkeys(
-        f"{label}, {aspect}: {reason}."
+        f"{label}, {aspect}: {reason.rstrip('.')}."
         for label, entry in entries.items()
         for aspect, reason in entry["gains_undefined"].items()
     )
@@ -213,7 +214,7 @@ def controls(entries: Mapping[str, dict]) -> list[Block]:
         rows = []
         for label, entry in entries.items():
             of = entry["conflict"]
-            cells = [(percent(of[name]["value"]), span(of[name]["ci95"])) if of else NOT_RUN for name in FOLLOWS]
+            cells = [(small_share(of[name]["value"]), span(of[name]["ci95"])) if of else NOT_RUN for name in FOLLOWS]
             rows.append([label, *cells, str(of["n"]) if of else ""])
         found += [Table(["", *FOLLOW_WORDS.values(), "questions"], rows), Text(CONFLICT_NOTE, "small")]
     else:
@@ -235,7 +236,8 @@ def circular(entries: Mapping[str, dict]) -> list[Block]:
         rows.append(cells)
     first = [next(e["circular"][cell] for e in entries.values() if cell in e["circular"]) for cell in shown]
     references: list[list[Cell]] = [
-        ["chance", *(percent(of["chance"]) for of in first)], ["questions", *(str(of["n"]) for of in first)]
+        ["the same option each time", *(percent(of["chance"]) for of in first)],
+        ["questions", *(str(of["n"]) for of in first)]
     ]  # fmt: skip
     return [
         *found,

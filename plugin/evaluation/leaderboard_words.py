@@ -1,11 +1,11 @@
 """Words, notes and cells that the parts of the report about models share."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from . import plots
 from .report_blocks import Cell
-from .report_words import CONTROL_WORDS, PATH_WORDS, percent, span
+from .report_words import CONTROL_WORDS, PATH_WORDS, percent, small_share, span
 from .results import ASPECTS, PATHS
 
 NOT_RUN, NOT_STATED = "not run", "not stated"
@@ -17,11 +17,38 @@ FOLLOW_WORDS = {
 CELL_WORDS = {f"{aspect}_{path}": f"{aspect}, {PATH_WORDS[path]}" for aspect in ASPECTS for path in PATHS}
 SHORT_WORDS = {f"{aspect}_{path}": f"{aspect}, {plots.PATH_LABELS[path]}" for aspect in ASPECTS for path in PATHS}
 
+# Facts of a run that change its answers, as the pins call them: where they differ, figures do not compare.
+WAY_WORDS = {
+    "system_instruction": "system instruction", "chat_template_sha256": "hash of the chat template",
+    "num_fewshot": "examples before a question", "num_frames": "frames of a film, at most",
+    "sampling_rate_hz": "sampling rate, Hz", "max_audio_s": "longest sound, s", "use_adapter": "use_adapter",
+}  # fmt: skip
+# Of a longer name a part is shown, where the whole would leave no room.
+LONGEST_NAME = 40
+
+
+def cut_short(value: str) -> str:
+    return value if len(value) <= LONGEST_NAME else f"{value[:LONGEST_NAME]}..."
+
+
+def short_names(names: Iterable[str]) -> list[str]:
+    """Names for figures: of long ones the middle is left out; those that would then be equal are numbered there."""
+    found: list[str] = []
+    for name in names:
+        half = (LONGEST_NAME - 3) // 2
+        short = name if len(name) <= LONGEST_NAME else f"{name[:half]}...{name[-half:]}"
+        number = 1
+        while short in found:
+            number += 1
+            short = f"{name[: half - 2]}..{number}..{name[-half + 2 :]}"
+        found.append(short)
+    return found
+
 
 def score_parts(cell: dict) -> tuple[str, str, str]:
     """An accuracy, its interval, and the shares of answers without an option and of missing ones, where there are."""
-    unclear = [f"no option: {percent(cell['unparsable'])}"] if cell["unparsable"] else []
-    unclear += [f"missing: {percent(cell['missing'])}"] if cell.get("missing") else []
+    unclear = [f"no option: {small_share(cell['unparsable'])}"] if cell["unparsable"] else []
+    unclear += [f"missing: {small_share(cell['missing'])}"] if cell.get("missing") else []
     return percent(cell["accuracy"]), span(cell["ci95"]), ", ".join(unclear)
 
 

@@ -12,6 +12,8 @@ from .results import ASPECTS, CONTROLS, PATHS, STAGES, Outcome, PathPredictions
 MARKERS = {"audio": "o", "visual": "s", "av": "D"}
 STAGE_LABELS = {"backbone": "backbone", "stage1": "after stage 1", "stage2": "after stage 2"}
 PATH_LABELS = {"audio": "sound", "visual": "picture", "av": "both"}
+# The column of the answers that name none of the labels.
+NO_OPTION = "no option"
 
 
 def draw_accuracy(cells: dict, c: dict):
@@ -177,13 +179,15 @@ def emotion_places(
 
 
 def confusion(outcomes: Iterable[Outcome]) -> tuple[list[str], list[str], np.ndarray]:
-    """Counts of (answer, chosen option), shape (labels, labels), and a column "none" if an answer chose none."""
+    """Counts of (answer, chosen option), shape (labels, labels), and a last column if an answer chose no option."""
     outcomes = list(outcomes)
     labels = list(dict.fromkeys(sorted(label for outcome in outcomes for label in outcome.options)))
-    columns = [*labels, "none"] if any(outcome.predicted is None for outcome in outcomes) else labels
+    columns = [*labels, NO_OPTION] if any(outcome.predicted is None for outcome in outcomes) else labels
     counts = np.zeros((len(labels), len(columns)), dtype=int)
     for outcome in outcomes:
-        counts[labels.index(outcome.answer), columns.index(outcome.predicted or "none")] += 1
+        # By its place: an option can have any name, this column's too.
+        column = len(labels) if outcome.predicted is None else labels.index(outcome.predicted)
+        counts[labels.index(outcome.answer), column] += 1
     return labels, columns, counts
 
 

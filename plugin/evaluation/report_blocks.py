@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 
 from . import failures, report_html, report_markdown
 from .failures import Failure
@@ -64,16 +63,17 @@ def to_markdown(blocks: Sequence[Block]) -> str:
 def _markdown(block: Block) -> str:
     match block:
         case Heading():
-            return f"{'#' * block.level} {_escaped(block.text)}"
+            return f"{'#' * block.level} {report_markdown.escaped(block.text)}"
         case Text():
-            return {"note": "> {}", "small": "*{}*"}.get(block.kind, "{}").format(_escaped(block.text))
+            return {"note": "> {}", "small": "*{}*"}.get(block.kind, "{}").format(report_markdown.escaped(block.text))
         case Table():
             rows = [[_markdown_cell(cell) for cell in row] for row in (*block.rows, *block.references)]
             align = "".join("l" if i == 0 or i in block.left else "r" for i in range(len(block.head)))
-            return report_markdown.table([_escaped(name) for name in block.head], rows, align)
+            return report_markdown.table([report_markdown.escaped(name) for name in block.head], rows, align)
         case Pictures():
             return "\n\n".join(
-                f"![{_escaped(f.alt)}](figures/{f.name}.png)\n\n*{_escaped(f.caption)}*" for f in block.figures
+                f"![{report_markdown.escaped(f.alt)}](figures/{f.name}.png)\n\n*{report_markdown.escaped(f.caption)}*"
+                for f in block.figures
             )
         case Failures():
             return failures.markdown(block.failures)
@@ -82,13 +82,7 @@ def _markdown(block: Block) -> str:
 
 
 def _markdown_cell(cell: Cell) -> str:
-    return _escaped(cell if isinstance(cell, str) else " ".join(filter(None, cell)))
-
-
-def _escaped(text: str) -> str:
-    """Text in which Markdown finds no table, emphasis or tag; it comes from models and file names too."""
-    line = " ".join(text.split())
-    return "".join(f"\\{letter}" if letter in "\\`*_<>|" else letter for letter in line)
+    return report_markdown.escaped(cell if isinstance(cell, str) else " ".join(filter(None, cell)))
 
 
 def to_html(title: str, blocks: Sequence[Block]) -> str:
@@ -99,12 +93,13 @@ def to_html(title: str, blocks: Sequence[Block]) -> str:
 def _html(block: Block) -> str:
     match block:
         case Heading():
-            return f"<h{block.level}>{escape(block.text)}</h{block.level}>"
+            return f"<h{block.level}>{report_html.escaped(block.text)}</h{block.level}>"
         case Text():
-            return f"<p{f' class={block.kind}' if block.kind else ''}>{escape(block.text)}</p>"
+            return f"<p{f' class={block.kind}' if block.kind else ''}>{report_html.escaped(block.text)}</p>"
         case Table():
             head = [
-                f'<th class="text">{escape(h)}</th>' if i in block.left else escape(h) for i, h in _numbered(block)
+                f'<th class="text">{report_html.escaped(h)}</th>' if i in block.left else report_html.escaped(h)
+                for i, h in enumerate(block.head)
             ]
             rows = [("", row) for row in block.rows] + [("reference", row) for row in block.references]
             cells = [(kind, [_html_cell(c, i in block.left) for i, c in enumerate(row)]) for kind, row in rows]
@@ -115,16 +110,14 @@ def _html(block: Block) -> str:
         case Failures():
             return failures.html(block.failures)
         case Commands():
-            return f"<pre>{escape(block.text)}</pre>"
-
-
-def _numbered(block: Table) -> list[tuple[int, str]]:
-    return list(enumerate(block.head))
+            return f"<pre>{report_html.escaped(block.text)}</pre>"
 
 
 def _html_cell(cell: Cell, left: bool) -> str:
     value, *small = (cell,) if isinstance(cell, str) else cell
-    text = escape(value) + "".join(f"<span class=ci>{escape(part)}</span>" for part in small if part)
+    text = report_html.escaped(value) + "".join(
+        f"<span class=ci>{report_html.escaped(part)}</span>" for part in small if part
+    )
     return f'<td class="text">{text}</td>' if left else f"<td>{text}</td>"
 
 

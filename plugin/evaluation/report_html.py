@@ -18,7 +18,7 @@ from .report_markdown import (
     versions_line,
 )
 from .report_style import STYLE
-from .report_words import CONTROL_WORDS, conflict_words, controls_key, percent, scored, span, stage_word
+from .report_words import CONTROL_WORDS, conflict_words, controls_key, percent, printable, scored, span, stage_word
 from .results import ASPECTS, CONTROL_STAGES, CONTROLS, PATHS, STAGES
 
 
@@ -31,14 +31,14 @@ def render(report: dict, figures: Sequence[Figure], clips: list[Example]) -> str
 
     passed = sum(check["passed"] for check in report["checks"])
     body = [
-        f"<h1>VAEmotionLLM, {escape(str(report['benchmark'].get('name', 'benchmark')))}, seed {report['seed']}</h1>",
-        f'<p class="headline">{escape(report["headline"])}</p>',
-        f'<p class="note">{escape(report["statement"])}</p>' if report["statement"] else "",
+        f"<h1>VAEmotionLLM, {escaped(str(report['benchmark'].get('name', 'benchmark')))}, seed {report['seed']}</h1>",
+        f'<p class="headline">{escaped(report["headline"])}</p>',
+        f'<p class="note">{escaped(report["statement"])}</p>' if report["statement"] else "",
         show("accuracy"),
         "<h2>Accuracy</h2>",
         cells_table(report),
-        f"<p>{escape(comparison(report))}</p>",
-        f'<p class="small">{escape(report["intervals"])}</p>',
+        f"<p>{escaped(comparison(report))}</p>",
+        f'<p class="small">{escaped(report["intervals"])}</p>',
         "<h2>Does it listen?</h2>",
         f"<p>{EXAMPLES_NOTE}</p>",
         examples.html(clips),
@@ -49,9 +49,9 @@ def render(report: dict, figures: Sequence[Figure], clips: list[Example]) -> str
         f"<p>{CCC_NOTE}</p>",
         ccc_table(report),
         "<h2>How sure is it?</h2>",
-        f"<p>{escape(SURENESS_NOTE)}</p>",
+        f"<p>{escaped(SURENESS_NOTE)}</p>",
         sureness_table(report),
-        f"<p>{escape(conflict_words(report['sureness']))}</p>",
+        f"<p>{escaped(conflict_words(report['sureness']))}</p>",
         "<h2>Mistakes</h2>",
         f'<div class="pair">{show("confusion_emotion", True)}{show("confusion_content", True)}</div>',
         "<h2>Learning curves</h2>",
@@ -64,9 +64,14 @@ def render(report: dict, figures: Sequence[Figure], clips: list[Example]) -> str
         cost_table(report),
         f'<p class="small">{MEMORY_NOTE}</p>',
         "<h2>Versions</h2>",
-        f'<p class="small">{escape(versions_line(report))}</p>',
+        f'<p class="small">{escaped(versions_line(report))}</p>',
     ]
     return page(f"VAEmotionLLM report, seed {report['seed']}", body)
+
+
+def escaped(text: str) -> str:
+    """Text that is no markup, whatever it holds."""
+    return escape(printable(text))
 
 
 def page(title: str, body: Sequence[str]) -> str:
@@ -74,7 +79,7 @@ def page(title: str, body: Sequence[str]) -> str:
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title>"
+        f"<title>{escaped(title)}</title>"
         f"<style>{STYLE}</style></head>\n<body><main>\n"
         + "\n".join(part for part in body if part)
         + "\n</main></body></html>\n"
@@ -83,11 +88,11 @@ def page(title: str, body: Sequence[str]) -> str:
 
 def figure_html(figure: Figure, summary: str, narrow: bool) -> str:
     """A figure with its caption; its command unfolds under `summary`."""
-    svg = figure.svg.replace('role="img"', f'role="img" aria-label="{escape(figure.alt)}"', 1)
+    svg = figure.svg.replace('role="img"', f'role="img" aria-label="{escaped(figure.alt)}"', 1)
     return (
         f'<figure{" class=narrow" if narrow else ""} id="{figure.name}">{svg}'
-        f"<figcaption>{escape(figure.caption)}</figcaption>"
-        f"<details><summary>{escape(summary)}</summary><pre>{escape(figure.command)}</pre></details></figure>"
+        f"<figcaption>{escaped(figure.caption)}</figcaption>"
+        f"<details><summary>{escaped(summary)}</summary><pre>{escaped(figure.command)}</pre></details></figure>"
     )
 
 
@@ -139,7 +144,7 @@ def controls_table(report: dict) -> str:
     rows = [("", ["the clip's own", *map(_score, own)])]
     for name in CONTROLS:
         cells = [_score(report[controls_key(stage)][name][cell]) for stage, cell in columns]
-        rows.append(("", [escape(CONTROL_WORDS[name]), *cells]))
+        rows.append(("", [escaped(CONTROL_WORDS[name]), *cells]))
     rows.append(("reference", ["chance", *(percent(cell["chance"]) for cell in own)]))
     groups = [STAGE_LABELS[stage] for stage in CONTROL_STAGES]
     return table(["sound", *ASPECTS * len(CONTROL_STAGES)], rows, groups=groups)
@@ -169,9 +174,9 @@ def checks_table(report: dict) -> str:
             "",
             [
                 '<span class="met">✓ met</span>' if check["passed"] else '<span class="missed">✗ not met</span>',
-                f'<td class="text">{escape(check["name"])}</td>',
-                escape(check["measured"]),
-                escape(check["asked"]),
+                f'<td class="text">{escaped(check["name"])}</td>',
+                escaped(check["measured"]),
+                escaped(check["asked"]),
             ],
         )
         for check in report["checks"]
@@ -186,10 +191,10 @@ def cost_table(report: dict) -> str:
         cached = ' <span class="small">from the cache</span>' if cost["from_cache"] else ""
         bar = f'<span class="bar" style="width:{100 * cost["wall_s"] / longest:.0f}%"></span>'
         cells = [
-            escape(name) + cached,
+            escaped(name) + cached,
             f'<td class="share">{cost["wall_s"]:.1f} s{bar}</td>',
             f"{cost['peak_rss_mb']:.0f} MB",
-            f'<td class="text"><code>{escape(report["commands"][name])}</code></td>',
+            f'<td class="text"><code>{escaped(report["commands"][name])}</code></td>',
         ]
         rows.append(("", cells))
     total = sum(cost["wall_s"] for cost in report["cost"].values())

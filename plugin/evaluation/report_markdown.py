@@ -1,5 +1,6 @@
 """`report.md`: the report as Markdown, with the figures as PNG files beside it."""
 
+import re
 from collections.abc import Sequence
 
 from . import examples
@@ -14,6 +15,7 @@ from .report_words import (
     interval_words,
     percent,
     points,
+    printable,
     scored,
     share_of,
     span,
@@ -76,6 +78,15 @@ def render(report: dict, figures: Sequence[Figure], clips: list[Example]) -> str
         versions_line(report),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+# Not the brackets of an interval: nothing of that form is a link.
+_MARKUP = re.compile(r"[\\`*_<>|#~&$]|\[(?![+-]?\d)|\](?=[(\[:])")
+
+
+def escaped(text: str) -> str:
+    """One line in which Markdown finds no table, link, emphasis, formula or tag; models and files wrote it."""
+    return _MARKUP.sub(r"\\\g<0>", printable(" ".join(text.split())))
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], align: str | None = None) -> str:

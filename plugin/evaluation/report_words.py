@@ -1,5 +1,6 @@
 """Words and number formats of the report, its first sentence, and its table for a terminal."""
 
+import re
 from collections.abc import Sequence
 
 from .results import ASPECTS, CONTROL_STAGES, PATHS, STAGES
@@ -19,6 +20,20 @@ def controls_key(stage: str) -> str:
 
 def percent(value: float, digits: int = 1) -> str:
     return f"{100 * value:.{digits}f}%"
+
+
+# Control characters but tab and newline, lone surrogates, and marks that turn the direction of what follows.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    """Text, of a model or of a file's name too, with U+FFFD for each character that no page can show."""
+    return _UNPRINTABLE.sub("\ufffd", text)
+
+
+def small_share(value: float) -> str:
+    """A share in percent; one that is not 0 is never printed as if it were."""
+    return "<0.1%" if 0 < value < 0.0005 else percent(value)
 
 
 def two(value: float) -> str:

@@ -61,13 +61,21 @@ class Samples:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation: its results file and what it holds, what was evaluated, and the answers of each artemo task."""
+    """One evaluation: what was evaluated, and the answers of each artemo task.
+
+    Args:
+        path: the newest results file.
+        results: what it holds; of the tasks that stand in older files alone, their configs, numbers of samples and of
+            shots too.
+        runs: results file -> what it holds, newest first, of the runs that gave the tasks.
+    """
 
     path: Path
     model: str
     model_args: str
     tasks: dict[str, Samples]
     results: dict
+    runs: dict[Path, dict]
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -77,32 +85,57 @@ class Evaluation:
 
 
 def read_evaluation(path: Path) -> Evaluation:
-    """Reads a `*_results.json` of lmms-eval, or the newest one in a folder, with the samples beside it.
+    """Reads a `*_results.json` of lmms-eval, or those of one model in a folder, with the samples beside them.
+
+    Of several files, such as of a run with `--tasks artemo` and a later one with `--tasks artemo_va`, each task is
+    that of the newest file that has it.
 
     Raises:
-        InputError: there is none, the folder holds several models, samples are missing or incomplete, or a score in
-            the results file is not that of the samples.
+        InputError: there is none, the folder holds several models or runs of one model in different ways, samples are
+            missing or incomplete, or a score in the results file is not that of the samples.
     """
-    file = _results_file(path)
+    runs: dict[Path, dict] = {}
+    samples: dict[str, Samples] = {}
+    for file in _results_files(path):
+        results, tasks = _read_results(file)
+        added = [task for task in tasks if task not in samples]
+        if not added:
+            continue
+        if runs:
+            _refuse_other_run(next(iter(runs.items())), (file, results))
+        runs[file] = results
+        samples |= {task: _read_samples(file, results, task) for task in added}
+    if not runs:
+        raise InputError(f"{path} holds no task of artemo; run lmms-eval with --tasks artemo.")
+    newest, results = next(iter(runs.items()))
+    # The newest last, so that its entries count.
+    parts = {
+        name: {task: of for older in reversed(runs.values()) for task, of in older.get(name, {}).items()}
+        for name in ("configs", "n-samples", "n-shot")
+    }
+    model, model_args = str(results["config"]["model"]), str(results["config"]["model_args"])
+    return Evaluation(newest, model, model_args, dict(sorted(samples.items())), {**results, **parts}, runs)
+
+
+def _read_results(file: Path) -> tuple[dict, list[str]]:
+    """What a results file holds, and its artemo tasks."""
     try:
         results = json.loads(file.read_text(encoding="utf-8"))
         tasks = [task for task in results["configs"] if task.startswith(f"{TASK_PREFIX}_")]
-        config = results["config"]
-        model, model_args = str(config["model"]), str(config["model_args"])
+        results["config"]["model"], results["config"]["model_args"]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{file} is no results file of lmms-eval ({error!r}); evaluate again.") from error
-    if not tasks:
-        raise InputError(f"{file} holds no task of artemo; run lmms-eval with --tasks artemo.")
-    samples = {task: _read_samples(file, results, task) for task in sorted(tasks)}
-    return Evaluation(file, model, model_args, samples, results)
+    return results, tasks
 
 
-def _results_file(path: Path) -> Path:
+def _results_files(path: Path) -> list[Path]:
+    """Those of one model, newest first."""
     if path.is_file():
         if not path.name.endswith(RESULTS):
             raise InputError(f"{path} is not a file *{RESULTS} of lmms-eval; name that file or its folder.")
-        return path
-    found = sorted(path.glob(f"**/*{RESULTS}"), key=lambda file: file.name)
+        return [path]
+    # Their names begin with the date.
+    found = sorted(path.glob(f"**/*{RESULTS}"), key=lambda file: file.name, reverse=True)
     if not found:
         raise InputError(
             f"{path} holds no *{RESULTS}: run lmms-eval with --tasks artemo --log_samples --output_path {path}"
@@ -110,7 +143,31 @@ def _results_file(path: Path) -> Path:
     folders = sorted({str(file.parent) for file in found})
     if len(folders) > 1:
         raise InputError(f"{path} holds the results of several models; name one of {', '.join(folders)}.")
-    return found[-1]
+    return found
+
+
+def _refuse_other_run(newest: tuple[Path, dict], older: tuple[Path, dict]) -> None:
+    """Raises InputError unless two results files are of the same model asked in the same way."""
+    (one, first), (other, last) = newest, older
+    a, b = _way_of(first), _way_of(last)
+    for name, value in a.items():
+        # What an older release of lmms-eval or of the tasks does not state cannot differ.
+        if name in b and b[name] != value:
+            raise InputError(
+                f"{other} has tasks that {one} has not, but was run in another way: {name} {b[name]!r} and not "
+                f"{value!r}. Name one of the two files, or evaluate into a folder for each."
+            )
+
+
+def _way_of(results: dict) -> dict[str, Any]:
+    """What all runs have to share whose tasks stand beside each other as one model's."""
+    task = next(task for task in results["configs"] if task.startswith(f"{TASK_PREFIX}_"))
+    metadata = results["configs"][task].get("metadata") or {}
+    return {
+        **{name: results["config"][name] for name in ("model", "model_args")},
+        **{name: results[name] for name in ("system_instruction", "chat_template_sha") if name in results},
+        **{name: metadata[name] for name in ("benchmark", "version", "benchmark_sha256") if name in metadata},
+    }
 
 
 def _read_samples(file: Path, results: dict, task: str) -> Samples:
