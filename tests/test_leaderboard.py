@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 from html.parser import HTMLParser
 
 import benchmark_files
@@ -500,9 +501,12 @@ def test_the_command_holds_what_changes_an_answer():
 
 def resolved(words):
     """What the results file holds of a command's arguments."""
-    from lmms_eval.__main__ import parse_eval_args
-
     with pytest.MonkeyPatch.context() as patch:
+        # With this module loaded a process counts as lmms-eval's command, whose errors end it: see `cli_exit`.
+        patch.setitem(sys.modules, "lmms_eval.__main__", None)
+        del sys.modules["lmms_eval.__main__"]
+        from lmms_eval.__main__ import parse_eval_args
+
         patch.setattr("sys.argv", ["lmms-eval", *words])
         return json.loads(json.dumps(vars(parse_eval_args()[1])))
 
