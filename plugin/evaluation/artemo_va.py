@@ -80,14 +80,15 @@ def pooled(values: Sequence[dict]) -> tuple[np.ndarray, np.ndarray]:
 def aggregation(name: str) -> Callable[[Sequence[dict]], float]:
     """The aggregation of one of `METRICS`; `ccc` is the mean of both dimensions' CCC. NaN below two answers."""
     metric, _, dimension = name.partition("_")
-    function = FUNCTIONS[metric]
-    columns = [DIMENSIONS.index(dimension)] if dimension else [0, 1]
 
     def aggregate(values: Sequence[dict]) -> float:
         predicted, true = pooled(values)
         if len(predicted) < 2:
             return float("nan")
-        return float(np.mean([function(predicted[:, column], true[:, column]) for column in columns]))
+        if not dimension:
+            return float(mean_ccc(predicted, true))
+        column = DIMENSIONS.index(dimension)
+        return float(FUNCTIONS[metric](predicted[:, column], true[:, column]))
 
     return aggregate
 
