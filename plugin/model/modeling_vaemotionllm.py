@@ -145,6 +145,12 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.config.auto_map = {**auto_map, "AutoModelForImageTextToText": name}
         super().save_pretrained(save_directory, **kwargs)
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        # Custom code's initialisation passes modules without weights of their own by, such as Whisper's encoder, which
+        # makes the sinusoids of a module below it. That is for code that overwrites loaded weights; this does not.
+        return False
+
     def _init_weights(self, module):
         super()._init_weights(module)
         if isinstance(module, ZeroLinear):
