@@ -37,7 +37,7 @@ def make(folder: Path, family: str = "qwen2_5_vl", **config_fields) -> Path:
             if "emotion_adapter" in name:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
             elif any(part in name for part in ("layers", "blocks", "conv", "audio_projector.linear")):
-                parameter.mul_(8)
+                parameter.mul_(20 if "audio" in name else 8)
     model.save_pretrained(path)
     return path
 
@@ -68,17 +68,27 @@ def extended(inputs: dict, tokens: torch.Tensor) -> dict:
 
 @torch.no_grad()
 def next_logits(model, inputs: dict, tokens: torch.Tensor, **options) -> torch.Tensor:
-    """(B, V) float32 logits of what comes after the inputs and tokens (B, n): one whole pass, no cache."""
-    return model(**extended(inputs, tokens), use_cache=False, **options).logits[:, -1].float()
+    """(B, V) float32 logits of what comes after the inputs and tokens (B, n): one whole pass, no cache.
+
+    As `generate` does with `steps`, it leaves out the end of the turn and the media's placeholders.
+    """
+    logits = model(**extended(inputs, tokens), use_cache=False, **options).logits[:, -1].float()
+    logits[:, [2, *model.config.visual_token_ids, model.config.audio_token_id]] = -torch.inf
+    return logits
 
 
-def greedy(model, inputs: dict, steps: int, **options) -> torch.Tensor:
-    """(B, steps) likeliest tokens, each found by a whole pass; the end of the turn is never chosen."""
+def steps(model, count: int) -> dict:
+    """Options of `generate` for this many tokens of text."""
+    text_only = [*model.config.visual_token_ids, model.config.audio_token_id]
+    return {"max_new_tokens": count, "min_new_tokens": count, "suppress_tokens": text_only}
+
+
+def greedy(model, inputs: dict, count: int, **options) -> torch.Tensor:
+    """(B, count) likeliest tokens, each found by a whole pass."""
     tokens = inputs["input_ids"].new_zeros(len(inputs["input_ids"]), 0)
-    for _ in range(steps):
-        logits = next_logits(model, inputs, tokens, **options)
-        logits[:, model.generation_config.eos_token_id] = -torch.inf
-        tokens = torch.cat([tokens, logits.argmax(-1, keepdim=True)], dim=1)
+    for _ in range(count):
+        best = next_logits(model, inputs, tokens, **options).argmax(-1, keepdim=True)
+        tokens = torch.cat([tokens, best], dim=1)
     return tokens
 
 

@@ -1,5 +1,7 @@
 """`generate` in its modes, each against a plain loop over whole passes without a cache."""
 
+import copy
+
 import pytest
 import tiny
 import torch
@@ -14,12 +16,12 @@ from conformity import (
     make,
     new_tokens,
     next_logits,
+    steps,
     user,
 )
 from transformers import DynamicCache, StaticCache
 
 STEPS = 6
-LENGTH = {"max_new_tokens": STEPS, "min_new_tokens": STEPS}
 
 
 @pytest.fixture(scope="module", params=tiny.FAMILIES)
@@ -38,18 +40,18 @@ def test_greedy_on_a_left_padded_batch_of_mixed_modality(loaded):
     inputs = encode(processor, *MIXED)
     expected = greedy(model, inputs, STEPS)
     assert inputs["attention_mask"].min() == 0 and len(set(map(tuple, expected.tolist()))) > 1
-    assert torch.equal(new_tokens(model.generate(**inputs, **LENGTH), inputs), expected)
+    assert torch.equal(new_tokens(model.generate(**inputs, **steps(model, STEPS)), inputs), expected)
     # The first argument is the ids, by either name.
     rest = {name: value for name, value in inputs.items() if name != "input_ids"}
     for given in ({"inputs": inputs["input_ids"]}, {"input_ids": inputs["input_ids"]}):
-        assert torch.equal(new_tokens(model.generate(**given, **rest, **LENGTH), inputs), expected)
+        assert torch.equal(new_tokens(model.generate(**given, **rest, **steps(model, STEPS)), inputs), expected)
 
 
 def test_what_is_heard_moves_the_answer(loaded):
     model, processor = loaded
     inputs = encode(processor, [user(SOUND, "What?")])
     other = {**inputs, "input_features": inputs["input_features"].flip(-1)}
-    first, second = (model.generate(**each, **LENGTH) for each in (inputs, other))
+    first, second = (model.generate(**each, **steps(model, STEPS)) for each in (inputs, other))
     assert not torch.equal(first, second)
 
 
@@ -70,7 +72,7 @@ def test_every_cache_gives_the_same_tokens(loaded, cache):
     else:
         text = model.config.get_text_config()
         options = {"past_key_values": cache(config=text, **({"max_cache_len": 256} if cache is StaticCache else {}))}
-    generated = new_tokens(model.generate(**inputs, **LENGTH, **options), inputs)
+    generated = new_tokens(model.generate(**inputs, **steps(model, STEPS), **options), inputs)
     assert torch.equal(generated, greedy(model, inputs, STEPS))
 
 
@@ -86,7 +88,7 @@ def test_a_decoder_with_sliding_windows(tmp_path):
     expected = greedy(model, inputs, STEPS)
     assert inputs["input_ids"].shape[1] > 16
     for options in ({}, {"cache_implementation": "static"}):
-        assert torch.equal(new_tokens(model.generate(**inputs, **LENGTH, **options), inputs), expected)
+        assert torch.equal(new_tokens(model.generate(**inputs, **steps(model, STEPS), **options), inputs), expected)
 
 
 def test_sampling_draws_as_a_plain_loop_does(qwen):
@@ -98,24 +100,22 @@ def test_sampling_draws_as_a_plain_loop_does(qwen):
         tokens = inputs["input_ids"].new_zeros(len(MIXED), 0)
         for _ in range(STEPS):
             logits = next_logits(model, inputs, tokens) / 1.5
-            logits[:, model.generation_config.eos_token_id] = -torch.inf
             tokens = torch.cat([tokens, torch.multinomial(logits.softmax(-1), 1)], dim=1)
         return tokens
 
     for seed in (0, 1):
         torch.manual_seed(seed)
-        sampled = model.generate(**inputs, **LENGTH, do_sample=True, temperature=1.5, top_k=0)
+        sampled = model.generate(**inputs, **steps(model, STEPS), do_sample=True, temperature=1.5, top_k=0)
         assert torch.equal(new_tokens(sampled, inputs), plain(seed))
     assert not torch.equal(plain(0), plain(1))
 
 
-def plain_beams(model, inputs: dict, beams: int, steps: int) -> torch.Tensor:
-    """(beams, steps) the best continuations of one row by beam search, the best first."""
+def plain_beams(model, inputs: dict, beams: int, count: int) -> torch.Tensor:
+    """(beams, count) the best continuations of one row by beam search, the best first."""
     tokens, scores = inputs["input_ids"].new_zeros(1, 0), torch.zeros(1)
-    for _ in range(steps):
+    for _ in range(count):
         logits = torch.cat([next_logits(model, inputs, row[None]) for row in tokens])
         logits = logits.log_softmax(-1)
-        logits[:, model.generation_config.eos_token_id] = -torch.inf
         scores, best = (scores[:, None] + logits).flatten().topk(beams)
         rows, token = best // logits.shape[1], best % logits.shape[1]
         tokens = torch.cat([tokens[rows], token[:, None]], dim=1)
@@ -126,11 +126,11 @@ def test_beams_are_those_of_a_plain_search(qwen):
     model, processor = qwen
     conversations = [MIXED[0], MIXED[2]]
     inputs = encode(processor, *conversations)
-    options = {"num_beams": 3, "num_return_sequences": 2, **LENGTH}
+    options = {"num_beams": 3, "num_return_sequences": 2, **steps(model, STEPS)}
     for uses_cache in (True, False):
         generated = new_tokens(model.generate(**inputs, **options, use_cache=uses_cache), inputs)
         for row, conversation in enumerate(conversations):
-            expected = plain_beams(model, encode(processor, conversation), beams=3, steps=STEPS)[:2]
+            expected = plain_beams(model, encode(processor, conversation), beams=3, count=STEPS)[:2]
             assert torch.equal(generated[2 * row : 2 * row + 2], expected)
 
 
@@ -142,7 +142,7 @@ def test_several_samples_a_prompt(qwen, beams):
     def sample(seed):
         torch.manual_seed(seed)
         options = {"do_sample": True, "num_return_sequences": 3, "num_beams": beams, "return_dict_in_generate": True}
-        return model.generate(**inputs, **LENGTH, **options)
+        return model.generate(**inputs, **steps(model, STEPS), **options)
 
     first, again, other = sample(0), sample(0), sample(1)
     assert torch.equal(first.sequences, again.sequences) and not torch.equal(first.sequences, other.sequences)
@@ -158,29 +158,26 @@ def test_proposed_tokens_do_not_change_what_is_decided(loaded, conversation, way
     inputs = encode(processor, conversation)
     options = {"prompt_lookup_num_tokens": 3}
     if way != "prompt lookup":
-        options = {"assistant_model": model if way.endswith("hears") else model.vlm}
-    if way != "prompt lookup" and conversation is MIXED[2]:
-        with pytest.raises(ValueError, match="mm_encoder_outputs|pixel_values|assistant"):
-            model.vlm.generate(**_backbone_inputs(model, inputs), **LENGTH, assistant_model=model.vlm)
-        pytest.skip("the bare backbone cannot be assisted on a prompt with a picture")
-    generated = model.generate(**inputs, **LENGTH, **options, return_dict_in_generate=True)
+        other = copy.deepcopy(model)
+        with torch.no_grad():
+            other.get_output_embeddings().weight[100:200] *= -1  # it is right at times
+        options = {"assistant_model": other if way.endswith("hears") else other.vlm}
+    generated = model.generate(**inputs, **steps(model, STEPS), **options, return_dict_in_generate=True)
     assert torch.equal(new_tokens(generated, inputs), greedy(model, inputs, STEPS))
     torch.testing.assert_close(generated.valence, model(**inputs).valence, equal_nan=True)
 
 
-def _backbone_inputs(model, inputs: dict) -> dict:
-    """The inputs without sound, in the backbone's words."""
-    audio = ("input_features", "audio_num_tokens")
-    return {
-        **{k: v for k, v in inputs.items() if k not in audio},
-        "input_ids": model._backbone_ids(inputs["input_ids"]),
-    }
+def test_the_model_is_no_assistant_of_its_own(qwen):
+    model, processor = qwen
+    for options in ({"assistant_model": model}, {"assistant_model": model.vlm}, {"assistant_early_exit": 1}):
+        with pytest.raises(ValueError, match="given as its own assistant .* use_adapter=False"):
+            model.generate(**encode(processor, MIXED[0]), **options, max_new_tokens=2)
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000])
 def test_a_prefill_in_chunks(loaded, size):
     model, processor = loaded
-    options = {"prefill_chunk_size": size, **LENGTH, "return_dict_in_generate": True}
+    options = {"prefill_chunk_size": size, **steps(model, STEPS), "return_dict_in_generate": True}
     both = encode(processor, *MIXED)
     with pytest.raises(ValueError, match=f"prefill_chunk_size is {size}, .* needs both at once"):
         model.generate(**both, **options)
@@ -198,7 +195,7 @@ def conversation_of(model, processor, adapter: bool):
     """Two turns with sound, the first with a picture: inputs of the first, of both, and what is new in the second."""
     first = [user(IMAGE, SOUND, "What?")]
     turn = encode(processor, first)
-    spoken = new_tokens(model.generate(**turn, **LENGTH, use_adapter=adapter), turn)
+    spoken = new_tokens(model.generate(**turn, **steps(model, STEPS), use_adapter=adapter), turn)
     answer = {"role": "assistant", "content": [{"type": "text", "text": "It is so."}]}
     whole = encode(processor, [*first, answer, user(OTHER_SOUND, "And now?")])
     assert torch.equal(whole["input_ids"][:, : turn["input_ids"].shape[1]], turn["input_ids"])
@@ -217,7 +214,12 @@ def test_a_second_turn_with_new_sound_goes_on_from_the_cache(loaded, ids):
     length = turn["input_ids"].shape[1]
     given = whole["input_ids"] if ids == "all" else whole["input_ids"][:, length:]
     generated = model.generate(
-        given, attention_mask=whole["attention_mask"], past_key_values=cache, use_adapter=False, **new, **LENGTH
+        given,
+        attention_mask=whole["attention_mask"],
+        past_key_values=cache,
+        use_adapter=False,
+        **new,
+        **steps(model, STEPS),
     )
     expected = greedy(model, whole, STEPS, use_adapter=False)
     assert torch.equal(generated[:, -STEPS:], expected)
@@ -232,7 +234,7 @@ def test_the_old_sound_is_refused_in_a_second_turn(qwen):
         model(**turn, past_key_values=cache)
     audio = {name: whole[name] for name in ("input_ids", "attention_mask", "input_features", "audio_num_tokens")}
     with pytest.raises(ValueError, match="to go on from a cache, give the new audio alone"):
-        model.generate(**audio, past_key_values=cache, **LENGTH)
+        model.generate(**audio, past_key_values=cache, **steps(model, STEPS))
 
 
 def test_the_enhancer_sees_a_second_turns_media_alone(loaded):
@@ -243,10 +245,9 @@ def test_the_enhancer_sees_a_second_turns_media_alone(loaded):
     with torch.no_grad():
         for cache in caches:
             model(**turn, past_key_values=cache)
-        second = {"input_ids": whole["input_ids"][:, length:], "attention_mask": whole["attention_mask"], **new}
-        logits = model(**second, past_key_values=caches[0]).logits[:, -1]
+        logits = model(whole["input_ids"][:, length:], past_key_values=caches[0], **new).logits[:, -1]
         generated = model.generate(
-            **{**second, "input_ids": whole["input_ids"]}, past_key_values=caches[1], max_new_tokens=1,
+            whole["input_ids"], **new, past_key_values=caches[1], max_new_tokens=1,
             return_dict_in_generate=True, output_logits=True,
         )  # fmt: skip
     torch.testing.assert_close(generated.logits[0], logits, rtol=1e-4, atol=1e-4)
@@ -258,7 +259,7 @@ def test_generation_returns_scores_states_attentions_and_readings(qwen):
     model.set_attn_implementation("eager")
     inputs = encode(processor, *MIXED)
     generated = model.generate(
-        **inputs, **LENGTH, return_dict_in_generate=True, output_scores=True, output_hidden_states=True,
+        **inputs, **steps(model, STEPS), return_dict_in_generate=True, output_scores=True, output_hidden_states=True,
         output_attentions=True,
     )  # fmt: skip
     batch, prompt = inputs["input_ids"].shape
@@ -276,9 +277,11 @@ def test_nothing_of_a_call_stays_on_the_backbone(qwen):
     decoder = model.get_decoder()
     before = list(decoder.layers)
     for options in ({}, {"use_cache": False}, {"prompt_lookup_num_tokens": 2}):
-        model.generate(**encode(processor, MIXED[2]), **LENGTH, **options)
+        model.generate(**encode(processor, MIXED[2]), **steps(model, STEPS), **options)
         assert not decoder._forward_hooks and not decoder._forward_pre_hooks
         assert all(layer is other for layer, other in zip(decoder.layers, before))
     with pytest.raises(ZeroDivisionError):
-        model.generate(**encode(processor, MIXED[2]), **LENGTH, logits_processor=[lambda ids, scores: 1 / 0])
+        model.generate(
+            **encode(processor, MIXED[2]), **steps(model, STEPS), logits_processor=[lambda ids, scores: 1 / 0]
+        )
     assert not decoder._forward_hooks and not decoder._forward_pre_hooks and list(decoder.layers) == before

@@ -406,7 +406,8 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             audio_states,
             None if kwargs.get("inputs_embeds") is None else kwargs["inputs_embeds"][:, cached:],
         )
-        self._check_chunks(injection, kwargs)
+        if injection is not None:
+            self._check_passes(injection, kwargs)
         backbone_ids = self._backbone_ids(input_ids)
         with self._entered(injection):
             generated = self.vlm.generate(input_ids=backbone_ids, **kwargs)
@@ -525,16 +526,25 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
         return places([audio]), places(visual)
 
-    def _check_chunks(self, injection: MediaInjection | None, generate_options: Mapping) -> None:
-        """Refuses to cut a prompt into chunks where the Enhancer needs the other sense's tokens of all of it."""
-        options = generate_options.get("generation_config") or self.generation_config
-        size = generate_options.get("prefill_chunk_size", getattr(options, "prefill_chunk_size", None))
-        if size is None or injection is None or not injection.enhancers or not self.config.enhancer_context:
-            return
-        if bool((injection.audio_mask.any(1) & injection.visual_mask.any(1)).any()):
+    def _check_passes(self, injection: MediaInjection, generate_options: Mapping) -> None:
+        """Refuses ways to generate in which a pass over the prompt would lack what the media need."""
+        config = generate_options.get("generation_config") or self.generation_config
+
+        def option(name: str):
+            return generate_options.get(name, getattr(config, name, None))
+
+        if option("assistant_early_exit") is not None or option("assistant_model") is self.vlm:
             raise ValueError(
-                f"prefill_chunk_size is {size}, which cuts the prompt into passes of its own, but in a sample with "
-                "sound and sight the Enhancer needs both at once. Leave it out, or give use_adapter=False."
+                "The model was given as its own assistant (assistant_model or assistant_early_exit), but its decoder "
+                "takes sound and the adapter once. Give another model, or generate without audio and with "
+                "use_adapter=False."
+            )
+        mixed = injection.audio_mask.any(1) & injection.visual_mask.any(1)
+        if option("prefill_chunk_size") and injection.enhancers and self.config.enhancer_context and bool(mixed.any()):
+            raise ValueError(
+                f"prefill_chunk_size is {option('prefill_chunk_size')}, which cuts the prompt into passes of its own, "
+                "but in a sample with sound and sight the Enhancer needs both at once. Leave it out, or give "
+                "use_adapter=False."
             )
 
 
