@@ -50,9 +50,12 @@ def test_greedy_on_a_left_padded_batch_of_mixed_modality(loaded):
 def test_what_is_heard_moves_the_answer(loaded):
     model, processor = loaded
     inputs = encode(processor, [user(SOUND, "What?")])
-    other = {**inputs, "input_features": inputs["input_features"].flip(-1)}
-    first, second = (model.generate(**each, **steps(model, STEPS)) for each in (inputs, other))
+    silence = {**inputs, "input_features": torch.zeros_like(inputs["input_features"])}
+    first, second = (model.generate(**each, **steps(model, STEPS)) for each in (inputs, silence))
     assert not torch.equal(first, second)
+    nothing = inputs["input_ids"][:, :0]
+    with_adapter, without = (next_logits(model, inputs, nothing, use_adapter=on)[0, 100:200] for on in (True, False))
+    assert (with_adapter - without).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("cache", [
@@ -285,3 +288,19 @@ def test_nothing_of_a_call_stays_on_the_backbone(qwen):
             **encode(processor, MIXED[2]), **steps(model, STEPS), logits_processor=[lambda ids, scores: 1 / 0]
         )
     assert not decoder._forward_hooks and not decoder._forward_pre_hooks and list(decoder.layers) == before
+
+
+@pytest.mark.parametrize("ids_too", [False, True])
+def test_a_prompt_of_embeddings(loaded, ids_too):
+    model, processor = loaded
+    inputs = encode(processor, *MIXED)
+    assert processor.audio_token_id < model.config.get_text_config().vocab_size
+    ids = inputs.pop("input_ids")
+    given = {**inputs, "inputs_embeds": model.get_input_embeddings()(ids), **({"input_ids": ids} if ids_too else {})}
+    # Without ids the backbones cannot say where a picture's rows and columns lie, so positions are given.
+    if not ids_too and model.config.vlm_config.model_type != "llava_onevision":
+        given["position_ids"] = model.vlm._prepare_position_ids_for_generation(ids, inputs)
+        model.vlm.model.rope_deltas = None
+    generated = model.generate(**given, **steps(model, STEPS))
+    assert torch.equal(generated[:, -STEPS:], greedy(model, {"input_ids": ids, **inputs}, STEPS))
+    assert generated.shape[1] == STEPS + (ids.shape[1] if ids_too else 0)

@@ -21,11 +21,13 @@ class EnhancedLayer(nn.Module):
 
     def __init__(self, layer: nn.Module, enhance: Callable[[torch.Tensor], torch.Tensor]):
         super().__init__()
-        # Not registered: it stays a part of the LLM.
-        self.__dict__["layer"], self.__dict__["enhance"] = layer, enhance
+        # Registered, so that transformers finds it when it looks for the layers whose states are asked for.
+        self.layer, self.enhance = layer, enhance
 
     def __getattr__(self, name):
-        return getattr(self.__dict__["layer"], name)
+        if name in self._modules:
+            return self._modules[name]
+        return getattr(self._modules["layer"], name)
 
     def forward(self, hidden_states, *args, **kwargs):
         return self.layer(self.enhance(hidden_states), *args, **kwargs)

@@ -17,7 +17,7 @@ from transformers import (
 )
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
-from transformers.utils import TransformersKwargs, can_return_tuple, torch_compilable_check
+from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .audio_projector import AudioProjector
 from .configuration_vaemotionllm import EMOTION_ADAPTER_FIELDS, VAEmotionLLMConfig, check_config_fields
@@ -484,10 +484,7 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if silent and not use_adapter:
             # Placeholders without features must not pass as ordinary tokens.
             if input_ids is not None:
-                torch_compilable_check(
-                    ~(input_ids == self.config.audio_token_id).any(),
-                    "input_ids hold audio placeholders but no input_features were given.",
-                )
+                _refuse((input_ids == self.config.audio_token_id).any())
             return None
         audio_mask, visual_mask = self._media_masks(input_ids, inputs_embeds)
         audio_embeds = None
@@ -555,6 +552,15 @@ def _cached_length(input_ids, past_key_values=None, attention_mask=None, inputs_
     if inputs_embeds is None and attention_mask is not None and attention_mask.shape[1] != input_ids.shape[1]:
         return 0  # the mask is that of the whole conversation: the ids are the new ones
     return int(past_key_values.get_seq_length())
+
+
+def _refuse(placeholders: torch.Tensor) -> None:
+    """Raises where a batch without sound holds (a bool scalar) placeholders of sound."""
+    message = "input_ids hold audio placeholders but no input_features were given."
+    if torch.compiler.is_compiling():
+        torch._assert_async(~placeholders, message)
+    elif bool(placeholders):
+        raise ValueError(message)
 
 
 def _encoder_of(model: PreTrainedModel) -> PreTrainedModel:
