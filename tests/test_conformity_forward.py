@@ -133,7 +133,7 @@ def test_training_learns_what_only_the_sound_tells(tmp_path):
     labels[:, -1] = torch.tensor([100, 150])
     model.train()
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    for _ in range(40):
+    for _ in range(60):
         optimizer.zero_grad()
         loss = model(**inputs, labels=labels).loss
         loss.backward()
