@@ -85,7 +85,8 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: VAEmotionLLMConfig, vlm: PreTrainedModel | None = None, audio_tower=None):
         super().__init__(config)
-        config.vlm_config.tie_word_embeddings = config.tie_word_embeddings  # the same, unless somebody set the latter
+        # The same, unless somebody set the latter.
+        setattr(config.vlm_config, "tie_word_embeddings", config.tie_word_embeddings)  # noqa: B010
         self.vlm = AutoModelForImageTextToText.from_config(config.vlm_config) if vlm is None else vlm
         self.audio_tower = (
             _encoder_of(AutoModel.from_config(config.audio_config)) if audio_tower is None else audio_tower
@@ -258,7 +259,7 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         input_features: torch.Tensor | None,
         audio_num_tokens: torch.Tensor,
         audio_states: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Unpack[TransformersKwargs],  # type: ignore[misc]
     ) -> BaseModelOutputWithPooling:
         """Embeddings of the audio placeholders, as transformers' models give those of each modality.
 
@@ -275,6 +276,7 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         output = BaseModelOutputWithPooling()
         if audio_states is None:
+            assert input_features is not None  # one of the two
             tower = self.audio_tower(input_features.to(self.audio_tower.dtype), **kwargs)
             output = BaseModelOutputWithPooling(
                 last_hidden_state=tower.last_hidden_state,
@@ -301,7 +303,7 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         audio_states: torch.Tensor | None = None,
         packing: bool = False,
         use_adapter: bool | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Unpack[TransformersKwargs],  # type: ignore[misc]
     ) -> VAEmotionLLMOutput:
         r"""One pass over a batch that may mix audio-only, visual-only, audio-visual and text-only samples.
 
@@ -486,6 +488,10 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             if input_ids is not None:
                 _refuse((input_ids == self.config.audio_token_id).any())
             return None
+        if input_ids is None and inputs_embeds is None:
+            if silent:
+                return None  # the backbone says what it lacks, or begins a text of its own
+            raise ValueError("Audio needs input_ids, which hold its placeholders; none were given.")
         audio_mask, visual_mask = self._media_masks(input_ids, inputs_embeds)
         audio_embeds = None
         if not silent:
