@@ -4,11 +4,11 @@
 
 The checks are those that transformers holds every model against: `ModelTesterMixin`, `TrainingTesterMixin` and
 `ConfigTester`. They are not in its wheel: the source distribution of the installed version is downloaded into
-build/transformers_checks once (`--source` names one that is unpacked already). It lacks the checks of `generate` and of
-`torch.export`: tests/test_conformity_*.py has ours.
+build/transformers_checks once (`--source` names one that is unpacked already). It lacks the checks of `generate` and
+of `torch.export`: tests/test_conformity_*.py has ours.
 
-Every check counts as passed, failed, or skipped with the reason that it gave itself; one that finds nothing to check in
-a model of this kind counts as passed. `LEFT_OUT` names those that do not apply, and why. Goal: at least 95% of the
+Every check counts as passed, failed, or skipped with the reason that it gave itself; one that finds nothing to check
+in a model of this kind counts as passed. `LEFT_OUT` names those that do not apply, and why. Goal: at least 95% of the
 checks that ran pass. Under 2 minutes on one core, the download not counted.
 """
 
@@ -53,15 +53,12 @@ def source() -> Path:
     """The folder of the source distribution of the installed transformers, downloaded and unpacked where it is not."""
     name = f"transformers-{version('transformers')}"
     folder = FOLDER / name
-    if not (FOLDER / "site").is_dir():
-        pip("install", "--no-deps", "--target", str(FOLDER / "site"), NEEDED)
     if not folder.is_dir():
         pip("download", "--no-deps", "--no-binary", "transformers", "--dest", str(FOLDER), name.replace("-", "=="))
         partly = FOLDER / "unpacked"
         shutil.rmtree(partly, ignore_errors=True)
         with tarfile.open(FOLDER / f"{name}.tar.gz") as archive:
             archive.extractall(partly, filter="data")
-        (partly / name / "tests" / "__init__.py").touch()  # left out too, and one of the checks loads it
         (partly / name).rename(folder)
     return folder
 
@@ -73,7 +70,10 @@ def pip(*arguments: str) -> None:
 
 def import_checks(folder: Path) -> types.ModuleType:
     """transformers' package `tests`, with empty modules in place of those that the source distribution leaves out."""
+    if not (FOLDER / "site").is_dir():
+        pip("install", "--no-deps", "--target", str(FOLDER / "site"), NEEDED)
     sys.path.insert(0, str(FOLDER / "site"))
+    (folder / "tests" / "__init__.py").touch()  # left out too, and one of the checks loads it
     package = types.ModuleType("tests")
     package.__path__ = [str(folder / "tests")]
     sys.modules["tests"] = package

@@ -141,6 +141,17 @@ def test_parts_on_disk(folder, tmp_path):
     assert torch.equal(generated, greedy(model, inputs, 4))
 
 
+def test_weights_that_a_folder_lacks_are_made_as_in_a_new_model(folder):
+    config = VAEmotionLLMConfig.from_pretrained(folder)
+    new = VAEmotionLLMForConditionalGeneration(config)
+    filled = VAEmotionLLMForConditionalGeneration.from_pretrained(None, config=config, state_dict={})
+    assert torch.equal(filled.audio_tower.embed_positions.weight, new.audio_tower.embed_positions.weight)
+    for (name, made), other in zip(filled.named_parameters(), new.parameters()):
+        assert (made.std() > 0) == (other.std() > 0), name
+        if other.numel() > 500:
+            torch.testing.assert_close(made.std(), other.std(), rtol=0.3, atol=1e-6)
+
+
 def test_no_layer_is_split_over_devices(folder):
     model, _ = load(folder)
     layers = {type(layer).__name__ for layer in (model.get_decoder().layers[0], model.audio_tower.layers[0])}
