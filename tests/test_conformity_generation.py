@@ -313,3 +313,19 @@ def test_a_prompt_of_embeddings(loaded, ids_too):
     generated = model.generate(**given, **steps(model, STEPS))
     assert torch.equal(generated[:, -STEPS:], greedy(model, {"input_ids": ids, **inputs}, STEPS))
     assert generated.shape[1] == STEPS + (ids.shape[1] if ids_too else 0)
+    options = {"num_beams": 2, **steps(model, STEPS)}
+    beams = model.generate(**given, **options)[:, -STEPS:]
+    assert torch.equal(beams, model.generate(**inputs, input_ids=ids, **options)[:, -STEPS:])
+
+
+def test_a_prompt_of_embeddings_goes_on_from_the_cache(qwen):
+    model, processor = qwen
+    turn, whole, new, _ = conversation_of(model, processor, adapter=False)
+    cache = DynamicCache(config=model.config.get_text_config())
+    with torch.no_grad():
+        model(**turn, past_key_values=cache, use_adapter=False)
+    embeds = model.get_input_embeddings()(whole["input_ids"])
+    generated = model.generate(
+        inputs_embeds=embeds, past_key_values=cache, use_adapter=False, **new, **steps(model, STEPS)
+    )
+    assert torch.equal(generated, greedy(model, whole, STEPS, use_adapter=False))

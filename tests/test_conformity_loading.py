@@ -147,7 +147,7 @@ def test_weights_that_a_folder_lacks_are_made_as_in_a_new_model(folder):
     filled = VAEmotionLLMForConditionalGeneration.from_pretrained(None, config=config, state_dict={})
     assert torch.equal(filled.audio_tower.embed_positions.weight, new.audio_tower.embed_positions.weight)
     for (name, made), other in zip(filled.named_parameters(), new.parameters()):
-        assert (made.std() > 0) == (other.std() > 0), name
+        assert bool(made.any()) == bool(other.any()), name
         if other.numel() > 500:
             torch.testing.assert_close(made.std(), other.std(), rtol=0.3, atol=1e-6)
 
