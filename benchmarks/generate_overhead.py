@@ -2,22 +2,23 @@
 
     python benchmarks/generate_overhead.py [--rounds 15] [--new-tokens 33]
 
-The Qwen2.5-VL and the Whisper encoder of `teacher_cache.py`: small in width, where what we add weighs most, and true in
-their sequence lengths. Prompts of text alone, of a film (288 visual tokens), and of a film with its sound (125 audio
-tokens more, in place of which the backbone is given as many text tokens), 2 in a batch, the EmoAdapter on. Goals: the
-prefill takes at most 8% longer, with the sound encoded before as the evaluation does it; a token at most 5%. What the
-audio tower takes on top, which no bare backbone has, is printed beside them.
+The Qwen2.5-VL and the Whisper encoder of `teacher_cache.py`: small in width, where what we add weighs most, and true
+in their sequence lengths. Prompts of text alone, of a film (288 visual tokens), and of a film with its sound (125
+audio tokens more, in place of which the backbone is given as many text tokens), 2 in a batch, EmoAdapter on. Goals:
+the prefill takes at most 8% longer, with the sound encoded before as the evaluation does it; a token at most 5%. What
+the audio tower takes on top, which no bare backbone has, is printed beside them.
 """
 
 import argparse
 import statistics
 import tempfile
-from functools import partial
+import time
 from pathlib import Path
 
 import torch
-from common import against_goals, last_line, machine, paired_times, quiet, table
+from common import DEVICE, against_goals, last_line, machine, quiet, ratio, table
 from teacher_cache import make_clips, make_model
+from transformers import StoppingCriteria
 
 GOALS = {"prefill": 0.08, "token": 0.05}
 BATCH = 2
@@ -43,6 +44,57 @@ def make_inputs(processor, manifest: Path, kinds: list[str]):
     return processor.assemble(texts, media, padding_side="left")
 
 
+def without_sound(heard, processor) -> dict:
+    """What the bare backbone is given: a text token in place of each audio token."""
+    plain = {name: tensor for name, tensor in heard.items() if name not in ("input_features", "audio_num_tokens")}
+    [word] = processor.tokenizer.encode("a", add_special_tokens=False)
+    sound = plain["input_ids"] == processor.audio_token_id
+    plain["input_ids"] = plain["input_ids"].masked_fill(sound, word)
+    plain["mm_token_type_ids"] = plain["mm_token_type_ids"].masked_fill(sound, 0)
+    return plain
+
+
+def encoded(heard, model) -> dict:
+    """The inputs with the states of the audio tower in place of its features."""
+    inputs = dict(heard)
+    if "input_features" in inputs:
+        with torch.no_grad():
+            states = model.get_audio_states(inputs.pop("input_features"))
+            inputs["audio_states"] = model.audio_projector.stack(states, inputs["audio_num_tokens"])
+    return inputs
+
+
+def paired_steps(variants: dict, rounds: int, new_tokens: int) -> dict[str, list[list[float]]]:
+    """Seconds of each token, the first with the prefill, of each variant in each round; one more round warms up."""
+    found: dict[str, list[list[float]]] = {who: [] for who in variants}
+    for _ in range(rounds + 1):
+        for who, (generator, inputs) in variants.items():
+            clock = Clock()
+            generator.generate(
+                **inputs, do_sample=False, min_new_tokens=new_tokens, max_new_tokens=new_tokens,
+                stopping_criteria=[clock],
+            )  # fmt: skip
+            assert len(clock.seconds) == new_tokens
+            found[who].append(clock.seconds)
+    return {who: times[1:] for who, times in found.items()}
+
+
+class Clock(StoppingCriteria):
+    """Stops nothing; `generate` calls it after each token."""
+
+    def __init__(self):
+        self.seconds: list[float] = []
+        self.last = time.perf_counter()
+
+    def __call__(self, input_ids, scores, **kwargs):
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        self.seconds.append(now - self.last)
+        self.last = now
+        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
@@ -58,56 +110,25 @@ def main() -> None:
         folder = Path(temporary)
         manifest, path = make_clips(folder / "clips"), make_model(folder)
         processor = VAEmotionLLMProcessor.from_pretrained(path, num_frames=4)
-        model = VAEmotionLLMForConditionalGeneration.from_pretrained(path).eval()
-        bare = AutoModelForImageTextToText.from_pretrained(folder / "vlm").eval()
+        model = VAEmotionLLMForConditionalGeneration.from_pretrained(path).eval().to(DEVICE)
+        bare = AutoModelForImageTextToText.from_pretrained(folder / "vlm").eval().to(DEVICE)
         with torch.no_grad():  # as after training: a residual of nothing could be skipped
             for enhancer in model.emotion_adapter.enhancers.values():
                 enhancer.up.weight.normal_(std=0.02)
         rows, prefill, token = [], {}, {}
         for name, kinds in TURNS.items():
-            heard = make_inputs(processor, manifest, kinds)
-            plain = dict(heard)
-            ours = dict(heard)
+            heard = make_inputs(processor, manifest, kinds).to(DEVICE)
+            variants = {"bare": (bare, without_sound(heard, processor)), "ours": (model, encoded(heard, model))}
             if "audio" in kinds:
-                features, counts = plain.pop("input_features"), plain.pop("audio_num_tokens")
-                word = processor.tokenizer.encode("a", add_special_tokens=False)[0]
-                sound = plain["input_ids"] == processor.audio_token_id
-                plain["input_ids"] = plain["input_ids"].masked_fill(sound, word)
-                plain["mm_token_type_ids"] = plain["mm_token_type_ids"].masked_fill(sound, 0)
-                with torch.no_grad():
-                    states = model.audio_projector.stack(model.get_audio_states(features), counts)
-                del ours["input_features"]
-                ours["audio_states"] = states
-
-            def generate(generator, inputs, new_tokens: int) -> None:
-                found = generator.generate(
-                    **inputs, do_sample=False, min_new_tokens=new_tokens, max_new_tokens=new_tokens
-                )
-                assert found.shape[1] == inputs["input_ids"].shape[1] + new_tokens
-
-            variants = {
-                (who, new_tokens): partial(generate, generator, inputs, new_tokens)
-                for new_tokens in (1, args.new_tokens)
-                for who, generator, inputs in (("bare", bare, plain), ("ours", model, ours), ("heard", model, heard))
-                if who != "heard" or ("audio" in kinds and new_tokens == 1)
-            }
-            for run in variants.values():
-                run()
-            times = paired_times(variants, args.rounds)
-
-            def more(whose: list[float], than: list[float]) -> float:
-                return statistics.median(a / b for a, b in zip(whose, than)) - 1
-
-            first = {who: times[who, 1] for who in ("bare", "ours")}
-            rest = {
-                who: [(whole - begin) / (args.new_tokens - 1) for whole, begin in zip(times[who, args.new_tokens], f)]
-                for who, f in first.items()
-            }
-            prefill[name], token[name] = more(first["ours"], first["bare"]), more(rest["ours"], rest["bare"])
-            tower = more(times["heard", 1], first["bare"]) - prefill[name] if "audio" in kinds else 0.0
+                variants["ours, tower and all"] = (model, heard)
+            found = paired_steps(variants, args.rounds, args.new_tokens)
+            steps = {who: [statistics.median(times[1:]) for times in rounds] for who, rounds in found.items()}
+            first = {who: [times[0] for times in rounds] for who, rounds in found.items()}
+            prefill[name], token[name] = ratio(first, "ours", "bare") - 1, ratio(steps, "ours", "bare") - 1
+            tower = ratio(first, "ours, tower and all", "bare") - 1 - prefill[name] if "audio" in kinds else 0.0
             rows.append(
                 [name, str(heard["input_ids"].shape[1])]
-                + [f"{1000 * statistics.median(values):.1f}" for values in (first["bare"], rest["bare"])]
+                + [f"{1000 * statistics.median(times):.1f}" for times in (first["bare"], steps["bare"])]
                 + [f"{100 * value:+.1f}%" for value in (prefill[name], token[name], tower)]
             )
     table(["turn", "tokens", "bare prefill, ms", "bare token, ms", "prefill", "token", "audio tower"], rows)
