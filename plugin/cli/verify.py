@@ -100,17 +100,16 @@ def _record(args: argparse.Namespace) -> int:
 def _head(name: str, commit: str | None, facts: dict) -> list[str]:
     lines = [f"{name}, commit {commit}" if commit else name]
     if "dtype" in facts:
-        lines.append(
-            f"run here in {facts['dtype']} with {facts['attn_implementation']} attention on {facts['device']}"
-        )
+        lines.append(_run("run here", facts))
     if "recorded" in facts:
         of = facts["recorded"]
         versions = ", ".join(f"{package} {number}" for package, number in of.get("versions", {}).items())
-        lines.append(
-            f"recorded in {of.get('dtype')} with {of.get('attn_implementation')} attention on {of.get('device')} by "
-            f"{versions}"
-        )
+        lines.append(f"{_run('recorded', of)} by {versions}")
     return lines
+
+
+def _run(verb: str, of: dict) -> str:
+    return f"{verb} in {of.get('dtype')} with {of.get('attn_implementation')} attention on {of.get('device')}"
 
 
 def table(checks) -> list[str]:

@@ -39,9 +39,9 @@ def altered_files(folder: Path) -> list[str] | None:
     """One sentence for each file that is not as reproducibility.json lists it; None where the folder has no list."""
     if not (folder / MANIFEST).is_file():
         return None
-    from . import reproducibility
+    from .reproducibility import check_files
 
-    return reproducibility.check_files(folder)
+    return check_files(folder)
 
 
 def format_problems(folder: Path) -> list[str]:

@@ -14,6 +14,9 @@ PROCESSOR_CODE = "processing_vaemotionllm.VAEmotionLLMProcessor"
 MODEL_CODE = "modeling_vaemotionllm.VAEmotionLLMForConditionalGeneration"
 
 
+CPU = torch.device("cpu")
+
+
 class Unusable(InputError):
     """A model folder that is there, but cannot be loaded as it is."""
 
@@ -22,7 +25,7 @@ def open_model(
     folder: Path,
     dtype: torch.dtype | str = torch.float32,
     attn_implementation: str | None = None,
-    device: str | torch.device = "cpu",
+    device: torch.device = CPU,
     trust_remote_code: bool = False,
 ):
     """The model of a folder in evaluation mode.
@@ -34,21 +37,13 @@ def open_model(
 
     Raises:
         Unusable: a file that cannot be read, a weight that is missing, unknown or of another shape.
-        InputError: a device or an attention backend that is not there.
+        InputError: an attention backend that is not there.
     """
     from ..model.modeling_vaemotionllm import VAEmotionLLMForConditionalGeneration
 
     model_class = VAEmotionLLMForConditionalGeneration
     if trust_remote_code:
         model_class = _code_of(folder, MODEL_CODE)
-    try:
-        place = torch.device(device)
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            f"the device {str(device)!r} cannot be used here ({reason}); give cpu, cuda:0, ..."
-        ) from error
     arguments = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     try:
         model, found = model_class.from_pretrained(str(folder), dtype=dtype, output_loading_info=True, **arguments)
@@ -64,7 +59,22 @@ def open_model(
     told = [f"{word} {', '.join(map(str, of[:3]))}" + (" ..." if of[3:] else "") for word, of in names.items() if of]
     if told:
         raise Unusable(f"the weights are not those of this model: {'; '.join(told)}.")
-    return model.to(place).eval()
+    return model.to(device).eval()
+
+
+def usable_device(name: str | None) -> torch.device:
+    """The device of a name; the first GPU, or the CPU where there is none, if no name is given.
+
+    Raises:
+        InputError: it is not there.
+    """
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise InputError(f"the device {name!r} cannot be used here ({reason}); give another.") from error
+    return device
 
 
 def open_processor(folder: Path, trust_remote_code: bool = False):
@@ -100,13 +110,8 @@ def _code_of(folder: Path, reference: str):
 @contextlib.contextmanager
 def exact_arithmetic() -> Iterator[None]:
     """float32 stays float32: by default cuDNN rounds the factors of its convolutions to ten bits (TF32)."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    try:
-        torch.backends.cuda.matmul.allow_tf32 = False
-        with torch.backends.cudnn.flags(enabled=True, deterministic=True, benchmark=False, allow_tf32=False):
-            yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, benchmark=False, allow_tf32=False):
+        yield
 
 
 def read_json_object(path: Path) -> dict:

@@ -19,7 +19,7 @@ from .verification import AGREES, DISAGREES, NOT_CHECKED, Check, Verification
 
 ITEMS_A_TASK = 16
 ADAPTER = "vaemotionllm.evaluation.lmms_model.VAEmotionLLM"
-# What of a run decides its answers, as arguments of our lmms-eval model; dtype and attention are the caller's to choose.
+# What of a run decides its answers, as arguments of our lmms-eval model; dtype and attention are the caller's.
 ARGUMENTS = ("num_frames", "max_audio_s", "use_adapter", "scoring")
 
 
@@ -150,7 +150,7 @@ def rerun(
         right = sum(choice == item.answer for choice, item in zip(now, items)) / max(len(items), 1)
         alike, total = alike + same, total + len(items)
         notes.append(
-            f"{task}: {same} of {len(items)} answers alike, accuracy {entry['accuracy']:.3f} recorded, {right:.3f} here"
+            f"{task}: {same} of {len(items)} answers alike; accuracy {right:.3f}, recorded {entry['accuracy']:.3f}"
         )
     recorded_dtype = str(run.get("dtype", "")).removeprefix("torch.")
     allowed = 1 - min(ANSWERS.get(dtype, 1.0) for dtype in (recorded_dtype, verified.facts["dtype"]))

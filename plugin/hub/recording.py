@@ -227,7 +227,7 @@ def run_case(
 
 
 def of_logits(logits: torch.Tensor, vocabulary: torch.Tensor, top_ids: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What is kept of logits (B, P, V): those of a part of the vocabulary (n,), of `top_ids` (B, P, k), and all's sum."""
+    """What is kept of logits (B, P, V): a part of the vocabulary (n,), `top_ids` (B, P, k), and the sum over all."""
     return {
         "logits": logits[..., vocabulary],
         "top_ids": top_ids,

@@ -13,7 +13,7 @@ import torch
 
 from ..errors import InputError
 from .folder_checks import altered_files, check_is_model, format_problems
-from .opening import Unusable, exact_arithmetic, open_model, open_processor
+from .opening import Unusable, exact_arithmetic, open_model, open_processor, usable_device
 from .recording import (
     READINGS,
     Recording,
@@ -92,6 +92,7 @@ def verify(
         tolerance_of(dtype, attn_implementation)
     elif dtype is not None and dtype not in DTYPES:
         raise InputError(f"the dtype is {dtype!r}; allowed are {', '.join(DTYPES)}.")
+    place = usable_device(device)
     check_is_model(folder)
     checks = [_files_check(folder)]
     if checks[0].result == DISAGREES:
@@ -110,7 +111,6 @@ def verify(
         checks.append(_told("recording", (str(error),)))
     facts: dict[str, Any] = {} if recording is None else {"recorded": _recorded_facts(recording)}
     checks += [] if recording is None else [_told("settings", changed_settings(folder, recording))]
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         processor = open_processor(folder, trust_remote_code)
         checks += [] if recording is None else processor_checks(processor, recording)
@@ -118,7 +118,7 @@ def verify(
         processor = None
         checks.append(_told("processor", (str(error),)))
     try:
-        wanted = dtype or ("float32" if torch.device(place).type == "cpu" else "auto")
+        wanted = dtype or ("float32" if place.type == "cpu" else "auto")
         model = open_model(folder, wanted, attn_implementation, place, trust_remote_code)
     except Unusable as error:
         return Verification((*checks, _told("weights", (str(error),))), facts)
@@ -147,7 +147,8 @@ def changed_settings(folder: Path, recording: Recording) -> list[str]:
 
 def processor_checks(processor, recording: Recording) -> list[Check]:
     """Whether the processor makes the recorded tensors of the recorded media and conversations."""
-    checks, features = [], {}
+    checks: list[Check] = []
+    features: dict[str, Any] = {}
     for name, kind in recording.about["media"].items():
         content = bytes(recording.tensors[f"media/{name}"].numpy())
         try:
@@ -189,10 +190,10 @@ def model_checks(model, processor, recording: Recording, tolerance: float) -> li
             readings.append(_compared(f"readings: {case.name}", of_readings, found_readings, tolerance))
         checks += _together(readings, "readings: ", "valence, arousal, emotions")
         generated = recording.about["generation"]["case"]
-        case = next((case for case in recording.cases if case.name == generated), None)
-        if case is not None and processor is not None and all(check.result == AGREES for check in checks):
-            ids, _ = generate(model, processor, recording.inputs(case))
-            checks.append(generation_check(recording, ids, tolerance * spreads[case.name]))
+        chosen = next((case for case in recording.cases if case.name == generated), None)
+        if chosen is not None and processor is not None and all(check.result == AGREES for check in checks):
+            ids, _ = generate(model, processor, recording.inputs(chosen))
+            checks.append(generation_check(recording, ids, tolerance * spreads[chosen.name]))
         else:
             checks.append(_told("generation", (), NOT_CHECKED, ("what it rests on disagrees",)))
     return checks
@@ -266,11 +267,10 @@ def _together(checks: Sequence[Check], prefix: str, name: str) -> list[Check]:
         return others
     order = (DISAGREES, NOT_CHECKED, AGREES)
     result = min((check.result for check in ours), key=order.index)
-    worst = [check for check in ours if check.result == result]
-    bad = [] if result == AGREES else worst
     notes = [
-        f"{check.name.removeprefix(prefix)}: {'; '.join(check.notes) or f'{check.difference:.3g} apart.'}"
-        for check in bad
+        f"{check.name.removeprefix(prefix)}: {' '.join(check.notes) or f'{check.difference:.3g} apart.'}"
+        for check in ours
+        if check.result == result != AGREES
     ]
     differences = [check.difference for check in ours if check.difference is not None]
     tolerances = [check.tolerance for check in ours if check.tolerance is not None]
