@@ -126,6 +126,13 @@ def test_dtypes_and_attention_backends_agree(recorded, dtype, attention):
     assert {found[name].tolerance for name in LOGITS} == {TOLERANCES[dtype][attention]}
 
 
+@pytest.mark.parametrize(("vlm", "audio"), [("qwen3_vl", "whisper"), ("llava_onevision", "ast")])
+def test_other_families_agree(tmp_path, vlm, audio):
+    folder = tiny.make_vaemotionllm(tmp_path, vlm, audio)
+    recording.record(folder)
+    assert disagreeing(folder) == [] and results_of(folder)["generation"].count == (40, 40)
+
+
 def test_a_tolerance_of_lower_precision_is_needed(recorded, monkeypatch):
     monkeypatch.setitem(TOLERANCES, "bfloat16", TOLERANCES["float32"])
     assert set(LOGITS) <= set(disagreeing(recorded, dtype="bfloat16"))

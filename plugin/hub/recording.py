@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from ..errors import InputError
 from .opening import Unusable, exact_arithmetic, open_model, open_processor, read_json_object
 from .recorded_inputs import CASES, KINDS, MIXED, Case, Row, make_media
-from .tolerances import ANSWERS, PROCESSOR, TOLERANCES
+from .tolerances import ANSWERS, PROCESSOR, READINGS_SHARE, TOLERANCES
 
 FORMAT = 1
 JSON_FILE, TENSOR_FILE = "verification.json", "verification.safetensors"
@@ -121,7 +121,12 @@ def record(folder: Path) -> None:
             for case in CASES
         ],
         "generation": {"case": MIXED, "max_new_tokens": NEW_TOKENS},
-        "tolerances": {"logits": TOLERANCES, "processor": PROCESSOR, "answers": ANSWERS},
+        "tolerances": {
+            "logits": TOLERANCES,
+            "readings_share": READINGS_SHARE,
+            "processor": PROCESSOR,
+            "answers": ANSWERS,
+        },
     }
     write(folder, about, tensors)
 

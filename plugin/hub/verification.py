@@ -25,7 +25,7 @@ from .recording import (
     read_settings,
     run_case,
 )
-from .tolerances import DTYPES, PROCESSOR, tolerance_of
+from .tolerances import DTYPES, PROCESSOR, READINGS_SHARE, tolerance_of
 
 AGREES, DISAGREES, NOT_CHECKED = "agrees", "disagrees", "not checked"
 _NO_MANIFEST = "the folder has no reproducibility.json, which lists the hashes of its files; `push` writes one"
@@ -187,7 +187,9 @@ def model_checks(model, processor, recording: Recording, tolerance: float) -> li
             scale = max(spreads[case.name], 1e-9)
             of_readings = {key: expected.pop(key) for key in READINGS if key in expected}
             checks.append(_compared(name, expected, found, tolerance, scale))
-            readings.append(_compared(f"readings: {case.name}", of_readings, found_readings, tolerance))
+            readings.append(
+                _compared(f"readings: {case.name}", of_readings, found_readings, tolerance * READINGS_SHARE)
+            )
         checks += _together(readings, "readings: ", "valence, arousal, emotions")
         generated = recording.about["generation"]["case"]
         chosen = next((case for case in recording.cases if case.name == generated), None)
