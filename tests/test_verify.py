@@ -292,9 +292,8 @@ def test_weights_that_are_missing_or_unknown(folder):
     tensors["something.else"] = tensors.pop("audio_projector.boundary")
     save_file(tensors, file, metadata={"format": "pt"})
     found = results_of(folder)["weights"]
-    assert found.result == DISAGREES
-    assert "missing audio_projector.boundary; unexpected something.else" in found.notes[0]
-    with pytest.raises(InputError, match="missing audio_projector.boundary"):
+    assert found.result == DISAGREES and "audio_projector.boundary" in found.notes[0]
+    with pytest.raises(InputError, match="audio_projector.boundary"):
         recording.record(folder)
 
 

@@ -132,5 +132,7 @@ def read_json_object(path: Path) -> dict:
 
 
 def _words(error: Exception) -> str:
-    """Type and message of an error of another library, on one line."""
+    """An error on one line: our own message, or type and message of another library's."""
+    if isinstance(error, InputError):
+        return str(error).rstrip(".")
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:400].rstrip(".")

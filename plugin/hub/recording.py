@@ -32,8 +32,9 @@ POSITIONS, VOCABULARY_IDS, TOP, NEW_TOKENS = 4, 256, 8, 8
 SETTINGS = ("config.json", "processor_config.json", "generation_config.json")
 _OF_NO_EFFECT = (
     "_name_or_path", "auto_map", "transformers_version", "dtype", "attn_implementation", "_attn_implementation",
-    "format_version", "backbone_name", "backbone_revision", "backbone_included",
+    "format_version",
 )  # fmt: skip
+_OF_BACKBONE = "backbone_"
 READINGS = ("valence", "arousal", "emotion_logits")
 PACKAGES = ("torch", "torchaudio", "transformers", "tokenizers")
 WHAT = (
@@ -188,7 +189,7 @@ def read_settings(folder: Path) -> dict[str, dict[str, Any]]:
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted name and value of everything in nested objects; a list is one value."""
     for name, value in values.items():
-        if name in _OF_NO_EFFECT:
+        if name in _OF_NO_EFFECT or name.startswith(_OF_BACKBONE):
             continue
         if isinstance(value, Mapping) and value:
             yield from _flat(value, f"{prefix}{name}.")
