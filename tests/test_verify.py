@@ -20,7 +20,7 @@ from vaemotionllm.evaluation import run_facts
 from vaemotionllm.hub import opening, recording, verification
 from vaemotionllm.hub.download import locate
 from vaemotionllm.hub.recorded_evaluation import prepare, record_evaluation
-from vaemotionllm.hub.tolerances import TOLERANCES
+from vaemotionllm.hub.tolerances import ANSWERS, PROCESSOR, READINGS_SHARE, TOLERANCES
 from vaemotionllm.hub.verification import AGREES, DISAGREES, NOT_CHECKED, verify
 
 LOGITS = [
@@ -267,6 +267,13 @@ def test_a_pickle_in_the_folder_and_nothing_is_loaded(folder, name, write, monke
     found = results_of(folder)
     assert found["format"].result == DISAGREES and found["format"].notes[0].startswith(f"{name} is a pickle")
     assert found["weights"].result == NOT_CHECKED
+
+
+def test_the_length_of_a_safetensors_header_is_no_pickle(folder):
+    header = json.dumps({"a": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}}).encode().ljust(0x0280)
+    (folder / "other.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    assert (folder / "other.safetensors").read_bytes().startswith(pickle.dumps(0, protocol=2)[:2])
+    assert disagreeing(folder) == []
 
 
 def test_checkpoints_of_a_run_are_no_part_of_the_model(folder):
@@ -524,3 +531,13 @@ def test_opening_names_the_file_and_the_error(tmp_path):
     (tmp_path / "a.json").write_text("[1]")
     with pytest.raises(opening.Unusable, match="a.json holds no JSON object but list"):
         opening.read_json_object(tmp_path / "a.json")
+
+
+def test_the_page_about_it_has_the_tolerances_of_the_code():
+    page = (Path(__file__).resolve().parents[1] / "docs" / "verify.md").read_text()
+    for dtype, of in TOLERANCES.items():
+        flash = f"{of['flash_attention_2']:g}" if "flash_attention_2" in of else "no kernels"
+        assert of["eager"] == of["sdpa"] and of.get("flash_attention_2") == of.get("flash_attention_3")
+        assert f"| {dtype} | {of['eager']:g} | {flash} | {of['flex_attention']:g} |" in page
+    assert all(f"{value:g}" in page for value in PROCESSOR.values())
+    assert all(f"{share:.0%}" in page for share in ANSWERS.values()) and READINGS_SHARE == 0.25

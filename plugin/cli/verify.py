@@ -55,12 +55,14 @@ def run(args: argparse.Namespace) -> int:
     if args.record or args.record_evaluation:
         return _record(args)
     from ..hub.download import locate
-    from ..hub.recorded_evaluation import prepare, rerun
     from ..hub.verification import verify
 
     source = locate(args.name, args.revision)
-    # Before minutes of other checks: a benchmark that is missing is bad input.
-    questions = prepare(source.folder, args.benchmark) if args.evaluation else None
+    if args.evaluation:
+        from ..hub.recorded_evaluation import prepare, rerun
+
+        # Before minutes of other checks: a benchmark that is missing is bad input.
+        questions = prepare(source.folder, args.benchmark)
     found = verify(
         source.folder, args.dtype, args.attn_implementation, args.device, args.trust_remote_code, source.left
     )

@@ -9,7 +9,7 @@ from ..benchmark import schema, select
 from ..benchmark.prompts import is_missing, parse_choice
 from ..errors import InputError
 from ..evaluation import artemo
-from ..evaluation.leaderboard_scores import CELL_TASKS
+from ..evaluation.results import CELLS
 from ..evaluation.task_samples import read_evaluation
 from .folder_checks import check_is_model
 from .opening import Unusable, read_json_object
@@ -18,6 +18,7 @@ from .tolerances import ANSWERS
 from .verification import AGREES, DISAGREES, NOT_CHECKED, Check, Verification
 
 ITEMS_A_TASK = 16
+TASKS = tuple(f"{artemo.TASK_PREFIX}_{cell}" for cell in CELLS)
 ADAPTER = "vaemotionllm.evaluation.lmms_model.VAEmotionLLM"
 # What of a run decides its answers, as arguments of our lmms-eval model; dtype and attention are the caller's.
 ARGUMENTS = ("num_frames", "max_audio_s", "use_adapter", "scoring")
@@ -51,9 +52,9 @@ def record_evaluation(folder: Path, results: Path, items: int = ITEMS_A_TASK) ->
     if recording is None:
         raise InputError(f"{folder} holds no {JSON_FILE}; run `vaemotionllm verify {folder} --record` first.")
     evaluation = read_evaluation(results)
-    tasks = [task for task in CELL_TASKS.values() if task in evaluation.tasks]
+    tasks = [task for task in TASKS if task in evaluation.tasks]
     if not tasks:
-        raise InputError(f"{results} has none of the tasks {', '.join(CELL_TASKS.values())}; evaluate with artemo.")
+        raise InputError(f"{results} has none of the tasks {', '.join(TASKS)}; evaluate with artemo.")
     metadata = evaluation.results["configs"][tasks[0]]["metadata"]
     run = metadata.get("run") or {}
     if run.get("adapter") != ADAPTER:
