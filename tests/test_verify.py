@@ -258,6 +258,7 @@ def test_a_missing_file(folder, name, check):
         ("pytorch_model.bin", lambda path: path.write_bytes(b"anything")),
         ("extra/notes.txt", lambda path: path.write_bytes(pickle.dumps({"a": 1}))),
         ("weights.dat", lambda path: torch.save({"a": torch.zeros(1)}, path)),
+        ("extra/a.safetensors", lambda path: torch.save({"a": torch.zeros(1)}, path)),
     ],
 )
 def test_a_pickle_in_the_folder_and_nothing_is_loaded(folder, name, write, monkeypatch):

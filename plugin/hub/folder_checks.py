@@ -51,12 +51,7 @@ def format_problems(folder: Path) -> list[str]:
 
 def pickles(folder: Path) -> list[str]:
     """One sentence for each file that is, or by its name may be, a pickle."""
-    # Not by the first bytes of a safetensors file: they are the length of its header, which may be any number.
-    found = [
-        name
-        for name, path in files_of(folder)
-        if is_pickle_name(name) or (path.suffix != ".safetensors" and _starts_like_pickle(path))
-    ]
+    found = [name for name, path in files_of(folder) if is_pickle_name(name) or _is_pickle(path)]
     return [f"{name} is a pickle or may hold one, which can run code where it is loaded." for name in found]
 
 
@@ -72,10 +67,13 @@ def files_of(folder: Path) -> Iterator[tuple[str, Path]]:
             yield name.as_posix(), path
 
 
-def _starts_like_pickle(path: Path) -> bool:
+def _is_pickle(path: Path) -> bool:
     with open(path, "rb") as file:
         start = file.read(4)
-    return start.startswith((*_PICKLE_STARTS, _ZIP_START))
+    if not start.startswith((*_PICKLE_STARTS, _ZIP_START)):
+        return False
+    # A safetensors file begins with the length of its header, which may be any number.
+    return path.suffix != ".safetensors" or bool(_problems_of_shard(path)[0])
 
 
 def _config_problems(folder: Path) -> list[str]:
