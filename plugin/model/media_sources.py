@@ -1,0 +1,208 @@
+"""What a medium may be given as, in a call or in a conversation, and what it is called in an error."""
+
+import base64
+import binascii
+import io
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+from urllib.request import url2pathname
+
+import numpy as np
+import torch
+
+from .input_error import InputError
+from .media import load_image, load_video, sound_duration_s
+
+# Keys of a media item in a conversation that may hold the medium, in the order in which they are looked at.
+SOURCE_KEYS = {kind: (kind, "url", "path", "bytes", "base64") for kind in ("image", "video", "audio")}
+HEAR_FILM = ("use_audio_in_video", "load_audio_from_video")
+
+_SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):(?=//|[^\\/]*;base64,)")
+
+
+def is_file(source: Any) -> bool:
+    """Whether it is a path or the bytes of a file, as `local_source` gives them."""
+    return isinstance(source, (str, os.PathLike, bytes))
+
+
+def local_source(source: Any, name: str) -> Any:
+    """A medium as a path, as the bytes of a file, or as it is where it was decoded already.
+
+    Args:
+        source: a path, a `file://` or `data:` URL, bytes, an open binary file, a mapping as the datasets library keeps
+            undecoded media ({"bytes", "path"}), or anything else, which is returned as it is.
+        name: what errors call it.
+
+    Raises:
+        InputError: a URL of another scheme. Nothing is downloaded here: who serves the conversations of others would
+            let them reach every host that the server can reach.
+    """
+    if isinstance(source, str) and (match := _SCHEME.match(source)):
+        scheme = match[1].lower()
+        if scheme == "file":
+            parts = urlsplit(source)
+            if parts.netloc not in ("", "localhost"):
+                raise InputError(f"{name}: {source!r} names the host {parts.netloc!r}; give file:///PATH or the path.")
+            return url2pathname(unquote(parts.path)) if os.name == "nt" else unquote(parts.path)
+        if scheme == "data":
+            return _decoded(source.partition(",")[2], name)
+        raise InputError(
+            f"{name}: {source!r} is not opened: media are read from this machine alone. Download the file and give "
+            "its path, a file:// URL or its bytes."
+        )
+    if isinstance(source, (bytearray, memoryview)):
+        return bytes(source)
+    if isinstance(source, io.IOBase):
+        return source.read()
+    if isinstance(source, Mapping) and "array" not in source:
+        found = [source[key] for key in ("bytes", "path") if source.get(key) is not None]
+        if not found:
+            raise InputError(f"{name}: a mapping with {sorted(source)} holds no `bytes`, `path` or `array`.")
+        return local_source(found[0], name)
+    return source
+
+
+def _decoded(text: str, name: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except binascii.Error as error:
+        raise InputError(f"{name}: this is no base64 ({error}).") from error
+
+
+def item_source(item: Mapping[str, Any], kind: str, name: str) -> Any:
+    """What a media item of a conversation holds, as `local_source` gives it; None where it holds nothing."""
+    key = next((key for key in SOURCE_KEYS[kind] if item.get(key) is not None), None)
+    if key is None:
+        return None
+    source = _decoded(item[key], name) if key == "base64" else local_source(item[key], name)
+    if kind == "audio" and item.get("sampling_rate") is not None and not is_file(source):
+        array = source["array"] if isinstance(source, Mapping) else source
+        return {"array": array, "sampling_rate": item["sampling_rate"]}
+    return source
+
+
+def with_film_sound(conversations: Sequence[Sequence[dict]], hear: bool) -> list[list[dict]]:
+    """Conversations in which each film that is to be heard is followed by an audio item of the same file.
+
+    An audio item without a source that follows the film already is the place of its sound. A film without a sound
+    track gets no audio item, and loses such an empty one. One that has no source yet counts as one with sound.
+
+    Args:
+        conversations: lists of messages.
+        hear: whether films are heard whose item does not say so itself under one of `HEAR_FILM`.
+    """
+    return [
+        [
+            {**message, "content": _content_with_sound(message["content"], hear, f"sample {row}, message {number}")}
+            if isinstance(message.get("content"), (list, tuple))
+            else message
+            for number, message in enumerate(conversation)
+        ]
+        for row, conversation in enumerate(conversations)
+    ]
+
+
+def _content_with_sound(content: Sequence[Any], hear: bool, place: str) -> list[Any]:
+    found: list[Any] = []
+    sound_follows = False
+    for number, item in enumerate(content):
+        if not isinstance(item, Mapping):
+            found.append(item)
+            sound_follows = False
+            continue
+        if (
+            sound_follows
+            and item.get("type") == "audio"
+            and all(item.get(key) is None for key in SOURCE_KEYS["audio"])
+        ):
+            sound_follows = False
+            continue  # its place is taken
+        sound_follows = False
+        said = [item[key] for key in HEAR_FILM if item.get(key) is not None]
+        if said and item.get("type") != "video":
+            raise InputError(
+                f"{place}, item {number}: {HEAR_FILM[0]} belongs to a video, not to {item.get('type')!r}."
+            )
+        found.append({key: value for key, value in item.items() if key not in HEAR_FILM})
+        if item.get("type") == "video" and (said[0] if said else hear):
+            sound_follows = True
+            name = f"{place}, item {number}"
+            source = item_source(item, "video", name)
+            if source is None:
+                found.append({"type": "audio"})
+            elif has_sound(source, name):
+                found.append({"type": "audio", "audio": source})
+    return found
+
+
+def has_sound(film: Any, name: str) -> bool:
+    """Whether a film has a sound track with something in it. Frames that were decoded already have none."""
+    return is_file(film) and sound_duration_s(film, name) is not None
+
+
+def media_of(conversations: Sequence[Sequence[dict]]) -> dict[str, list[list[Any]]]:
+    """The media of conversations: for each kind a list a conversation. Items without a source are left out."""
+    found: dict[str, list[list[Any]]] = {kind: [[] for _ in conversations] for kind in SOURCE_KEYS}
+    for row, conversation in enumerate(conversations):
+        for number, message in enumerate(conversation):
+            content = message.get("content")
+            for place, item in enumerate(content if isinstance(content, (list, tuple)) else []):
+                kind = item.get("type") if isinstance(item, Mapping) else "text"
+                if kind is None:
+                    raise InputError(
+                        f"sample {row}, message {number}, item {place}: it has {sorted(item)} and no `type`; give one "
+                        "of 'text', 'image', 'video' and 'audio'."
+                    )
+                if kind in found:
+                    source = item_source(item, kind, f"sample {row}, message {number}, item {place}")
+                    if source is not None:
+                        found[kind][row].append(source)
+    return found
+
+
+def read_image(image: Any, name: str) -> Any:
+    """A picture for an image processor: files as PIL images, all else as it is."""
+    image = local_source(image, name)
+    return load_image(image, name=called(name, image)) if is_file(image) else image
+
+
+def read_film(
+    film: Any, name: str, num_frames: int | None, fps: float | None = None, metadata: Mapping[str, Any] | None = None
+) -> tuple[np.ndarray, float, list[int]]:
+    """Frames of a film, chosen evenly, their rate and their places.
+
+    Args:
+        film: a file, or frames (F, H, W, 3) or (F, 3, H, W), or a list of pictures.
+        name: what errors call it.
+        num_frames: how many frames to choose; None takes all.
+        fps: frames to choose a second, in place of `num_frames`.
+        metadata: of decoded frames: `fps` (24 if not said) and `frames_indices`.
+    """
+    film = local_source(film, name)
+    if is_file(film):
+        frames, found = load_video(film, num_frames, name=called(name, film), fps=fps)
+        return frames, found.fps, list(found.indices)
+    if isinstance(film, (list, tuple)):
+        film = np.stack([np.asarray(read_image(frame, f"{name}, frame {i}")) for i, frame in enumerate(film)])
+    film = film.detach().cpu().numpy() if isinstance(film, torch.Tensor) else np.asarray(film)
+    if film.ndim != 4 or not len(film):
+        raise InputError(f"{name}: frames of shape {film.shape} were given; allowed is (frames, height, width, 3).")
+    metadata = metadata or {}
+    rate = metadata.get("fps") or 24.0
+    indices = metadata.get("frames_indices")
+    indices = list(range(len(film)) if indices is None else indices)
+    if fps is not None:
+        num_frames = max(1, round(len(film) / rate * fps))
+    if num_frames is not None:
+        chosen = [int((i + 0.5) * len(film) / num_frames) for i in range(num_frames)]
+        film, indices = film[chosen], [indices[i] for i in chosen]
+    return film, rate, indices
+
+
+def called(name: str, file: Any) -> str:
+    """A name in a call with that of its file."""
+    return f"{name} ({len(file)} bytes)" if isinstance(file, bytes) else f"{name} ({Path(file)})"
