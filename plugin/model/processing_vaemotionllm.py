@@ -181,7 +181,12 @@ class VAEmotionLLMProcessor(ProcessorMixin):
         return [*self.vlm_processor.model_input_names, "input_features", "audio_num_tokens"]
 
     def __call__(
-        self, images=None, text=None, videos=None, audio=None, **kwargs: Unpack[VAEmotionLLMProcessorKwargs]
+        self,
+        images: Any = None,
+        text: str | Sequence[str] | None = None,
+        videos: Any = None,
+        audio: Any = None,
+        **kwargs: Unpack[VAEmotionLLMProcessorKwargs],
     ) -> BatchFeature:
         """Inputs for the model.
 
@@ -246,7 +251,7 @@ class VAEmotionLLMProcessor(ProcessorMixin):
         if images is not None:
             images = _like(images, [read_image(place.medium, place.name) for place in placed["image"]])
         if texts is None and images is None and videos is None:
-            return BatchFeature(_join_inputs(encoded), tensor_type=merged["text_kwargs"].get("return_tensors"))
+            return BatchFeature(_join_inputs(encoded), tensor_type=merged["audio_kwargs"].get("return_tensors"))
 
         offsets: list[list[dict]] = []
         if texts is not None:
@@ -285,6 +290,14 @@ class VAEmotionLLMProcessor(ProcessorMixin):
         conversations = with_film_sound(conversations, hear=any(said))
         conversation = conversations if is_batched else conversations[0]
         return super().apply_chat_template(conversation, *args, processor_kwargs=processor_kwargs, **kwargs)
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """Saves the parts, the chat template and this code; see `ProcessorMixin.save_pretrained`."""
+        try:
+            return super().save_pretrained(save_directory, **kwargs)
+        finally:
+            # Written for `trust_remote_code`; kept, it would make this processor differ from the one that is loaded.
+            self.__dict__.pop("auto_map", None)
 
     def count_tokens(self, inputs: Mapping[str, Any]) -> list[dict[str, int]]:
         """How many tokens of each modality the samples of a batch have.

@@ -17,12 +17,14 @@ class VAEmotionLLMAudioKwargs(TypedDict, total=False):
 
     Args:
         sampling_rate: rate in Hz of the samples that do not say theirs; the tower's if not given.
-        truncation: whether a sound longer than the processor's `max_audio_s` is cut instead of refused. Counts in
+        truncation: whether a sound longer than the processor's `max_audio_s` is cut instead of refused. It counts in
             `audio_kwargs` alone: beside it, `truncation` is the text's.
+        return_tensors: "pt" or "np", for sound alone; where there is text, its `return_tensors` counts.
     """
 
     sampling_rate: int | None
     truncation: bool | None
+    return_tensors: str | None
 
 
 class VAEmotionLLMProcessorKwargs(ProcessingKwargs, total=False):
