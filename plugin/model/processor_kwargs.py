@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import ProcessorMixin
+from transformers import GenerationConfig, ProcessorMixin
 from transformers.processing_utils import ProcessingKwargs
 
 from .input_error import InputError
@@ -84,7 +84,12 @@ def _check_names(of: str, given: Mapping[str, Any], known: set[str]) -> None:
     for name in given:
         if name not in known:
             close = ["audio"] if name == "audios" else difflib.get_close_matches(name, sorted(known), 1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(known))}."
+            if hasattr(GenerationConfig(), name):
+                hint = "it belongs to `generate`, in a pipeline to its `generate_kwargs`."
+            elif close:
+                hint = f"did you mean {close[0]!r}?"
+            else:
+                hint = f"neither it nor the chat template knows it. Known are {', '.join(sorted(known))}."
             raise InputError(f"{of}: there is no argument {name!r}; {hint}")
 
 
