@@ -21,7 +21,9 @@ from .media import load_image, load_video, sound_duration_s
 SOURCE_KEYS = {kind: (kind, "url", "path", "bytes", "base64") for kind in ("image", "video", "audio")}
 HEAR_FILM = ("use_audio_in_video", "load_audio_from_video")
 
-_SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):(?=//|[^\\/]*;base64,)")
+FRAMES_ALLOWED = "allowed is (frames, height, width, 3), or a list of pictures."
+
+_SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+)://|(data):")
 
 
 def is_file(source: Any) -> bool:
@@ -42,17 +44,22 @@ def local_source(source: Any, name: str) -> Any:
             let them reach every host that the server can reach.
     """
     if isinstance(source, str) and (match := _SCHEME.match(source)):
-        scheme = match[1].lower()
+        scheme = (match[1] or match[2]).lower()
         if scheme == "file":
             parts = urlsplit(source)
             if parts.netloc not in ("", "localhost"):
                 raise InputError(f"{name}: {source!r} names the host {parts.netloc!r}; give file:///PATH or the path.")
             return url2pathname(unquote(parts.path)) if os.name == "nt" else unquote(parts.path)
         if scheme == "data":
-            return _decoded(source.partition(",")[2], name)
+            head, _, content = source.partition(",")
+            if not head.endswith(";base64"):
+                raise InputError(f"{name}: {head[:50]!r} is no data URL with base64; give data:KIND/TYPE;base64,....")
+            return _decoded(content, name)
+        # Without user and query, which may hold a secret.
+        parts = urlsplit(source)
         raise InputError(
-            f"{name}: {source!r} is not opened: media are read from this machine alone. Download the file and give "
-            "its path, a file:// URL or its bytes."
+            f"{name}: {scheme}://{parts.hostname or ''}{parts.path} is not opened: media are read from this machine "
+            "alone. Download the file and give its path, a file:// URL or its bytes."
         )
     if isinstance(source, (bytearray, memoryview)):
         return bytes(source)
@@ -78,11 +85,20 @@ def item_source(item: Mapping[str, Any], kind: str, name: str) -> Any:
     key = next((key for key in SOURCE_KEYS[kind] if item.get(key) is not None), None)
     if key is None:
         return None
-    source = _decoded(item[key], name) if key == "base64" else local_source(item[key], name)
-    if kind == "audio" and item.get("sampling_rate") is not None and not is_file(source):
-        array = source["array"] if isinstance(source, Mapping) else source
-        return {"array": array, "sampling_rate": item["sampling_rate"]}
+    source: Any = _decoded(item[key], name) if key == "base64" else local_source(item[key], name)
+    if kind == "video" and getattr(source, "ndim", 4) != 4:
+        raise InputError(f"{name}: frames of shape {tuple(source.shape)} were given; {FRAMES_ALLOWED}")
+    if kind == "audio" and not is_file(source):
+        # In a mapping even where no rate is said, so that samples in a list are not taken for several sounds.
+        inner = source if isinstance(source, Mapping) else {"array": source}
+        rate = item["sampling_rate"] if rate_is_said(item) else inner.get("sampling_rate")
+        return {"array": inner["array"], "sampling_rate": rate}
     return source
+
+
+def rate_is_said(item: Mapping[str, Any]) -> bool:
+    """Whether a mapping that holds samples says their rate."""
+    return item.get("sampling_rate") is not None
 
 
 def with_film_sound(conversations: Sequence[Sequence[dict]], hear: bool) -> list[list[dict]]:
@@ -114,11 +130,8 @@ def _content_with_sound(content: Sequence[Any], hear: bool, place: str) -> list[
             found.append(item)
             sound_follows = False
             continue
-        if (
-            sound_follows
-            and item.get("type") == "audio"
-            and all(item.get(key) is None for key in SOURCE_KEYS["audio"])
-        ):
+        empty = all(item.get(key) is None for key in SOURCE_KEYS["audio"])
+        if sound_follows and item.get("type") == "audio" and empty:
             sound_follows = False
             continue  # its place is taken
         sound_follows = False
@@ -127,21 +140,29 @@ def _content_with_sound(content: Sequence[Any], hear: bool, place: str) -> list[
             raise InputError(
                 f"{place}, item {number}: {HEAR_FILM[0]} belongs to a video, not to {item.get('type')!r}."
             )
-        found.append({key: value for key, value in item.items() if key not in HEAR_FILM})
+        if said and not isinstance(said[0], bool):
+            raise InputError(f"{place}, item {number}: {HEAR_FILM[0]} is {said[0]!r}; allowed are True and False.")
+        shown = {key: value for key, value in item.items() if key not in HEAR_FILM}
+        found.append(shown)
         if item.get("type") == "video" and (said[0] if said else hear):
             sound_follows = True
             name = f"{place}, item {number}"
             source = item_source(item, "video", name)
             if source is None:
                 found.append({"type": "audio"})
-            elif has_sound(source, name):
+                continue
+            # What was read of an open file can be read no second time.
+            found[-1] = {key: value for key, value in shown.items() if key not in SOURCE_KEYS["video"]} | {
+                "video": source
+            }
+            if has_sound(source, name):
                 found.append({"type": "audio", "audio": source})
     return found
 
 
 def has_sound(film: Any, name: str) -> bool:
     """Whether a film has a sound track with something in it. Frames that were decoded already have none."""
-    return is_file(film) and sound_duration_s(film, name) is not None
+    return is_file(film) and sound_duration_s(film, called(name, film)) is not None
 
 
 def media_of(conversations: Sequence[Sequence[dict]]) -> dict[str, list[list[Any]]]:
@@ -190,7 +211,7 @@ def read_film(
         film = np.stack([np.asarray(read_image(frame, f"{name}, frame {i}")) for i, frame in enumerate(film)])
     film = film.detach().cpu().numpy() if isinstance(film, torch.Tensor) else np.asarray(film)
     if film.ndim != 4 or not len(film):
-        raise InputError(f"{name}: frames of shape {film.shape} were given; allowed is (frames, height, width, 3).")
+        raise InputError(f"{name}: frames of shape {film.shape} were given; {FRAMES_ALLOWED}")
     metadata = metadata or {}
     rate = metadata.get("fps") or 24.0
     indices = metadata.get("frames_indices")

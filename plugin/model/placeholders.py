@@ -67,11 +67,15 @@ def _rows_of(media: Any, kind: str) -> tuple[list[int] | None, list]:
         return None, []
     if not isinstance(media, (list, tuple)):
         # A batch in one array or tensor, or one medium.
-        batched = {"image": 4, "video": 5}.get(kind)
+        batched = {"image": 4, "video": 5}.get(kind, -1)
         return None, list(media) if getattr(media, "ndim", None) == batched else [media]
     if kind == "video" and media and _is_picture(media[0]):
         return None, [media]  # one film as its frames
+    if kind == "audio" and media and np.isscalar(media[0]) and not isinstance(media[0], (str, bytes)):
+        return None, [media]  # one sound as its samples
     if media and all(isinstance(row, (list, tuple)) for row in media):
+        if kind == "audio" and any(row and isinstance(row[0], (int, float)) for row in media):
+            return None, list(media)  # sounds as their samples
         if kind == "video" and any(row and _is_picture(row[0]) for row in media):
             return None, list(media)  # films as their frames
         return [len(row) for row in media], [medium for row in media for medium in row]

@@ -22,6 +22,7 @@ from .audio_lengths import (
 from .input_error import InputError
 from .media_sources import (
     HEAR_FILM,
+    called,
     has_sound,
     is_file,
     local_source,
@@ -32,7 +33,7 @@ from .media_sources import (
 )
 from .placeholders import Placed, composed_offsets, place_media, replace_placeholders, sound_after_films
 from .processor_kwargs import VAEmotionLLMProcessorKwargs, check_call, one_each
-from .waveforms import list_of_audio, to_waveform
+from .waveforms import to_waveform
 
 AUDIO_TOKEN = "<|audio_pad|>"
 
@@ -221,7 +222,7 @@ class VAEmotionLLMProcessor(ProcessorMixin):
         texts = None if text is None else [text] if isinstance(text, str) else list(text)
         if texts is not None and not all(isinstance(sample, str) for sample in texts):
             raise InputError("text must be a string or a list of strings.")
-        given = {"image": images, "video": videos, "audio": list_of_audio(audio)}
+        given = {"image": images, "video": videos, "audio": audio}
         tokens = {"image": vlm.image_token, "video": vlm.video_token, "audio": AUDIO_TOKEN}
         placed = place_media(texts, given, tokens)
 
@@ -282,9 +283,9 @@ class VAEmotionLLMProcessor(ProcessorMixin):
         processor_kwargs = dict(processor_kwargs or {})
         said = [source.pop(name) for source in (kwargs, processor_kwargs) for name in HEAR_FILM if name in source]
         conversations, is_batched = self._normalize_conversations(conversation)
-        if any(isinstance(answer, (list, tuple)) for answer in said):
+        if any(answer not in (True, False, None) for answer in said):
             raise InputError(
-                f"{HEAR_FILM[0]} is {said[0]}; for single films say so in the video item: "
+                f"{HEAR_FILM[0]} is {said}; allowed are True and False. For single films say so in the video item: "
                 f'{{"type": "video", "path": FILE, "{HEAR_FILM[0]}": True}}.'
             )
         conversations = with_film_sound(conversations, hear=any(said))
@@ -293,11 +294,17 @@ class VAEmotionLLMProcessor(ProcessorMixin):
 
     def save_pretrained(self, save_directory, **kwargs):
         """Saves the parts, the chat template and this code; see `ProcessorMixin.save_pretrained`."""
+        # Where the code is, for `trust_remote_code`, is written into each part as well; kept there, it would make this
+        # processor differ from the one that is loaded.
+        parts = [vars(part) for part in (self, self.image_processor, self.video_processor, self.feature_extractor)]
+        before = [part.get("auto_map") for part in parts]
         try:
             return super().save_pretrained(save_directory, **kwargs)
         finally:
-            # Written for `trust_remote_code`; kept, it would make this processor differ from the one that is loaded.
-            self.__dict__.pop("auto_map", None)
+            for part, auto_map in zip(parts, before, strict=True):
+                part.pop("auto_map", None)
+                if auto_map is not None:
+                    part["auto_map"] = auto_map
 
     def count_tokens(self, inputs: Mapping[str, Any]) -> list[dict[str, int]]:
         """How many tokens of each modality the samples of a batch have.
@@ -359,6 +366,8 @@ class VAEmotionLLMProcessor(ProcessorMixin):
             truncation: whether to cut what is longer than `max_audio_s`; the first cut is logged.
             name: what errors call it.
         """
+        waveform = local_source(waveform, name)
+        name = called(name, waveform) if is_file(waveform) else name
         waveform, dropped_s = to_waveform(
             waveform, sampling_rate, self.sampling_rate, self.max_audio_s, truncation=truncation, name=name
         )

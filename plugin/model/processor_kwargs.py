@@ -27,7 +27,7 @@ class VAEmotionLLMAudioKwargs(TypedDict, total=False):
     return_tensors: str | None
 
 
-class VAEmotionLLMProcessorKwargs(ProcessingKwargs, total=False):
+class VAEmotionLLMProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]
     """What [`VAEmotionLLMProcessor`] can be told in a call, beside what all processors of transformers know.
 
     Args:

@@ -8,22 +8,7 @@ import torch
 
 from .input_error import InputError
 from .media import load_audio, resample, sound_duration_s
-from .media_sources import called, is_file, local_source
-
-
-def list_of_audio(audio: Any) -> list:
-    """The sounds of a call in one list: one sound, a list, or a list of lists, one a sample."""
-    if audio is None:
-        return []
-    if not isinstance(audio, (list, tuple)):
-        return [audio]
-    if len(audio) and np.isscalar(audio[0]) and not isinstance(audio[0], (str, bytes)):
-        return [audio]  # the samples of one sound
-    found: list = []
-    for part in audio:
-        nested = isinstance(part, (list, tuple)) and not (len(part) and isinstance(part[0], (int, float)))
-        found += list(part) if nested else [part]
-    return found
+from .media_sources import is_file, rate_is_said
 
 
 def to_waveform(
@@ -32,7 +17,7 @@ def to_waveform(
     """Mono float32 at the tower's rate, checked.
 
     Args:
-        audio: a file (see `local_source`), or samples: an array, tensor or list, (samples,) or, in either order,
+        audio: a path or the bytes of a file, or samples: an array, tensor or list, (samples,) or, in either order,
             (channels, samples); or {"array": samples, "sampling_rate": Hz}. Integers are scaled to [-1, 1) by their
             type.
         sampling_rate: rate of samples that do not say theirs, Hz; `to_hz` if not given.
@@ -48,15 +33,14 @@ def to_waveform(
         InputError: a file that cannot be read, samples of another shape or type or that are not finite, a sound longer
             than `max_s` that is not to be cut.
     """
-    audio = local_source(audio, name)
     if is_file(audio):
-        name = called(name, audio)
         total_s = sound_duration_s(audio, name) if truncation else None
         if total_s is None or total_s <= max_s:
             return load_audio(audio, to_hz, max_s=max_s, name=name), 0.0
         return load_audio(audio, to_hz, max_s=None, end_s=max_s, name=name), total_s - max_s
     if isinstance(audio, Mapping):
-        audio, sampling_rate = audio["array"], audio.get("sampling_rate") or sampling_rate
+        sampling_rate = audio["sampling_rate"] if rate_is_said(audio) else sampling_rate
+        audio = audio["array"]
     waveform = _mono(audio, name)
     rate = to_hz if sampling_rate is None else sampling_rate
     if isinstance(rate, bool) or not isinstance(rate, (int, np.integer)) or rate < 1:
