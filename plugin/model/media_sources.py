@@ -11,11 +11,8 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
-import numpy as np
-import torch
-
 from .input_error import InputError
-from .media import load_image, load_video, sound_duration_s
+from .media import load_image, sound_duration_s
 
 # Keys of a media item in a conversation that may hold the medium, in the order in which they are looked at.
 SOURCE_KEYS = {kind: (kind, "url", "path", "bytes", "base64") for kind in ("image", "video", "audio")}
@@ -189,39 +186,6 @@ def read_image(image: Any, name: str) -> Any:
     """A picture for an image processor: files as PIL images, all else as it is."""
     image = local_source(image, name)
     return load_image(image, name=called(name, image)) if is_file(image) else image
-
-
-def read_film(
-    film: Any, name: str, num_frames: int | None, fps: float | None = None, metadata: Mapping[str, Any] | None = None
-) -> tuple[np.ndarray, float, list[int]]:
-    """Frames of a film, chosen evenly, their rate and their places.
-
-    Args:
-        film: a file, or frames (F, H, W, 3) or (F, 3, H, W), or a list of pictures.
-        name: what errors call it.
-        num_frames: how many frames to choose; None takes all.
-        fps: frames to choose a second, in place of `num_frames`.
-        metadata: of decoded frames: `fps` (24 if not said) and `frames_indices`.
-    """
-    film = local_source(film, name)
-    if is_file(film):
-        frames, found = load_video(film, num_frames, name=called(name, film), fps=fps)
-        return frames, found.fps, list(found.indices)
-    if isinstance(film, (list, tuple)):
-        film = np.stack([np.asarray(read_image(frame, f"{name}, frame {i}")) for i, frame in enumerate(film)])
-    film = film.detach().cpu().numpy() if isinstance(film, torch.Tensor) else np.asarray(film)
-    if film.ndim != 4 or not len(film):
-        raise InputError(f"{name}: frames of shape {film.shape} were given; {FRAMES_ALLOWED}")
-    metadata = metadata or {}
-    rate = metadata.get("fps") or 24.0
-    indices = metadata.get("frames_indices")
-    indices = list(range(len(film)) if indices is None else indices)
-    if fps is not None:
-        num_frames = max(1, round(len(film) / rate * fps))
-    if num_frames is not None:
-        chosen = [int((i + 0.5) * len(film) / num_frames) for i in range(num_frames)]
-        film, indices = film[chosen], [indices[i] for i in chosen]
-    return film, rate, indices
 
 
 def called(name: str, file: Any) -> str:

@@ -19,18 +19,9 @@ from .audio_lengths import (
     tokens_in_window,
     window_samples,
 )
+from .film_frames import choose_frames, frames_to_take, read_film, video_arguments
 from .input_error import InputError
-from .media_sources import (
-    HEAR_FILM,
-    called,
-    has_sound,
-    is_file,
-    local_source,
-    media_of,
-    read_film,
-    read_image,
-    with_film_sound,
-)
+from .media_sources import HEAR_FILM, called, has_sound, is_file, local_source, media_of, read_image, with_film_sound
 from .placeholders import Placed, composed_offsets, place_media, replace_placeholders, sound_after_films
 from .processor_kwargs import VAEmotionLLMProcessorKwargs, check_call, one_each
 from .waveforms import to_waveform
@@ -78,6 +69,8 @@ class VAEmotionLLMProcessor(ProcessorMixin):
         num_frames: frames taken from a video file, evenly over its length.
         chat_template: Jinja template of the conversation.
     """
+
+    valid_processor_kwargs = VAEmotionLLMProcessorKwargs
 
     def __init__(
         self,
@@ -146,18 +139,19 @@ class VAEmotionLLMProcessor(ProcessorMixin):
             chat_template=preamble + backbone.chat_template,
         )
 
-    valid_processor_kwargs = VAEmotionLLMProcessorKwargs
-
     @property
     def audio_token(self) -> str:
+        """The placeholder for a sound."""
         return AUDIO_TOKEN
 
     @property
     def image_token(self) -> str:
+        """The backbone's placeholder for a picture."""
         return self.vlm_processor.image_token
 
     @property
     def video_token(self) -> str:
+        """The backbone's placeholder for a film."""
         return self.vlm_processor.video_token
 
     @property
@@ -237,18 +231,16 @@ class VAEmotionLLMProcessor(ProcessorMixin):
             after = self._after_film(vlm)
             texts, sounds = sound_after_films(texts, own, heard, sounds, tokens["video"], AUDIO_TOKEN, after)
 
-        audio_kwargs = {**(kwargs.get("audio_kwargs") or {})}
-        sampling_rate = audio_kwargs.get("sampling_rate") or kwargs.get("sampling_rate")
-        encoded = [
-            self.encode_audio(sound.medium, sampling_rate, bool(audio_kwargs.get("truncation")), sound.name)
-            for sound in sounds
-        ]
+        # Beside `audio_kwargs`, `truncation` is the text's.
+        truncation = bool((kwargs.get("audio_kwargs") or {}).get("truncation"))
+        sampling_rate = merged["audio_kwargs"].get("sampling_rate")
+        encoded = [self.encode_audio(sound.medium, sampling_rate, truncation, sound.name) for sound in sounds]
         rest = {
             key: value for key, value in kwargs.items() if key not in ("audio_kwargs", "sampling_rate", *HEAR_FILM)
         }
         if videos is not None:
-            # Of the places of films that were chosen here, the backbone's processor is told what was chosen.
-            rest, videos = self._chosen_frames(rest, films, placed["video"])
+            names = [place.name for place in placed["video"]]
+            rest, videos = choose_frames(rest, films, names, self.num_frames)
         if images is not None:
             images = _like(images, [read_image(place.medium, place.name) for place in placed["image"]])
         if texts is None and images is None and videos is None:
@@ -431,7 +423,7 @@ class VAEmotionLLMProcessor(ProcessorMixin):
             return self.encode_image(read_image(source, name))
         if kind == "video":
             source = local_source(source, name)
-            return self.encode_video(*read_film(source, name, self._frames_to_take(source, {})))
+            return self.encode_video(*read_film(source, name, frames_to_take(source, {}, self.num_frames)))
         raise InputError(f"{kind!r} is no kind of media; allowed are 'image', 'video' and 'audio'.")
 
     def assemble(self, texts: Sequence[str], media: Sequence[MediaFeatures], **tokenizer_kwargs) -> BatchFeature:
@@ -461,30 +453,6 @@ class VAEmotionLLMProcessor(ProcessorMixin):
         merged = vlm._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, return_tensors="pt", **arguments)
         return merged[kind]
 
-    def _frames_to_take(self, film, asked: Mapping[str, Any]) -> int | None:
-        """How many frames of a film are taken; None means all of them."""
-        if asked.get("do_sample_frames") is False:
-            return None
-        if asked.get("num_frames") is not None:
-            return asked["num_frames"]
-        return self.num_frames if is_file(film) or asked.get("do_sample_frames") else None
-
-    def _chosen_frames(self, arguments: dict, films: list, places: Sequence[Placed]) -> tuple[dict, list[np.ndarray]]:
-        """The arguments and films of a call for the backbone's processor, every frame chosen."""
-        names = ("num_frames", "fps", "do_sample_frames", "video_metadata")
-        nested = arguments.get("videos_kwargs") or {}
-        asked = {name: {**nested, **arguments}.get(name) for name in names}
-        metadata = asked["video_metadata"]
-        metadata = list(metadata) if isinstance(metadata, (list, tuple)) else [metadata] * len(films)
-        chosen = [
-            read_film(film, place.name, self._frames_to_take(film, asked), asked["fps"], _as_mapping(about))
-            for film, place, about in zip(films, places, metadata, strict=True)
-        ]
-        arguments = {name: value for name, value in arguments.items() if name not in names}
-        if nested:
-            arguments["videos_kwargs"] = {name: value for name, value in nested.items() if name not in names}
-        return {**arguments, **video_arguments(chosen)}, [frames for frames, _, _ in chosen]
-
     def _after_film(self, vlm: ProcessorMixin) -> str:
         """What the chat template writes between a film's placeholder and what follows: the sound comes after it."""
         if self.chat_template is None:
@@ -500,25 +468,12 @@ class VAEmotionLLMProcessor(ProcessorMixin):
         return media["image"], media["video"], [sound for row in media["audio"] for sound in row], {}
 
 
-def video_arguments(videos: Sequence[tuple[np.ndarray, float, Sequence[int]]]) -> dict:
-    """Arguments that tell a processor about videos whose frames are already chosen: frames, fps, indices of each."""
-    metadata = [
-        {"fps": fps, "total_num_frames": int(max(indices)) + 1, "frames_indices": list(indices)}
-        for _, fps, indices in videos
-    ]
-    return {"video_metadata": metadata, "do_sample_frames": False}
-
-
 def _like(given: Any, flat: list) -> Any:
     """A flat list in the form of what was given: a list for each text, or one list."""
     if isinstance(given, (list, tuple)) and given and all(isinstance(row, (list, tuple)) for row in given):
         rest = iter(flat)
         return [[next(rest) for _ in row] for row in given]
     return flat
-
-
-def _as_mapping(metadata: Any) -> Mapping[str, Any] | None:
-    return metadata if metadata is None or isinstance(metadata, Mapping) else vars(metadata)
 
 
 def _tensors(inputs) -> dict[str, torch.Tensor]:
