@@ -1,5 +1,8 @@
 """Films that are heard: the same as an audio item with the film's file, and nothing where a film is silent."""
 
+import json
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import tiny
@@ -8,6 +11,8 @@ from media_files import write_video, write_wav
 from test_model import IMAGE, SHORT_AUDIO, encode, text, trained_adapter, user
 
 from vaemotionllm import InputError, VAEmotionLLMForConditionalGeneration, VAEmotionLLMProcessor
+from vaemotionllm.data.chat import read_chat
+from vaemotionllm.evaluation.requests import read_request
 from vaemotionllm.model.media import sound_duration_s
 
 
@@ -198,3 +203,21 @@ def test_left_and_right_padding_give_the_same_logits(folder, processor, films):
     for left, right in zip(*(outputs[side][0] for side in ("left", "right")), strict=True):
         torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(outputs["left"][1], outputs["right"][1], rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+def test_evaluation_hears_a_film_whose_message_says_so(films):
+    part = {"type": "video", "url": str(films["film"]), "start_time": 0.5, "end_time": 1.5, **HEARD}
+    silent = {"type": "video", "url": str(films["silent"]), **HEARD}
+    arguments = ("", lambda document: user(part, silent, text("?")), {}, 0, "task", "test")
+    prompt = read_request(0, SimpleNamespace(args=arguments), {"task": {"test": [{"id": "x"}]}})
+    assert [(medium.kind, medium.start_s, medium.end_s) for medium in prompt.media] == [
+        ("video", 0.5, 1.5), ("audio", 0.5, 1.5), ("video", None, None)
+    ]  # fmt: skip
+    assert [item["type"] for item in prompt.conversation[0]["content"]] == ["video", "audio", "video", "text"]
+
+
+def test_chat_samples_for_training_refuse_films_that_are_heard(films, tmp_path):
+    turns = [*user(video(films["film"], **HEARD), text("?")), {"role": "assistant", "content": "Calm."}]
+    (tmp_path / "chat.jsonl").write_text(json.dumps({"messages": turns}))
+    with pytest.raises(InputError, match="seen, not heard"):
+        list(read_chat(tmp_path / "chat.jsonl"))

@@ -2,6 +2,7 @@
 
 import base64
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -160,6 +161,13 @@ def test_each_sound_of_a_batch_may_have_its_own_rate(processor):
     for row, inputs in enumerate(alone):
         assert torch.equal(batch["input_features"][row], inputs["input_features"][0])
     assert torch.equal(batch["input_features"][2], encode(processor, [user(SHORT_AUDIO)])["input_features"][0])
+
+
+def test_a_sound_of_a_data_set_is_taken_as_it_comes(processor):
+    """Decoded by the datasets library: an object that gives samples and rate."""
+    samples = SimpleNamespace(data=torch.from_numpy(tone(0.5, 8_000, channels=2).T.copy()), sample_rate=8_000)
+    decoder = SimpleNamespace(get_all_samples=lambda: samples)
+    assert_equal(one(processor, "audio", decoder), one(processor, "audio", samples.data, sampling_rate=8_000))
 
 
 @pytest.mark.parametrize(("dtype", "scale"), [(np.int16, 2**15), (np.int32, 2**31), (np.uint8, 2**7)])

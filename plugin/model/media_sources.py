@@ -33,7 +33,7 @@ def local_source(source: Any, name: str) -> Any:
 
     Args:
         source: a path, a `file://` or `data:` URL, bytes, an open binary file, a mapping as the datasets library keeps
-            undecoded media ({"bytes", "path"}), or anything else, which is returned as it is.
+            undecoded media ({"bytes", "path"}), its decoder of a sound, or anything else, which is returned as it is.
         name: what errors call it.
 
     Raises:
@@ -67,6 +67,9 @@ def local_source(source: Any, name: str) -> Any:
         if not found:
             raise InputError(f"{name}: a mapping with {sorted(source)} holds no `bytes`, `path` or `array`.")
         return local_source(found[0], name)
+    if hasattr(source, "get_all_samples"):  # the decoder that the datasets library gives for a sound
+        samples = source.get_all_samples()
+        return {"array": samples.data, "sampling_rate": samples.sample_rate}
     return source
 
 
@@ -148,12 +151,11 @@ def _content_with_sound(content: Sequence[Any], hear: bool, place: str) -> list[
             if source is None:
                 found.append({"type": "audio"})
                 continue
-            # What was read of an open file can be read no second time.
-            found[-1] = {key: value for key, value in shown.items() if key not in SOURCE_KEYS["video"]} | {
-                "video": source
-            }
+            # What was read of an open file can be read no second time; what else is said holds for both.
+            rest = {key: value for key, value in shown.items() if key not in SOURCE_KEYS["video"]}
+            found[-1] = {**rest, "video": source}
             if has_sound(source, name):
-                found.append({"type": "audio", "audio": source})
+                found.append({**rest, "type": "audio", "audio": source})
     return found
 
 
