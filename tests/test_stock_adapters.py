@@ -32,8 +32,8 @@ def hearing_folder(tmp_path_factory):
 def direct_answer(model, processor, document) -> str:
     """What transformers alone makes of a document."""
     inputs = processor.apply_chat_template(
-        artemo.doc_to_messages(document), tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt",
-        processor_kwargs={"num_frames": 4},
+        artemo.doc_to_messages(document), tokenize=True, add_generation_prompt=True, return_dict=True,
+        return_tensors="pt", processor_kwargs={"num_frames": 4},
     )  # fmt: skip
     tokens = model.generate(**inputs, max_new_tokens=4, do_sample=False)
     return processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]
