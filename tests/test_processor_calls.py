@@ -75,6 +75,19 @@ def test_paths_urls_and_bytes_of_a_file_give_the_same(processor, files, kind):
         assert_equal(processor(text=prompt, **{name: given}, padding=True, return_tensors="pt"), expected)
 
 
+def test_the_parts_of_the_openai_api_are_understood(processor, files):
+    data = {kind: base64.b64encode(path.read_bytes()).decode() for kind, path in files.items()}
+    content = [
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data['image']}"}},
+        {"type": "video_url", "video_url": {"url": files["video"].as_uri()}},
+        {"type": "audio_url", "audio_url": {"url": f"data:audio/wav;base64,{data['audio']}"}},
+        {"type": "input_audio", "input_audio": {"data": data["audio"], "format": "wav"}},
+        text("?"),
+    ]
+    plain = [{"type": kind, "path": files[kind]} for kind in ("image", "video", "audio", "audio")]
+    assert_equal(encode(processor, [user(*content)]), encode(processor, [user(*plain, text("?"))]))
+
+
 def test_arrays_tensors_and_pictures_give_the_same(processor):
     frames = np.stack([picture(56, seed) for seed in range(4)])
     pictures = [Image.fromarray(frame) for frame in frames]

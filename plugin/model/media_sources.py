@@ -96,6 +96,20 @@ def item_source(item: Mapping[str, Any], kind: str, name: str) -> Any:
     return source
 
 
+def as_media_item(item: Any) -> Any:
+    """A part of a message in the form of the OpenAI API (`audio_url`, `video_url`, `input_audio`) as a media item.
+
+    A template would leave such a part out without a word. transformers itself turns `image_url` round.
+    """
+    form = item.get("type") if isinstance(item, Mapping) else None
+    if form not in ("audio_url", "video_url", "input_audio") or form not in item:
+        return item
+    rest, about = {key: value for key, value in item.items() if key not in ("type", form)}, item[form]
+    if form == "input_audio":
+        return {**rest, "type": "audio", "base64": about["data"]}
+    return {**rest, "type": form.removesuffix("_url"), "url": about["url"] if isinstance(about, Mapping) else about}
+
+
 def rate_is_said(item: Mapping[str, Any]) -> bool:
     """Whether a mapping that holds samples says their rate."""
     return item.get("sampling_rate") is not None

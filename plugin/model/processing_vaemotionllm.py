@@ -21,7 +21,17 @@ from .audio_lengths import (
 )
 from .film_frames import choose_frames, frames_to_take, read_film, video_arguments
 from .input_error import InputError
-from .media_sources import HEAR_FILM, called, has_sound, is_file, local_source, media_of, read_image, with_film_sound
+from .media_sources import (
+    HEAR_FILM,
+    as_media_item,
+    called,
+    has_sound,
+    is_file,
+    local_source,
+    media_of,
+    read_image,
+    with_film_sound,
+)
 from .placeholders import Placed, composed_offsets, place_media, replace_placeholders, sound_after_films
 from .processor_kwargs import VAEmotionLLMProcessorKwargs, check_call, one_each
 from .waveforms import to_waveform
@@ -460,6 +470,13 @@ class VAEmotionLLMProcessor(ProcessorMixin):
         mark = "the end"
         turn = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": mark}]}]
         return self.apply_chat_template(turn).partition(vlm.video_token)[2].partition(mark)[0]
+
+    def _normalize_conversations(self, conversation):
+        conversations, is_batched = super()._normalize_conversations(conversation)
+        for message in (message for messages in conversations for message in messages):
+            if isinstance(message.get("content"), list):
+                message["content"] = [as_media_item(item) for item in message["content"]]
+        return conversations, is_batched
 
     def _multimodal_inputs_from_conversations(self, conversations, audio_loading_params, load_audio_from_video=False):
         # The library's loaders need torchcodec or change with what is installed; `__call__` reads files by ours, which
