@@ -41,6 +41,8 @@ def load_checkpoint(
     Raises:
         InputError: see `VAEmotionLLMForConditionalGeneration.from_pretrained`.
     """
+    if kwargs.setdefault("use_safetensors", True) is False:
+        raise InputError("use_safetensors is False; weights are read from safetensors alone, which hold no code.")
     where = {key: kwargs[key] for key in (*HUB_ARGUMENTS, "revision", "subfolder") if key in kwargs}
     alone = _config_without_backbone(cls, name, config, where, kwargs)
     backbone = None
@@ -61,7 +63,7 @@ def load_checkpoint(
         raise
     except Exception as error:
         if problem := _damage(cls, name, alone or config, where, backbone):
-            raise InputError(f"{name} cannot be loaded: {problem}") from error
+            raise InputError(f"the model '{name}' cannot be loaded: {problem}") from error
         raise
     # Of quantised weights and adapters the library's report is not about the parameters of the model alone.
     plain = getattr(model, "hf_quantizer", None) is None and not getattr(model, "_hf_peft_config_loaded", False)
@@ -114,9 +116,9 @@ def _joined_weights(name, config: VAEmotionLLMConfig, where) -> tuple[Backbone, 
     backbone = Backbone(config.backbone_name, config.backbone_revision, **there)
     if config.backbone_fingerprint not in (None, backbone.fingerprint):
         raise InputError(
-            f"{name} was saved without its backbone, and the weights of {backbone.label} are not those that it was "
-            "trained with. Give the backbone_name and backbone_revision that were, or load it with them all the same "
-            "by backbone_fingerprint=None."
+            f"the model '{name}' was saved without its backbone, and the weights of {backbone.label} are not those "
+            "that it was trained with. Give the backbone_name and backbone_revision that were; "
+            "backbone_fingerprint=None takes these all the same."
         )
     return backbone, {**own, **{BACKBONE + key: tensor for key, tensor in backbone.weights.items()}}
 
@@ -150,9 +152,9 @@ def _damage(cls, name, config, where, backbone: Backbone | None) -> str | None:
     if not other:
         return None
     return (
-        f"{len(other)} of its weights have other shapes than its config.json asks for, {other[0]} "
-        f"{shapes[other[0]]} and not {asked[other[0]]} among them. Config or weights were altered: fetch or copy them "
-        "again."
+        f"{len(other)} of its weights have other shapes than the config asks for, {other[0]} "
+        f"{shapes[other[0]]} and not {asked[other[0]]} among them. Where no field of it was "
+        "given here, config.json or weights were altered: fetch or copy them again."
     )
 
 
@@ -169,7 +171,8 @@ def _check_complete(name, config: VAEmotionLLMConfig, missing, where) -> None:
     missing = [key for key in missing if not key.startswith(new)]
     if missing:
         raise InputError(
-            f"{name} lacks {len(missing)} weights of the model, {', '.join(missing[:3])} among them, which would be "
-            "random numbers: the folder is incomplete, or its config.json is another model's. Fetch or save it again; "
-            "ignore_mismatched_sizes=True loads it all the same."
+            f"the model '{name}' cannot be loaded: {len(missing)} of its weights are not there, "
+            f"{', '.join(missing[:3])} among them, and would be random numbers. The folder is incomplete, or its "
+            "config.json is another model's. Fetch or save it again; ignore_mismatched_sizes=True loads it all the "
+            "same."
         )

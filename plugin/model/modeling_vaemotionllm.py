@@ -116,10 +116,12 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         pinned = {} if revision is None else {"revision": revision}
         tokenizer = AutoTokenizer.from_pretrained(vlm, **pinned)
         backbone = AutoModelForImageTextToText.from_pretrained(
-            vlm, dtype=dtype, attn_implementation=attn_implementation, **pinned
+            vlm, dtype=dtype, attn_implementation=attn_implementation, use_safetensors=True, **pinned
         )
         tower = _encoder_of(
-            AutoModel.from_pretrained(audio, dtype=backbone.dtype, attn_implementation=attn_implementation)
+            AutoModel.from_pretrained(
+                audio, dtype=backbone.dtype, attn_implementation=attn_implementation, use_safetensors=True
+            )
         )
         config = cls.config_class(
             vlm_config=backbone.config,
@@ -145,8 +147,8 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         `backbone_revision` may be given here where they have moved. dtype, device_map and the like hold for the whole.
 
         Returns:
-            The model in evaluation mode; with `output_loading_info=True` also what was missing, unexpected or not of its
-            shape.
+            The model in evaluation mode; with `output_loading_info=True` also the library's report of what was
+            missing, unexpected or mismatched.
 
         Raises:
             InputError: weights that cannot be read, that lack a part of the model, or whose backbone cannot be fetched

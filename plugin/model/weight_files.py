@@ -1,4 +1,4 @@
-"""The weight files of saved models: found, read tensor by tensor, compared with those of a backbone."""
+"""The files of saved models: found, weights read tensor by tensor and compared with those of a backbone."""
 
 import hashlib
 from collections.abc import Iterable, Mapping
@@ -40,6 +40,18 @@ def weight_files(name: str | Path, **where) -> list[str]:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{found} is no index of weights ({error}); fetch or copy it again.") from error
     raise OSError(f"{name} holds no {SAFE_WEIGHTS_NAME} and no {SAFE_WEIGHTS_INDEX_NAME}.")
+
+
+def check_files(name: str | Path, files: Iterable[str], remedy: str, **where) -> None:
+    """Checks that a folder or Hub repository has files that the library would do without in silence.
+
+    Raises:
+        InputError: naming the file that is not there.
+        OSError: the name or its revision cannot be found.
+    """
+    for file in files:
+        if cached_file(str(name), file, _raise_exceptions_for_missing_entries=False, **where) is None:
+            raise InputError(f"{name} holds no {file}; {remedy}.")
 
 
 class Weights(Mapping[str, torch.Tensor]):
