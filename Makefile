@@ -29,7 +29,7 @@ test: setup
 	HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 # Each prints tables, and as its last line one JSON object. RESULTS.md says what they measured.
-BENCHMARKS := kl_loss.py teacher_cache.py kl_peers.py padding.py zero3.py adapter_overhead.py benchmark_build.py eval_throughput.py
+BENCHMARKS := kl_loss.py teacher_cache.py kl_peers.py padding.py zero3.py adapter_overhead.py load.py benchmark_build.py eval_throughput.py
 bench: setup
 	@set -e; for script in $(BENCHMARKS); do echo "== benchmarks/$$script"; $(BIN)/python benchmarks/$$script; done
 

@@ -12,6 +12,7 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoTokenizer,
     GenerationMixin,
+    PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers import initialization as init
@@ -81,9 +82,7 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def __init__(self, config: VAEmotionLLMConfig, vlm: PreTrainedModel | None = None, audio_tower=None):
         super().__init__(config)
         self.vlm = AutoModelForImageTextToText.from_config(config.vlm_config) if vlm is None else vlm
-        self.audio_tower = (
-            _encoder_of(AutoModel.from_config(config.audio_config)) if audio_tower is None else audio_tower
-        )
+        self.audio_tower = _new_tower(config.audio_config) if audio_tower is None else audio_tower
         self.audio_projector = AudioProjector(config)
         self.emotion_adapter = EmotionAdapter(config)
         self._no_split_modules = list(self.vlm._no_split_modules or []) + list(
@@ -494,6 +493,15 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             )
         enhancers = self.emotion_adapter.enhancers if use_adapter else None
         return MediaInjection(audio_mask, visual_mask, audio_embeds, enhancers)
+
+
+def _new_tower(config: PreTrainedConfig) -> PreTrainedModel:
+    """A new audio encoder. Whisper's is made without its decoder, which is as large and would be thrown away."""
+    if config.model_type == "whisper":
+        from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+        return WhisperEncoder._from_config(config)  # what AutoModel.from_config calls
+    return _encoder_of(AutoModel.from_config(config))
 
 
 def _encoder_of(model: PreTrainedModel) -> PreTrainedModel:
