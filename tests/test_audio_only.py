@@ -15,7 +15,7 @@ from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 from vaemotionllm import InputError, VAEmotionLLMForConditionalGeneration, VAEmotionLLMProcessor
 from vaemotionllm.evaluation.loading import load_model
 from vaemotionllm.hub.audio_only import write_audio_only
-from vaemotionllm.model.weight_files import Weights, fingerprint
+from vaemotionllm.model.weight_files import Backbone, Weights, fingerprint
 
 COMMITS = ["0123456789abcdef0123456789abcdef01234567", "76543210fedcba9876543210fedcba9876543210"]
 FIELDS = dict(projector_stride=10, enhancer_rank=4, supervisor_hidden_size=8)
@@ -81,9 +81,12 @@ def assert_equal(model, other):
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_a_model_saved_alone_and_its_backbone_are_the_whole_model(family, tmp_path):
+def test_a_model_saved_alone_and_its_backbone_are_the_whole_model(family, tmp_path, monkeypatch):
+    monkeypatch.setattr(Backbone, "_renamed", lambda self: pytest.fail("names are the same: nothing is to be loaded"))
     folder = tiny.make_vaemotionllm(tmp_path, family)
     model = Model.from_pretrained(folder)
+    model.generation_config.repetition_penalty = 1.5
+    model.generation_config.save_pretrained(folder)
     model.save_pretrained(tmp_path / "saved", audio_only=True)
     assert model.config.backbone_included and model.config.backbone_fingerprint is None
     save_whole(model, folder, tmp_path / "sharded", max_shard_size="100KB")
@@ -98,7 +101,7 @@ def test_a_model_saved_alone_and_its_backbone_are_the_whole_model(family, tmp_pa
         loaded, info = AutoModel.from_pretrained(tmp_path / name, output_loading_info=True)
         assert not any(info.values())
         assert_equal(loaded, model)
-        assert loaded.generation_config == model.generation_config and not loaded.training
+        assert loaded.generation_config.repetition_penalty == 1.5 and not loaded.training
         assert loaded.config.backbone_included and loaded.name_or_path == str(tmp_path / name)
 
 
@@ -127,6 +130,19 @@ def test_dtype_attention_and_device_map_hold_for_the_whole(whole, alone):
     assert [layer.config._attn_implementation for layer in layers] == ["eager", "eager"]
     embedding = loaded.get_input_embeddings().weight
     assert loaded.get_output_embeddings().weight is embedding, "tied weights stay tied"
+
+
+def test_offloading_to_the_disk(alone, tmp_path):
+    places = {"vlm": "disk", "audio_tower": "cpu", "audio_projector": "cpu", "emotion_adapter": "cpu"}
+    with pytest.raises(InputError, match="tied weights cannot be offloaded to the disk from there: save it whole"):
+        AutoModel.from_pretrained(alone, device_map=places, offload_folder=tmp_path / "tied")
+    untied = tiny.make_vaemotionllm(tmp_path, "qwen3_vl")
+    write_audio_only(untied, tmp_path / "alone")
+    model = AutoModel.from_pretrained(tmp_path / "alone", device_map=places, offload_folder=tmp_path / "offload")
+    ids = torch.tensor([[20, 30, 40]])
+    torch.testing.assert_close(model(input_ids=ids).logits, AutoModel.from_pretrained(untied)(input_ids=ids).logits)
+    with pytest.raises(InputError, match="offloaded to the disk"):
+        model.save_pretrained(tmp_path / "out", audio_only=True)
 
 
 def test_a_model_loaded_this_way_is_saved_whole(whole, alone, tmp_path):

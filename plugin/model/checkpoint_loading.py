@@ -59,6 +59,12 @@ def load_checkpoint(
             )
             model.name_or_path = model.config.name_or_path = str(name)
             model.config.backbone_included, model.config.backbone_fingerprint = True, None
+            if model.all_tied_weights_keys and "disk" in getattr(model, "hf_device_map", {}).values():
+                # The library finds a tied weight on the disk again in whole files alone.
+                raise InputError(
+                    f"the model '{name}' was saved without its backbone, whose tied weights cannot be offloaded to the "
+                    "disk from there: save it whole first, or give a device_map without the disk."
+                )
     except InputError:
         raise
     except Exception as error:
@@ -85,6 +91,11 @@ def without_backbone(
         InputError: a backbone that is not known, cannot be read, or was changed.
     """
     config = model.config
+    if any(tensor.is_meta for tensor in state_dict.values()):
+        raise InputError(
+            "some weights are offloaded to the disk, where they cannot be compared with the backbone's; load the "
+            "model without that, or use vaemotionllm.hub.audio_only.write_audio_only on its folder."
+        )
     backbone = Backbone(config.backbone_name, config.backbone_revision)
     held = {name.removeprefix(BACKBONE): tensor for name, tensor in state_dict.items() if name.startswith(BACKBONE)}
     tied = model.vlm.all_tied_weights_keys  # written once, under the name that they are tied to
