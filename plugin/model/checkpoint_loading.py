@@ -62,8 +62,8 @@ def load_checkpoint(
             if model.all_tied_weights_keys and "disk" in getattr(model, "hf_device_map", {}).values():
                 # The library finds a tied weight on the disk again in whole files alone.
                 raise InputError(
-                    f"the model '{name}' was saved without its backbone, whose tied weights cannot be offloaded to the "
-                    "disk from there: save it whole first, or give a device_map without the disk."
+                    f"the model '{name}' was saved without its backbone, whose tied weights cannot be offloaded to "
+                    "the disk from there: save it whole first, or give a device_map without the disk."
                 )
     except InputError:
         raise
