@@ -87,6 +87,19 @@ def test_an_unknown_field_of_the_config_is_named(folder, auto):
         auto.from_pretrained(folder)
 
 
+def test_commands_get_errors_of_the_config_as_one_line(folder):
+    for fields, text in (
+        ({"format_version": FORMAT_VERSION + 1}, "pip install -U vaemotionllm"),
+        ({"enhancr_rank": 8}, "'enhancr_rank' is no field"),
+        ({"projector_stride": "four"}, "'projector_stride' expected int, got str"),
+    ):
+        shutil.copy(folder / "config.json", folder / "good.json")
+        change_config(folder, **fields)
+        with pytest.raises(InputError, match=f"^the model '{folder}' cannot be loaded: [^\n]*{text}[^\n]*$"):
+            load_model(str(folder))
+        shutil.move(folder / "good.json", folder / "config.json")
+
+
 def test_fields_of_the_library_are_none_of_ours_and_pass(folder):
     change_config(
         folder, use_cache=False, pad_token_id=0, output_hidden_states=True, torch_dtype="float32", num_labels=3

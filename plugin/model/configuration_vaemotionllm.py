@@ -9,7 +9,8 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 FORMAT_VERSION = 1
-"""Of the folders that this code writes; it reads this one and older ones."""
+"""Of the folders that this code writes; it reads this one and older ones. Raise it with any change of the files that
+older code would misread."""
 
 # What the library, its Trainer and its quantizers write into a config.json beside the fields of its base class.
 _LIBRARY_FIELDS = {
