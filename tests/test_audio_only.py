@@ -8,6 +8,7 @@ import huggingface_hub.constants
 import pytest
 import tiny
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
@@ -130,6 +131,21 @@ def test_dtype_attention_and_device_map_hold_for_the_whole(whole, alone):
     assert [layer.config._attn_implementation for layer in layers] == ["eager", "eager"]
     embedding = loaded.get_input_embeddings().weight
     assert loaded.get_output_embeddings().weight is embedding, "tied weights stay tied"
+
+
+def test_an_adapter_of_peft_finds_its_model_whole(alone, tmp_path):
+    lora = LoraConfig(r=2, target_modules=r".*language_model.*q_proj", init_lora_weights=False)
+    tuned = get_peft_model(AutoModel.from_pretrained(alone), lora).eval()
+    tuned.save_pretrained(tmp_path / "adapter")
+    ids = torch.tensor([[20, 30, 40]])
+    expected = tuned(input_ids=ids).logits
+    for model in (
+        AutoModel.from_pretrained(tmp_path / "adapter"),
+        PeftModel.from_pretrained(AutoModel.from_pretrained(alone), tmp_path / "adapter"),
+    ):
+        torch.testing.assert_close(model(input_ids=ids).logits, expected)
+    with pytest.raises(InputError, match="was saved without its backbone: load it by AutoModel"):
+        Model.from_pretrained(tmp_path / "adapter")
 
 
 def test_offloading_to_the_disk(alone, tmp_path):

@@ -49,16 +49,24 @@ def load_checkpoint(
     try:
         if alone is None:
             model, info = load(name, *model_args, config=config, output_loading_info=True, **kwargs)
+            if not model.config.backbone_included:  # of a PEFT adapter's base the library reads the folder alone
+                raise InputError(
+                    f"the adapter '{name}' is for a model that was saved without its backbone: load it by AutoModel, "
+                    "or the model first and the adapter onto it by PeftModel.from_pretrained."
+                )
         else:
             backbone, state_dict = _joined_weights(name, alone, where)
             if kwargs.get("generation_config") is None:
                 kwargs["generation_config"] = _generation_config(name, where)
             kwargs = {key: value for key, value in kwargs.items() if key not in where}
+            adapter = dict(kwargs.pop("adapter_kwargs", None) or {})
             model, info = load(
                 None, *model_args, config=alone, state_dict=state_dict, output_loading_info=True, **kwargs
             )
             model.name_or_path = model.config.name_or_path = str(name)
             model.config.backbone_included, model.config.backbone_fingerprint = True, None
+            if path := adapter.pop("_adapter_model_path", None):  # by which AutoModel came to this model
+                model.load_adapter(path, adapter_name=kwargs.get("adapter_name"), adapter_kwargs=adapter)
             if model.all_tied_weights_keys and "disk" in getattr(model, "hf_device_map", {}).values():
                 # The library finds a tied weight on the disk again in whole files alone.
                 raise InputError(
@@ -71,9 +79,13 @@ def load_checkpoint(
         if problem := _damage(cls, name, alone or config, where, backbone):
             raise InputError(f"the model '{name}' cannot be loaded: {problem}") from error
         raise
-    # Of quantised weights and adapters the library's report is not about the parameters of the model alone.
-    plain = getattr(model, "hf_quantizer", None) is None and not getattr(model, "_hf_peft_config_loaded", False)
-    if plain and not kwargs.get("ignore_mismatched_sizes", False):
+    # Of quantised weights the library's report has other names, and with an adapter it is the adapter's.
+    adapted = alone is None and getattr(model, "_hf_peft_config_loaded", False)
+    if (
+        getattr(model, "hf_quantizer", None) is None
+        and not adapted
+        and not kwargs.get("ignore_mismatched_sizes", False)
+    ):
         _check_complete(name, model.config, info["missing_keys"], where)
     return model, info
 
