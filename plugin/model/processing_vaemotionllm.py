@@ -35,6 +35,7 @@ from .media_sources import (
 from .placeholders import Placed, composed_offsets, place_media, replace_placeholders, sound_after_films
 from .processor_kwargs import VAEmotionLLMProcessorKwargs, check_call, one_each
 from .waveforms import to_waveform
+from .weight_files import HUB_ARGUMENTS, check_files
 
 AUDIO_TOKEN = "<|audio_pad|>"
 
@@ -148,6 +149,22 @@ class VAEmotionLLMProcessor(ProcessorMixin):
             num_frames=num_frames,
             chat_template=preamble + backbone.chat_template,
         )
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """As of every processor of transformers; a file of it that is not there is an error.
+
+        Raises:
+            InputError: naming the file.
+            OSError: the name, its revision or a file of the parts cannot be found.
+        """
+        where = {key: kwargs[key] for key in (*HUB_ARGUMENTS, "revision", "subfolder") if key in kwargs}
+        files = ["processor_config.json", "tokenizer_config.json", "tokenizer.json"]
+        if kwargs.get("chat_template") is None:
+            files.append("chat_template.jinja")
+        remedy = "the folder is incomplete: fetch or copy it again, or save the processor into it"
+        check_files(pretrained_model_name_or_path, files, remedy, **where)
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @property
     def audio_token(self) -> str:
