@@ -208,8 +208,7 @@ def _data(stages: list[dict[str, Any]]) -> str:
             if data.get(name):
                 lines.append(f"- {title}: {_counts(data[name])}")
         lines.append(f"- Media: {_counts(data['media'])}")
-        unread = " (stage 1 reads none of them)" if settings.get("stage") == 1 and data["labels"] else ""
-        lines += [f"- Labels in the manifest{unread}: {_counts(data['labels']) or 'none'}", ""]
+        lines += [f"- Labels that it was given: {_counts(data['labels']) or 'none'}", ""]
     return "\n".join(lines).rstrip()
 
 

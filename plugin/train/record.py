@@ -50,7 +50,7 @@ def versions() -> dict[str, str]:
 
 
 def describe(clips: Sequence[Clip]) -> dict[str, Any]:
-    """Counts of clips by source, licence and art form, and of media and labels that they carry."""
+    """Counts of clips by source, licence and art form, and of the media and labels that the run was given."""
     forms = Counter(clip.art_form for clip in clips if clip.art_form)
     return {
         "clips": len(clips),
@@ -111,6 +111,8 @@ def _from_manifest(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | N
         clips = read_manifest(file, settings.get("split"), limit=settings.get("max_clips"))
     except InputError:
         return None
+    if settings.get("stage") == 1:
+        clips = [clip.without_labels() for clip in clips]  # as the run read them
     return describe(clips) | {"split": settings.get("split")}
 
 
