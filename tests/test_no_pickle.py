@@ -143,9 +143,6 @@ def written(tmp_path_factory):
     del short["responses_per_clip"]
     train(stage2_values(root / "stage1", manifest, root / "stage2", **short))
     assert main(["export", str(root / "stage2"), "--checkpoint", "1", "--out", str(root / "exported")]) == 0
-        0,
-        2,
-    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VAEMOTIONLLM_CACHE", str(root / "user_cache"))
         backbone.build_backbone(config=TINY, progress=False)

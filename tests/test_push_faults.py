@@ -203,6 +203,17 @@ def test_an_answer_that_is_no_json_is_told_in_words(hub, versions, capsys, monke
     assert "the upload to org/name failed (JSONDecodeError)" in capsys.readouterr().err
 
 
+def test_what_the_storage_client_raises_is_told_in_words():
+    """Large files go by hf_xet where it is installed; it raises exceptions of its own and plain ones."""
+    hf_xet = pytest.importorskip("hf_xet")
+    from vaemotionllm.hub.errors import in_words
+
+    assert "refused the token (401)" in in_words(hf_xet.XetAuthenticationError("no"), "a/b")
+    assert "did not answer in time" in in_words(TimeoutError("slow"), "a/b")
+    assert "cannot be reached (ConnectionError)" in in_words(ConnectionError("gone"), "a/b")
+    assert in_words(RuntimeError("a mistake of ours"), "a/b") is None  # and a traceback tells where
+
+
 def test_slow_answers(hub, versions, old_files, capsys):
     hub.fail("POST /api/models/org/name/preupload/main", delay_s=0.6)
     assert run(versions, "--timeout", "0.2") == 0  # asked again

@@ -51,12 +51,14 @@ def in_words(error: BaseException, repo: str) -> str | None:
             return _status_in_words(getattr(cause.response, "status_code", None), repo)
         if isinstance(cause, OfflineModeIsEnabled):
             return "the Hub cannot be reached: HF_HUB_OFFLINE is set. Unset it to upload."
-        if isinstance(cause, TimeoutException):
+        if isinstance(cause, (TimeoutException, TimeoutError)):
             return f"the Hub did not answer in time while {repo} was uploaded. Try again later. {_AGAIN}"
         if isinstance(cause, (HTTPError, ConnectionError)):
             return f"the Hub cannot be reached ({type(cause).__name__}). Check the network. {_AGAIN}"
+        if type(cause).__name__ == "XetAuthenticationError":  # of hf_xet, which need not be installed
+            return _status_in_words(401, repo)
     # hf_xet raises plain ones; the client's own about a malformed answer are ValueErrors.
-    if isinstance(error, (RuntimeError, ValueError)) and _from_client(error):
+    if isinstance(error, (RuntimeError, ValueError, OSError)) and _from_client(error):
         return f"the upload to {repo} failed ({type(error).__name__}). {_AGAIN}"
     return None
 
