@@ -193,6 +193,7 @@ class _Broken(Exception):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or each answer waits for the acknowledgement of its headers
     server: Hub
 
     def log_message(self, *args):

@@ -177,9 +177,14 @@ STATUSES = {
 }
 
 
-@pytest.mark.parametrize("where", [COMMIT, "POST /api/models/org/name/preupload/main", "PUT /lfs/object/*"])
-@pytest.mark.parametrize("status", STATUSES)
-def test_refusals_are_told_in_words(hub, versions, old_files, capsys, status, where):
+ASKING, STORING = "POST /api/models/org/name/preupload/main", "PUT /lfs/object/*"
+
+
+@pytest.mark.parametrize(
+    ("where", "status"),
+    [*((COMMIT, status) for status in STATUSES), (ASKING, 401), (ASKING, 429), (STORING, 403), (STORING, 503)],
+)
+def test_refusals_are_told_in_words(hub, versions, old_files, capsys, where, status):
     hub.fail(where, status=status, times=10_000)
     assert run(versions) == 2
     err = capsys.readouterr().err
