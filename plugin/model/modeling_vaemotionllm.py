@@ -130,24 +130,6 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         model.generation_config = backbone.generation_config
         return model
 
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, use_safetensors: bool | None = None, **kwargs):
-        """As in transformers, but of safetensors alone: a pickle can run code when it is read.
-
-        Raises:
-            OSError: naming what is missing; a folder with weights in another format among them.
-        """
-        safe = True if use_safetensors is None else use_safetensors
-        try:
-            return super().from_pretrained(pretrained_model_name_or_path, *args, use_safetensors=safe, **kwargs)
-        except OSError as error:
-            if use_safetensors is None and "model.safetensors" in str(error):
-                raise OSError(
-                    f"{pretrained_model_name_or_path} holds no model.safetensors. Weights in other formats are not "
-                    "read, since a pickle can run code; save them anew with save_pretrained."
-                ) from error
-            raise
-
     def save_pretrained(self, save_directory, **kwargs):
         """Saves weights, config and this code, so that the folder loads by `AutoModel` with or without the package."""
         name = f"{__name__.rsplit('.', 1)[-1]}.{type(self).__name__}"
