@@ -20,6 +20,7 @@ COMMANDS = {
     "inspect": "show what teacher and student expect at each token of a clip's response",
     "predict": "say which emotion images, sounds and films express, on each path",
     "calibrate": "fit how sure the predictions are, on labelled clips that were not trained on",
+    "verify": "check a model, of a folder or of the Hub: hashes, format, recorded outputs and answers",
     "nano": "build the embedded default: the procedural art world, its benchmark and its backbone",
     "benchmark": "choose, check, build or upload the benchmark that the lmms-eval tasks `artemo` read",
     "evaluate-emotion": "measure what the Supervisor reads on each path of a benchmark's clips",
