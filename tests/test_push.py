@@ -148,11 +148,11 @@ def test_files_of_an_earlier_version_go_in_the_same_commit(folder, hub, saved):
     for path in folder.glob("model*"):
         path.unlink()
     model.save_pretrained(folder)  # in one file
-    (folder / "chat_template.jinja").rename(folder / "additional_chat_templates.txt")
+    (folder / "generation_config.json").unlink()
     assert run(folder) == 0
     files = hub.files("org/name")
     assert {name for name in files if "model" in name and not name.endswith(".py")} == {"model.safetensors"}
-    assert of_owner.items() <= files.items() and "x/y.pt" not in files and "chat_template.jinja" not in files
+    assert of_owner.items() <= files.items() and "x/y.pt" not in files and "generation_config.json" not in files
     assert len(hub.log("org/name")) == 3
 
 
@@ -161,7 +161,7 @@ def test_a_dry_run_lists_the_files_and_connects_to_nothing(folder, capsys, monke
     assert run(folder, "--dry-run", "--show-card") == 0
     out = capsys.readouterr().out
     assert f"config.json  {(folder / 'config.json').stat().st_size:,}\n" in out
-    assert "would go to org/name: " in out and "checkpoint" not in out and "\n# name\n" in out
+    assert "would go to org/name: " in out and "checkpoint-" not in out and "\n# name\n" in out
 
 
 def test_pushing_changes_nothing_in_the_folder(folder, hub):

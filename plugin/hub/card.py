@@ -61,7 +61,7 @@ def card(
         licence=_licence(license, licences, parts),
         recorded=(folder / "verification.json").is_file(),
     )
-    return str(text)
+    return f"{text}\n"
 
 
 def metadata(repo: str, parts: Mapping[str, str], results: Mapping[str, Any], license: str | None):

@@ -126,7 +126,7 @@ def _check_config(folder: Path) -> None:
     try:
         VAEmotionLLMConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{folder}/config.json does not load: {' '.join(str(error).split())}") from error
+        raise InputError(f"{folder}/config.json does not load: {_line(error)}.") from error
 
 
 def _check_processor(folder: Path) -> None:
@@ -136,7 +136,7 @@ def _check_processor(folder: Path) -> None:
         VAEmotionLLMProcessor.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(
-            f"the processor in {folder} does not load: {' '.join(str(error).split())}. Save it beside the model: "
+            f"the processor in {folder} does not load: {_line(error)}. Save it beside the model: "
             "processor.save_pretrained(DIR)."
         ) from error
 
@@ -221,6 +221,10 @@ def matches(name: str, patterns: tuple[str, ...]) -> bool:
         if fnmatch.fnmatchcase(name_or_last, pattern):
             return True
     return False
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".")
 
 
 def _json(file: Path) -> dict:
