@@ -196,6 +196,16 @@ def test_reproducibility_names_versions_settings_seeds_data_results_and_files(wr
     assert (written / reproducibility.FILE).read_text() == text
 
 
+def test_a_model_from_the_hub_takes_its_history_along_unless_it_was_changed(written):
+    for name in (record.RECORD, "run.json"):
+        (written / name).unlink()
+    stages = json.loads((written / reproducibility.FILE).read_text())["stages"]
+    reproducibility.write(written, stages, {})
+    assert "**Stage 1, VG-Align**" in dry(written).card
+    (written / "generation_config.json").write_text("{}")
+    assert "Not known: the folder holds no record" in dry(written).card
+
+
 def test_files_that_differ_are_named(written):
     assert reproducibility.check_files(written) == []
     (written / "README.md").write_text("# A card")

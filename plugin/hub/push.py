@@ -121,10 +121,17 @@ def _facts(folder: Path, results_path: str | Path | None) -> tuple[list[dict[str
     """The runs that made a model and its results, where they are known."""
     from ..train.record import stages_of
 
+    stages = stages_of(folder)
+    found: dict[str, Any] = {}
+    if not stages and (folder / reproducibility.FILE).is_file() and not reproducibility.check_files(folder):
+        # It came from the Hub, and is what it was there.
+        earlier = reproducibility.read(folder)
+        stages, found = earlier.get("stages") or [], earlier.get("results") or {}
     if results_path is not None:
-        return stages_of(folder), results.read(Path(results_path).expanduser(), folder)
-    found = results.beside(folder)
-    return stages_of(folder), results.read(found, folder) if found is not None else {}
+        found = results.read(Path(results_path).expanduser(), folder)
+    elif (place := results.beside(folder)) is not None:
+        found = results.read(place, folder)
+    return stages, found
 
 
 def _message(stages: list[dict[str, Any]]) -> str:
