@@ -18,7 +18,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--private", action="store_true", help="make it private, where it is made")
     parser.add_argument("--revision", metavar="BRANCH", help="push to this branch; made where missing (default: main)")
     parser.add_argument("--message", metavar="TEXT", help="message of the commit")
-    parser.add_argument("--dry-run", action="store_true", help="check, and list what would go out; connect to nothing")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check, and list what would go out; connect to nothing (with --audio-only a backbone may be fetched)",
+    )
     parser.add_argument("--show-card", action="store_true", help="with --dry-run: print the model card as well")
     parser.add_argument(
         "--audio-only",

@@ -17,7 +17,7 @@ WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 PROCESSOR = (
     "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json", "tokenizer.json",
     "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
-    "tokenizer.model", "spiece.model", "chat_template.jinja", "additional_chat_templates/*.jinja",
+    "tekken.json", "*.model", "chat_template.jinja", "additional_chat_templates/*.jinja",
 )  # fmt: skip
 INDEX = "model.safetensors.index.json"
 RECORDED = ("verification.json", "verification.safetensors")
