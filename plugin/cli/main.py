@@ -16,6 +16,7 @@ COMMANDS = {
     "instructions": "make chat samples of a manifest's labels, to be looked at, edited and trained on in stage 2",
     "train": "train stage 1 (VG-Align) or stage 2 (EmoAdapter) from a YAML config",
     "export": "make a model folder from a checkpoint of a training run",
+    "push": "upload a saved model to the Hub, with its card and hashes, in one commit",
     "inspect": "show what teacher and student expect at each token of a clip's response",
     "predict": "say which emotion images, sounds and films express, on each path",
     "calibrate": "fit how sure the predictions are, on labelled clips that were not trained on",
