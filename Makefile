@@ -4,6 +4,7 @@ SEED ?= 0
 OUT ?= runs/demo
 SEEDS ?= 0 1 2
 VENV ?= .venv
+WORKERS ?= 2
 BASE_PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 	if $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null; then echo $$p; break; fi; done)
 BIN := $(VENV)/bin
@@ -24,12 +25,15 @@ $(STAMP): setup.py pyproject.toml constraints.txt patches/vaemotionllm_startup.p
 demo: setup
 	$(BIN)/vaemotionllm demo --seed $(SEED) --out $(OUT) --overwrite
 
-# No test may reach for a hub: what it needs it makes itself.
+# No test may reach for a hub: what it needs it makes itself. WORKERS processes share the files, in their order: the
+# longest ones come early.
 test: setup
-	HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest $(PYTEST_ARGS)
+	HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest \
+		-n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 # Each prints tables, and as its last line one JSON object. RESULTS.md says what they measured.
-BENCHMARKS := kl_loss.py teacher_cache.py kl_peers.py padding.py zero3.py adapter_overhead.py benchmark_build.py eval_throughput.py
+BENCHMARKS := kl_loss.py teacher_cache.py kl_peers.py padding.py zero3.py adapter_overhead.py generate_overhead.py \
+	load.py benchmark_build.py eval_throughput.py
 bench: setup
 	@set -e; for script in $(BENCHMARKS); do echo "== benchmarks/$$script"; $(BIN)/python benchmarks/$$script; done
 

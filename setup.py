@@ -89,6 +89,7 @@ setup(
         "demo": ["matplotlib>=3.9"],
         "test": [
             "pytest>=8",
+            "pytest-xdist>=3.8,<4",
             "setuptools>=77,<82",
             "ruff>=0.17,<0.18",
             "mypy>=2,<3",

@@ -39,11 +39,14 @@ def quiet() -> None:
     disable_progress_bar()
 
 
-def paired_times(variants: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each variant in each round. What is set up once must have run before."""
+def paired_times(
+    variants: dict[str, Callable[[], object]], rounds: int, before: Callable[[], object] = lambda: None
+) -> dict[str, list[float]]:
+    """Seconds of each variant in each round, `before` untimed ahead of each. What is set up once must have run."""
     times: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(rounds):
         for name, run in variants.items():
+            before()
             times[name].append(_seconds(run))
     return times
 

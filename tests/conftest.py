@@ -3,18 +3,21 @@
 import os
 from pathlib import Path
 
-import pytest
 import torch
 
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
+# Buffers of DeepSpeed's ranks on a CPU, 69 MB each; a rank that is killed early leaves its own in shared memory.
+BUFFERS = "deepspeed_allreduce_buffer_*"
 
-@pytest.fixture(autouse=True, scope="module")
-def shared_memory_is_given_back():
-    """DeepSpeed's ranks on a CPU leave their buffers, 69 MB each, in shared memory when they end."""
-    buffers, name = Path("/dev/shm"), "deepspeed_allreduce_buffer_*"
-    before = set(buffers.glob(name))
-    yield
-    for file in set(buffers.glob(name)) - before:
-        file.unlink(missing_ok=True)
+
+def pytest_sessionstart(session):
+    session.config.buffers_before = set(Path("/dev/shm").glob(BUFFERS))
+
+
+def pytest_sessionfinish(session):
+    # Not by a worker of pytest-xdist: ranks that another worker has started may still be opening theirs.
+    if not hasattr(session.config, "workerinput"):
+        for file in set(Path("/dev/shm").glob(BUFFERS)) - session.config.buffers_before:
+            file.unlink(missing_ok=True)

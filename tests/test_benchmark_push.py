@@ -1,20 +1,15 @@
 """`vaemotionllm benchmark push` against a small server that speaks the Hub's protocol on this machine."""
 
-import base64
-import json
 import os
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import benchmark_files
+import hub_server
 import pytest
 
 from vaemotionllm.cli.main import main
-
-TOKEN = "hf_thisMustNeverBePrinted"
 
 
 @pytest.fixture
@@ -31,86 +26,36 @@ EXPECTED = ["README.md", "benchmark.json", "media/clip-0.png", "media/clip-0.wav
 
 
 # On the Hub before: shards of an earlier version, and a file of the owner's.
-STALE = ["data/test-00000-of-00009.parquet", "LICENSE"]
-
-
-class Hub(BaseHTTPRequestHandler):
-    """Takes every file inline. `server.status` is what every request is answered with, `server.seen` what came."""
-
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        self.server.seen.append((self.path, self.headers.get("Authorization"), body))
-        if self.server.status != 200:
-            return self._answer({"error": f"no, {self.headers.get('Authorization')}"}, self.server.status)
-        if self.path == "/api/repos/create":
-            return self._answer({"url": f"{self.server.url}/datasets/owner/name", "id": "owner/name"})
-        if "/preupload/" in self.path:
-            files = [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False, "oid": None}
-                     for f in json.loads(body)["files"]]  # fmt: skip
-            return self._answer({"files": files})
-        if "/commit/" in self.path:
-            return self._answer(
-                {
-                    "success": True,
-                    "commitOid": "0" * 40,
-                    "commitUrl": f"{self.server.url}/datasets/owner/name/commit/0",
-                }
-            )
-        return self._answer({})
-
-    def do_GET(self):
-        if "/tree/" in self.path:
-            return self._answer([{"type": "file", "path": path, "size": 1, "oid": "0" * 40} for path in STALE])
-        self._answer({"id": "owner/name", "sha": "0" * 40, "siblings": []}, self.server.status)
-
-    def _answer(self, value, status=200):
-        content = json.dumps(value).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *args):
-        pass
+STALE = {"data/test-00000-of-00009.parquet": b"old", "LICENSE": b"mine"}
 
 
 @pytest.fixture
-def hub():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.url = f"http://127.0.0.1:{server.server_port}"
-    server.status, server.seen = 200, []
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
+def hub(tmp_path, monkeypatch):
+    with hub_server.running() as server:
+        hub_server.connect(monkeypatch, server, tmp_path / "home")
+        hub_server.no_waiting(monkeypatch)
+        monkeypatch.setattr("vaemotionllm.hub.upload.WAITS_S", (0.0, 0.0))
+        yield server
 
 
-def pushed(folder, hub_url, *words):
-    """In a process of its own: huggingface_hub reads its settings once."""
-    command = [sys.executable, "-m", "vaemotionllm.cli.main", "benchmark", "push", str(folder), "--repo", "owner/name"]
-    settings = {"HF_ENDPOINT": hub_url, "HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1",
-                "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", "HF_HUB_DISABLE_TELEMETRY": "1"}  # fmt: skip
-    done = subprocess.run([*command, *words], env=os.environ | settings, capture_output=True, text=True, timeout=120)
-    assert TOKEN not in done.stdout + done.stderr
-    return done
+def pushed(folder, *words):
+    return main(["benchmark", "push", str(folder), "--repo", "owner/name", *words])
 
 
-def test_what_belongs_to_a_benchmark_goes_out_and_nothing_else(folder, hub):
-    done = pushed(folder, hub.url, "--private")
-    assert done.returncode == 0, done.stderr
-    assert f"{hub.url}/datasets/owner/name: 7 files" in done.stdout
-    assert all(authorization == f"Bearer {TOKEN}" for _, authorization, _ in hub.seen)
-    created = json.loads(next(body for path, _, body in hub.seen if path == "/api/repos/create"))
-    assert (created["name"], created["organization"], created["type"]) == ("name", "owner", "dataset")
-    assert created.get("private") is True or created.get("visibility") == "private"
-    [commit] = [body for path, _, body in hub.seen if "/commit/" in path]
-    values = [json.loads(line) for line in commit.splitlines()]
-    files = {v["value"]["path"]: base64.b64decode(v["value"]["content"]) for v in values if v["key"] == "file"}
-    assert files == {name: (Path(folder) / name).read_bytes() for name in EXPECTED}
-    assert [v["value"]["path"] for v in values if v["key"] == "deletedFile"] == ["data/test-00000-of-00009.parquet"]
-    assert values[0]["value"]["summary"] == "test set, version 1"
+def test_what_belongs_to_a_benchmark_goes_out_and_nothing_else(folder, hub, capsys):
+    assert pushed(folder, "--private") == 0
+    assert f"{hub.url}/datasets/owner/name: 7 files" in capsys.readouterr().out
+    assert hub.repos["dataset", "owner/name"].private
+    assert hub.files("owner/name", kind="dataset") == {name: (Path(folder) / name).read_bytes() for name in EXPECTED}
+    assert hub.log("owner/name", kind="dataset") == ["test set, version 1"]
+
+
+def test_items_of_an_earlier_version_go_in_the_same_commit(folder, hub):
+    repo = hub.repos["dataset", "owner/name"] = hub_server.Repo(private=False)
+    repo.commit("main", "initial commit", STALE)
+    assert pushed(folder) == 0
+    files = hub.files("owner/name", kind="dataset")
+    assert sorted(files) == sorted([*EXPECTED, "LICENSE"]) and len(hub.log("owner/name", kind="dataset")) == 1
 
 
 @pytest.mark.parametrize(
@@ -122,16 +67,20 @@ def test_what_belongs_to_a_benchmark_goes_out_and_nothing_else(folder, hub):
         (422, "the Hub answered 422"),
     ],
 )
-def test_refusals_are_told_in_words(folder, hub, status, message):
-    hub.status = status
-    done = pushed(folder, hub.url)
-    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
-    assert done.stderr.count("\n") == 1
+def test_refusals_are_told_in_words(folder, hub, capsys, status, message):
+    hub.fail("*", status=status, times=1_000)
+    assert pushed(folder) == 2
+    err = capsys.readouterr().err
+    assert message in err and "Traceback" not in err and err.count("\n") == 1 and hub_server.TOKEN not in err
 
 
-def test_an_unreachable_hub_is_told_in_words(folder):
-    done = pushed(folder, "http://127.0.0.1:9")
+def test_an_unreachable_hub_is_told_in_words(folder, tmp_path):
+    """In a process of its own, which finds the Hub by HF_ENDPOINT."""
+    command = [sys.executable, "-m", "vaemotionllm.cli.main", "benchmark", "push", str(folder), "--repo", "owner/name"]
+    environment = os.environ | hub_server.environment("http://127.0.0.1:9", tmp_path / "home")
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and "the Hub cannot be reached" in done.stderr and "Traceback" not in done.stderr
+    assert hub_server.TOKEN not in done.stdout + done.stderr
 
 
 def test_a_dry_run_lists_the_files(folder, capsys, monkeypatch):

@@ -443,23 +443,23 @@ def test_a_killed_training_goes_on_to_the_same_weights(
 
 
 def test_a_kill_amid_saving_leaves_the_last_checkpoint(tokenizer, uninterrupted, tmp_path, monkeypatch):
-    save, calls = torch.save, []
+    save, calls = seeing_trainer.save_file, []
 
-    def half(state, path):
+    def half(tensors, path, metadata):
         calls.append(path)
         if len(calls) == 2:
             Path(path).write_bytes(b"half")
             raise Killed
-        save(state, path)
+        save(tensors, path, metadata)
 
     with monkeypatch.context() as patch:
-        patch.setattr(torch, "save", half)
+        patch.setattr(seeing_trainer, "save_file", half)
         with pytest.raises(Killed):
             train(tokenizer, tmp_path)
     steps = count_steps(monkeypatch)
     assert_same_weights(train(tokenizer, tmp_path, seed=1).state_dict(), uninterrupted[0])
     assert len(steps) == TINY.total_steps - 2
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt", "metrics.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.safetensors", "metrics.jsonl"]
 
 
 def test_a_loss_that_is_no_number_ends_the_training(tokenizer, tmp_path, monkeypatch):

@@ -5,7 +5,6 @@ import pytest
 import soundfile
 import tiny
 import torch
-from media_files import write_video
 from PIL import Image
 from test_model import IMAGE, LONG_AUDIO, MIXED, SHORT_AUDIO, VIDEO, encode, text, user
 
@@ -79,7 +78,7 @@ def test_audio_of_another_rate_and_stereo_is_made_mono_at_the_towers_rate(proces
     "waveform, message",
     [
         (np.zeros(0, np.float32), r"shape \(0,\)"),
-        (np.zeros((9, 100), np.float32), r"shape \(9, 100\)"),
+        (np.zeros((9, 9), np.float32), r"shape \(9, 9\)"),
         (np.zeros(16_000 * 21, np.float32), "21.0 s long, but max_audio_s is 20"),
     ],
 )
@@ -113,13 +112,6 @@ def test_save_and_load_give_the_same_inputs(processor, tmp_path):
     assert (loaded.num_frames, loaded.max_audio_s, loaded.samples_per_token) == (4, 20, 3_200)
     first, second = encode(processor, MIXED), encode(loaded, MIXED)
     assert all(torch.equal(first[key], second[key]) for key in first)
-
-
-def test_sound_of_a_video_item_is_refused_and_not_dropped(processor, tmp_path):
-    film = write_video(tmp_path / "film.mp4")
-    turn = {"role": "user", "content": [{"type": "video", "path": str(film)}, {"type": "text", "text": "What is it?"}]}
-    with pytest.raises(InputError, match="add an item"):
-        processor.apply_chat_template([turn], tokenize=True, return_dict=True, load_audio_from_video=True)
 
 
 def test_a_backbone_that_takes_no_videos_is_named(tmp_path, monkeypatch):

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import speaking_model
 import tiny
-from test_lmms_eval import lmms_eval
-from transformers import AutoProcessor
+from test_lmms_eval import documents_of, lmms_eval
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from vaemotionllm.data.media import load_audio
+from vaemotionllm.evaluation import artemo
 from vaemotionllm.patches import lmms_eval_huggingface
 
 
@@ -26,6 +27,16 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def hearing_folder(tmp_path_factory):
     return speaking_model.make(tmp_path_factory.mktemp("model"))
+
+
+def direct_answer(model, processor, document) -> str:
+    """What transformers alone makes of a document."""
+    inputs = processor.apply_chat_template(
+        artemo.doc_to_messages(document), tokenize=True, add_generation_prompt=True, return_dict=True,
+        return_tensors="pt", processor_kwargs={"num_frames": 4},
+    )  # fmt: skip
+    tokens = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+    return processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]
 
 
 def run(model, tasks: str, folder, place) -> dict[str, list[str]]:
@@ -53,6 +64,7 @@ def test_a_model_that_sees_answers_what_it_can_see(folder, tmp_path):
 
 
 def test_a_model_that_hears_gets_the_sound(hearing_folder, folder, tmp_path):
+    """Sound alone, picture or film alone, and both: the answers are those of the model itself."""
     tasks = "artemo_emotion_audio,artemo_emotion_audio_noise,artemo_emotion_visual,artemo_emotion_av,artemo_conflict"
     answers = run(hearing_folder, tasks, folder, tmp_path)
     assert {task: len(given) for task, given in answers.items()} == {
@@ -60,6 +72,13 @@ def test_a_model_that_hears_gets_the_sound(hearing_folder, folder, tmp_path):
     }  # fmt: skip
     assert answers["emotion_audio"] != answers["emotion_audio_noise"], "the model did not get the sound"
     assert len(set(answers["emotion_visual"])) > 1, "a model that always says the same would prove nothing"
+    model = AutoModelForImageTextToText.from_pretrained(hearing_folder).eval()
+    processor = AutoProcessor.from_pretrained(hearing_folder)
+    rows = documents_of(folder)["artemo_all"]["test"]
+    for task in ("emotion_audio", "emotion_av"):
+        ending = "-" + task.replace("_", "-")
+        expected = [direct_answer(model, processor, row) for row in rows if row["id"].endswith(ending)]
+        assert answers[task] == expected and len(set(expected)) > 2
 
 
 def test_the_adapter_of_qwen2_5_vl_sees_and_is_refused_sound(tmp_path):

@@ -77,5 +77,9 @@ def _check_part(part: Any, where: str) -> None:
     allowed = ("text", *MEDIA_KINDS)
     if not isinstance(part, dict) or part.get("type") not in allowed:
         raise InputError(f"{where}: the part {part!r} of `content` has no type of {', '.join(allowed)}.")
+    if part.get("use_audio_in_video") or part.get("load_audio_from_video"):
+        raise InputError(
+            f"{where}: films of chat samples are seen, not heard; found {part!r}. Give the sound as audio."
+        )
     if part["type"] == "text" and not isinstance(part.get("text"), str):
         raise InputError(f"{where}: a part of type text holds {part.get('text')!r}; put text in quotes.")

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from huggingface_hub.errors import StrictDataclassError
 
 from ..errors import InputError
 
@@ -46,11 +46,11 @@ def load_model(
     arguments = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     try:
         model = VAEmotionLLMForConditionalGeneration.from_pretrained(pretrained, dtype=kind, **arguments)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        # A file that is cut off is a SafetensorError, weights of other shapes are a RuntimeError.
-        raise InputError(
-            f"the model {pretrained!r} cannot be loaded ({type(error).__name__}: {error}); copy or train it again."
-        ) from error
+    except InputError:
+        raise
+    except (OSError, ValueError, RuntimeError, StrictDataclassError) as error:
+        # Of the library's own errors a RuntimeError can be of several lines.
+        raise InputError(f"the model {pretrained!r} cannot be loaded: {' '.join(str(error).split())}") from error
     return model.to(place).eval()
 
 
@@ -63,8 +63,9 @@ def load_processor(pretrained: str, num_frames: int | None = None, max_audio_s: 
             raise InputError(f"{name} is {value!r}; give a number above 0.")
     try:
         processor = VAEmotionLLMProcessor.from_pretrained(pretrained)
-    except OSError as error:
-        raise InputError(f"the processor of {pretrained!r} cannot be loaded: {error}") from error
+    except (OSError, ValueError) as error:
+        text = " ".join(str(error).split())
+        raise InputError(f"the processor of {pretrained!r} cannot be loaded: {text}") from error
     if num_frames is not None:
         processor.num_frames = int(num_frames)
     if max_audio_s is not None:

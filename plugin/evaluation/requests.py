@@ -13,6 +13,7 @@ from PIL import Image
 
 from ..benchmark.prompts import ANSWER_REQUEST, letters_of
 from ..errors import InputError
+from ..model.media_sources import with_film_sound
 from .artemo import TASK_PREFIX
 
 KINDS = ("image", "video", "audio")
@@ -122,7 +123,7 @@ def read_request(position: int, request, documents: dict) -> Prompt:
     name = f"{task}, item {document.get('id', doc_id)!r}"
     conversation: list[dict] = []
     media: list[Medium] = []
-    for message in doc_to_messages(document):
+    for message in _messages(doc_to_messages, document):
         content = message["content"]
         parts: list[dict] = [{"type": "text", "text": content}] if isinstance(content, str) else content
         rendered: list[dict] = []
@@ -179,9 +180,14 @@ def _tell_left_out(task: str, names: tuple[str, ...]) -> None:
     eval_logger.warning(f"{task}: generation_kwargs {', '.join(names)} are no arguments of generate and are left out.")
 
 
+def _messages(doc_to_messages: Callable, document: dict) -> list[dict]:
+    """A document's messages; a film that is to be heard (`use_audio_in_video`) is followed by its sound."""
+    return with_film_sound([doc_to_messages(document)], hear=False)[0]
+
+
 def _fetch(doc_to_messages: Callable, rows, doc_id: int, number: int, name: str) -> Any:
     """The source of a document's medium by its number in the messages."""
-    messages = doc_to_messages(rows[doc_id])
+    messages = _messages(doc_to_messages, rows[doc_id])
     parts = [part for message in messages if not isinstance(message["content"], str) for part in message["content"]]
     return _source([part for part in parts if part["type"] in KINDS][number], name)
 

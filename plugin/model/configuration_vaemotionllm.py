@@ -1,12 +1,24 @@
 """Configuration of VAEmotionLLM."""
 
-from collections.abc import Sequence
-from dataclasses import field
+from collections.abc import Iterable, Sequence
+from dataclasses import field, fields
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
+
+FORMAT_VERSION = 1
+"""Of the folders that this code writes; it reads this one and older ones. Raise it with any change of the files that
+older code would misread."""
+
+# What the library, its Trainer and its quantizers write into a config.json beside the fields of its base class.
+_LIBRARY_FIELDS = {
+    "_name_or_path", "attn_implementation", "auto_map", "bos_token_id", "eos_token_id", "experts_implementation",
+    "fusion_config", "model_type", "name_or_path", "num_labels", "output_attentions", "pad_token_id",
+    "per_layer_config", "pretraining_tp", "quantization_config", "tie_last_hidden_states", "tie_word_embeddings",
+    "torch_dtype", "transformers_weights", "use_cache",
+}  # fmt: skip
 
 
 @strict
@@ -33,6 +45,15 @@ class VAEmotionLLMConfig(PreTrainedConfig):
         supervisor_hidden_size: width of the hidden layer of the Supervisor's heads.
         emotion_labels: names that the Supervisor gives probabilities for; None leaves it at valence and arousal.
         emotion_calibration: what `vaemotionllm calibrate` fitted: temperatures, and half widths of intervals.
+        format_version: of the saved folder; one without the field is of version 1.
+        backbone_name: folder or Hub name of the backbone that the model was made from, where it is known.
+        backbone_revision: its commit on the Hub.
+        backbone_included: whether the saved weights hold the backbone's; where not, `from_pretrained` fetches those of
+            `backbone_name` at `backbone_revision`.
+        backbone_fingerprint: hash of names, shapes and some values of the weights that are to be fetched.
+
+    Raises:
+        ValueError: a value that is not allowed, a field that does not exist, or a newer format.
     """
 
     model_type = "vaemotionllm"
@@ -55,8 +76,21 @@ class VAEmotionLLMConfig(PreTrainedConfig):
     supervisor_hidden_size: int = 256
     emotion_labels: list[str] | None = None
     emotion_calibration: dict | None = None
+    format_version: int = FORMAT_VERSION
+    backbone_name: str | None = None
+    backbone_revision: str | None = None
+    backbone_included: bool = True
+    backbone_fingerprint: str | None = None
 
     def __post_init__(self, **kwargs):
+        if self.format_version > FORMAT_VERSION:
+            raise ValueError(
+                f"config.json is of format_version {self.format_version} and this code reads up to {FORMAT_VERSION}: "
+                "upgrade with `pip install -U vaemotionllm`. Where the package is not installed, "
+                "trust_remote_code=True runs the code that was saved beside the weights, which reads them."
+            )
+        self.format_version = FORMAT_VERSION  # of what is saved next
+        self._check_names(kwargs)
         backbone_given = self.vlm_config is not None
         super().__post_init__(**kwargs)
         for name in ("projector_stride", "enhancer_rank", "supervisor_hidden_size"):
@@ -74,6 +108,27 @@ class VAEmotionLLMConfig(PreTrainedConfig):
             raise ValueError(f"emotion_labels is {labels}; at least two different names are needed, or None.")
         # Weight tying is the backbone's affair; the top-level flag must agree or loading would untie it.
         self.tie_word_embeddings = bool(getattr(self.vlm_config, "tie_word_embeddings", False))
+
+    @classmethod
+    def known_names(cls) -> set[str]:
+        """Names that a config.json may have: our fields and the library's."""
+        return {known.name for known in fields(cls)} | _LIBRARY_FIELDS
+
+    @classmethod
+    def _check_names(cls, names: Iterable[str]) -> None:
+        """The library would take a name that nobody reads in silence, a misspelt one among them."""
+        unknown = sorted(name for name in set(names) - cls.known_names() if not name.startswith("_"))
+        if unknown:
+            own = ", ".join(sorted(set(cls.__annotations__)))
+            raise ValueError(
+                f"{unknown[0]!r} is no field of a VAEmotionLLM's config; fields are {own}, and those of every "
+                "model of transformers. Correct or remove it; if a newer version wrote the folder, upgrade with "
+                "`pip install -U vaemotionllm`."
+            )
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        self._check_names(self.to_diff_dict())  # what could not be loaded again is not written
+        return super().save_pretrained(save_directory, *args, **kwargs)
 
     def get_text_config(self, decoder=None, encoder=None):
         return self.vlm_config.get_text_config(decoder=decoder, encoder=encoder)
@@ -107,8 +162,10 @@ def check_config_fields(fields: dict, allowed: Sequence[str] | None = None) -> N
     """
     if allowed is None:
         allowed = sorted(
-            set(VAEmotionLLMConfig.__annotations__)
-            - {"vlm_config", "audio_config", "audio_token_id", "emotion_calibration"}
+            name
+            for name in VAEmotionLLMConfig.__annotations__
+            if name not in ("vlm_config", "audio_config", "audio_token_id", "emotion_calibration", "format_version")
+            and not name.startswith("backbone_")
         )
     for name in fields:
         if name not in allowed:

@@ -75,8 +75,40 @@ def load_audio(
         raise InputError(f"{name}: the sound holds NaN or infinite samples. Export the file again.")
     _check_length(waveform.shape[0] / rate_hz, max_s, name)
     if rate_hz != sampling_rate:
-        waveform = _resample(waveform, rate_hz, sampling_rate)
+        waveform = resample(waveform, rate_hz, sampling_rate)
     return np.ascontiguousarray(waveform, dtype=np.float32)
+
+
+def sound_duration_s(source: str | os.PathLike | bytes, name: str | None = None) -> float | None:
+    """Seconds of sound in an audio or video file, without decoding it; None where it has no sound track.
+
+    A track in which there is nothing counts as none.
+
+    Args:
+        source: a path, or the bytes of a file.
+        name: what errors call the source (default: its path).
+
+    Raises:
+        InputError: file missing, empty, or of no known kind.
+    """
+    import av
+
+    name = name or _name_of(source)
+    _check_exists(source, name)
+    try:
+        with _open_av(source) as container:
+            if not container.streams.audio:
+                return None
+            stream, first, last = container.streams.audio[0], None, None
+            for packet in container.demux(stream):
+                if packet.size and packet.pts is not None:
+                    first = packet.pts if first is None else first
+                    last = packet.pts + (packet.duration or 0)
+                    if stream.duration:
+                        return float(stream.duration * stream.time_base)
+            return None if first is None or last is None else float((last - first) * stream.time_base)
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise InputError(f"{name}: cannot be read ({error}). The file is corrupt or truncated.") from error
 
 
 def load_image(source, name: str | None = None):
@@ -120,10 +152,11 @@ def _refuse_truncated_images():
 
 def load_video(
     source: str | os.PathLike | bytes,
-    num_frames: int,
+    num_frames: int | None,
     start_s: float | None = None,
     end_s: float | None = None,
     name: str | None = None,
+    fps: float | None = None,
 ) -> tuple[np.ndarray, VideoMetadata]:
     """Decode frames that lie uniformly over a video or a part of it.
 
@@ -132,9 +165,10 @@ def load_video(
 
     Args:
         source: a path, or the bytes of a file.
-        num_frames: how many frames to return, at least 1.
+        num_frames: how many frames to return, at least 1; None returns every frame.
         start_s, end_s: the part to take, seconds; None means from the start, to the end.
         name: what errors call the source (default: its path).
+        fps: frames to return for each second of the part, in place of `num_frames`; at least one is.
 
     Returns:
         frames uint8 (num_frames, height, width, 3), and the metadata.
@@ -144,7 +178,7 @@ def load_video(
     """
     import av
 
-    if num_frames < 1:
+    if num_frames is not None and num_frames < 1:
         raise InputError(f"num_frames is {num_frames}; at least 1 is needed.")
     name = name or _name_of(source)
     _check_exists(source, name)
@@ -168,17 +202,21 @@ def load_video(
                     f"{name}: no frame between {low:g} s and {end_s if end_s is not None else 'the end'} "
                     f"(the last frame is at {total_s:.2f} s)."
                 )
+            file_fps = float(stream.average_rate or stream.guessed_rate or 0) or len(times_s) / max(times_s[-1], 1e-3)
+            if fps is not None:
+                num_frames = max(1, round(len(inside) / file_fps * fps))
+            elif num_frames is None:
+                num_frames = len(inside)
             wanted = [inside[int((i + 0.5) * len(inside) / num_frames)] for i in range(num_frames)]
             frames = _decode_frames(container, stream, start, wanted, times_s, keyframes, name)
-            fps = float(stream.average_rate or stream.guessed_rate or 0) or len(times_s) / max(times_s[-1], 1e-3)
     except InputError:
         raise
     except (av.error.FFmpegError, OSError, ValueError, IndexError) as error:
         raise InputError(f"{name}: cannot decode the video ({error}). The file is corrupt or truncated.") from error
     first_s = times_s[inside[0]]
     metadata = VideoMetadata(
-        fps=fps,
-        duration_s=len(inside) / fps,
+        fps=file_fps,
+        duration_s=len(inside) / file_fps,
         times_s=tuple(times_s[i] - first_s for i in wanted),
         indices=tuple(i - inside[0] for i in wanted),
     )
@@ -399,7 +437,8 @@ def _resampler(from_hz: int, to_hz: int):
     return torchaudio.transforms.Resample(from_hz, to_hz)
 
 
-def _resample(waveform: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
+def resample(waveform: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
+    """A waveform, float32 (samples,), at another rate."""
     import torch
 
     with torch.no_grad():

@@ -13,6 +13,7 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoTokenizer,
     GenerationMixin,
+    PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers import initialization as init
@@ -20,11 +21,13 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutpu
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .audio_projector import AudioProjector
+from .checkpoint_loading import load_checkpoint, without_backbone
 from .configuration_vaemotionllm import EMOTION_ADAPTER_FIELDS, VAEmotionLLMConfig, check_config_fields
 from .emotion_adapter import PATHS, EmotionAdapter, ZeroLinear
 from .emotion_prediction import EmotionPrediction, predict_emotion
 from .media_injection import MediaInjection
 from .processing_vaemotionllm import add_audio_token
+from .weight_files import commit_of
 
 # What a backbone's forward takes of pictures and films.
 VISUAL_INPUTS = ("pixel_values", "pixel_values_videos", "mm_encoder_outputs")
@@ -88,9 +91,7 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         # The same, unless somebody set the latter.
         setattr(config.vlm_config, "tie_word_embeddings", config.tie_word_embeddings)  # noqa: B010
         self.vlm = AutoModelForImageTextToText.from_config(config.vlm_config) if vlm is None else vlm
-        self.audio_tower = (
-            _encoder_of(AutoModel.from_config(config.audio_config)) if audio_tower is None else audio_tower
-        )
+        self.audio_tower = _new_tower(config.audio_config) if audio_tower is None else audio_tower
         self.audio_projector = AudioProjector(config)
         self.emotion_adapter = EmotionAdapter(config)
         self._no_split_modules = list(self.vlm._no_split_modules or []) + list(
@@ -119,12 +120,16 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             ValueError: a field that does not exist, or a value of a wrong type.
         """
         check_config_fields(config_fields)
-        tokenizer = AutoTokenizer.from_pretrained(vlm)
+        revision = commit_of(vlm)
+        pinned = {} if revision is None else {"revision": revision}
+        tokenizer = AutoTokenizer.from_pretrained(vlm, **pinned)
         backbone = AutoModelForImageTextToText.from_pretrained(
-            vlm, dtype=dtype, attn_implementation=attn_implementation
+            vlm, dtype=dtype, attn_implementation=attn_implementation, use_safetensors=True, **pinned
         )
         tower = _encoder_of(
-            AutoModel.from_pretrained(audio, dtype=backbone.dtype, attn_implementation=attn_implementation)
+            AutoModel.from_pretrained(
+                audio, dtype=backbone.dtype, attn_implementation=attn_implementation, use_safetensors=True
+            )
         )
         config = cls.config_class(
             vlm_config=backbone.config,
@@ -133,18 +138,60 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             dtype=backbone.dtype,
             # A new config sets its own attention on the backbone's, which is a part of it: None would mean eager.
             attn_implementation=backbone.config._attn_implementation,
+            backbone_name=str(vlm),
+            backbone_revision=revision,
             **config_fields,
         )
         model = cls(config, vlm=backbone, audio_tower=tower).to(backbone.dtype)
         model.generation_config = backbone.generation_config
         return model
 
-    def save_pretrained(self, save_directory, **kwargs):
-        """Saves weights, config and this code, so that the folder loads by `AutoModel` with or without the package."""
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """As of every transformers model; weights that are cut off, altered, absent or left at random are an error.
+
+        Of a folder that was saved with `audio_only` the backbone's weights are fetched by the name and the revision
+        in its config, with this call's `token`, `cache_dir`, `local_files_only`, ...; `backbone_name` and
+        `backbone_revision` may be given here where they have moved. dtype, device_map and the like hold for the whole.
+
+        Returns:
+            The model in evaluation mode; with `output_loading_info=True` also the library's report of what was
+            missing, unexpected or mismatched.
+
+        Raises:
+            InputError: weights that cannot be read, that lack a part of the model, or whose backbone cannot be fetched
+                or is another one.
+            OSError: the name, its revision or a file of it cannot be found.
+        """
+        with_info = kwargs.pop("output_loading_info", False)
+        if pretrained_model_name_or_path is None:  # the caller has the weights in hand
+            return super().from_pretrained(None, *model_args, output_loading_info=with_info, **kwargs)
+        loaded = load_checkpoint(cls, super().from_pretrained, pretrained_model_name_or_path, *model_args, **kwargs)
+        return loaded if with_info else loaded[0]
+
+    def save_pretrained(self, save_directory, *args, audio_only: bool = False, **kwargs):
+        """Saves weights, config and this code, so that the folder loads by `AutoModel` with or without the package.
+
+        Args:
+            save_directory: the folder.
+            audio_only: leave out the backbone's weights, which are then fetched at loading by `config.backbone_name`
+                and `config.backbone_revision`. They are compared with those first, bit by bit.
+            *args, **kwargs: as of every transformers model.
+
+        Raises:
+            InputError: with `audio_only`, a backbone that is not known, cannot be read, or was changed.
+        """
         name = f"{__name__.rsplit('.', 1)[-1]}.{type(self).__name__}"
-        auto_map = getattr(self.config, "auto_map", None) or {}
-        self.config.auto_map = {**auto_map, "AutoModelForImageTextToText": name}
-        super().save_pretrained(save_directory, **kwargs)
+        models = ("AutoModel", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
+        self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **dict.fromkeys(models, name)}
+        if not audio_only:
+            return super().save_pretrained(save_directory, *args, **kwargs)
+        weights, fingerprint = without_backbone(self, kwargs.pop("state_dict", None) or self.state_dict())
+        self.config.backbone_included, self.config.backbone_fingerprint = False, fingerprint
+        try:
+            super().save_pretrained(save_directory, *args, state_dict=weights, **kwargs)
+        finally:
+            self.config.backbone_included, self.config.backbone_fingerprint = True, None
 
     @classmethod
     def is_custom_code(cls) -> bool:
@@ -567,6 +614,15 @@ def _refuse(placeholders: torch.Tensor) -> None:
         torch._assert_async(~placeholders, message)
     elif bool(placeholders):
         raise ValueError(message)
+
+
+def _new_tower(config: PreTrainedConfig) -> PreTrainedModel:
+    """A new audio encoder. Whisper's is made without its decoder, which is as large and would be thrown away."""
+    if config.model_type == "whisper":
+        from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+        return WhisperEncoder._from_config(config)  # what AutoModel.from_config calls
+    return _encoder_of(AutoModel.from_config(config))
 
 
 def _encoder_of(model: PreTrainedModel) -> PreTrainedModel:

@@ -17,7 +17,7 @@ from .backbone_model import build_audio, build_vlm
 from .clips import FORMAT as CLIP_FORMAT
 from .clips import WorldConfig
 from .seeing_batches import MERGE, PATCH_PX
-from .seeing_trainer import BackboneConfig, train_to_see
+from .seeing_trainer import CHECKPOINT, BackboneConfig, train_to_see
 from .tokenizer import build_processor
 
 logger = logging.getLogger(__name__)
@@ -119,6 +119,7 @@ def _build(config: BackboneConfig, target: Path, progress: bool) -> None:
     audio.save_pretrained(partial / "audio")
     extractor.save_pretrained(partial / "audio")
     (partial / CONFIG_FILE).write_text(_as_text(config))
-    (partial / "checkpoint.pt").unlink(missing_ok=True)
+    for name in (CHECKPOINT, "checkpoint.pt"):  # the second was the name when it was a pickle
+        (partial / name).unlink(missing_ok=True)
     os.replace(partial, target)
     logger.info("built the nano backbone in %s", target)

@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -19,6 +21,8 @@ from .clips import WorldConfig
 from .seeing_batches import BatchMaker, PackedBatch
 
 logger = logging.getLogger(__name__)
+
+CHECKPOINT = "checkpoint.safetensors"
 
 
 @dataclass(frozen=True)
@@ -114,29 +118,51 @@ def _optimizer(model, config: BackboneConfig) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), eps=1e-8, fused=True)
 
 
-def _save(path: Path, state: dict) -> None:
+def _save(path: Path, model, optimizer: torch.optim.Optimizer, facts: dict) -> None:
+    """Writes weights, the optimizer's state and `facts`, which JSON can hold, as safetensors."""
+    state = optimizer.state_dict()
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    for index, values in state["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
     temporary = path.with_suffix(".tmp")
-    torch.save(state, temporary)
+    metadata = {"facts": json.dumps({**facts, "param_groups": state["param_groups"]})}
+    # Clones, because tied weights share their memory, which the format refuses.
+    save_file({name: value.detach().clone() for name, value in tensors.items()}, temporary, metadata)
     os.replace(temporary, path)
+
+
+def _load(path: Path, model, optimizer: torch.optim.Optimizer) -> dict:
+    """Puts back what `_save` wrote, and gives its facts."""
+    weights, state = {}, defaultdict(dict)
+    with safe_open(path, "pt") as file:
+        facts = json.loads(file.metadata()["facts"])
+        for key in file.keys():
+            part, _, name = key.partition(".")
+            if part == "model":
+                weights[name] = file.get_tensor(key)
+            else:
+                index, _, value = name.partition(".")
+                state[int(index)][value] = file.get_tensor(key)
+    model.load_state_dict(weights)
+    optimizer.load_state_dict({"state": dict(state), "param_groups": facts.pop("param_groups")})
+    return facts
 
 
 def train_to_see(
     model, tokenizer, config: BackboneConfig, world: WorldConfig, folder: Path, progress: bool = True
 ) -> dict:
-    """Trains `model` in place; `folder` gets `checkpoint.pt` (to resume) and `metrics.jsonl` (the learning curve).
+    """Trains `model` in place; `folder` gets `checkpoint.safetensors` (to resume) and `metrics.jsonl` (the curve).
 
     The clips are fresh at every step, so the accuracies of the curve's part "sight" are those on pictures never seen
     before. Those of the part "language" are not: it shows no pictures and repeats a few facts.
     """
     optimizer = _optimizer(model, config)
     maker = BatchMaker(world, tokenizer)
-    checkpoint, metrics = folder / "checkpoint.pt", folder / "metrics.jsonl"
+    checkpoint, metrics = folder / CHECKPOINT, folder / "metrics.jsonl"
     lines, start, spent_s = [], 0, 0.0
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        start, lines, spent_s = state["step"], state["metrics"], state["wall_s"]
+        facts = _load(checkpoint, model, optimizer)
+        start, lines, spent_s = facts["step"], facts["metrics"], facts["wall_s"]
         logger.info("resuming the nano backbone at step %d", start)
     model.train()
     window, losses, began = defaultdict(list), [], time.monotonic() - spent_s
@@ -168,16 +194,8 @@ def train_to_see(
             window.clear()
             losses.clear()
         if (step + 1) % config.checkpoint_steps == 0 and step + 1 < total:
-            _save(
-                checkpoint,
-                {
-                    "model": model.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "step": step + 1,
-                    "metrics": lines,
-                    "wall_s": time.monotonic() - began,
-                },
-            )
+            facts = {"step": step + 1, "metrics": lines, "wall_s": time.monotonic() - began}
+            _save(checkpoint, model, optimizer, facts)
     model.eval()
     metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return lines[-1] if lines else {}

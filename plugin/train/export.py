@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ..errors import InputError
-from . import checkpoint
+from . import checkpoint, record
 from .config_file import build_config, own_fields
 from .freezing import freeze_all_but
 from .lora import ADAPTER, add_lora, merge_lora, save_adapter
@@ -59,6 +59,7 @@ def export(run: Path, out: Path, step: int | None = None) -> Path:
             state_dict = merge_lora(model, state_dict)
         model.save_pretrained(out, state_dict=state_dict)
         processor.save_pretrained(out)
+        record.write_exported(run, out)
     return folder
 
 

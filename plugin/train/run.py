@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..errors import InputError
-from . import checkpoint, stage1_data, stage2_data
+from . import checkpoint, record, stage1_data, stage2_data
 from .attention import attention_candidates, weights_dtype
 from .base_config import StageConfig
 from .config_file import own_fields
@@ -108,6 +108,7 @@ def run(config: StageConfig) -> str:
     barrier()
     if is_main(config):
         checkpoint.open_output(output_dir, settings, state)
+        record.write(output_dir, config, clips)
     barrier()
     options: dict[str, Any] = {}
     if stage1:

@@ -1,0 +1,64 @@
+"""From a whole saved model to one without its backbone: megabytes, which name what they need."""
+
+import json
+import shutil
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from ..errors import InputError
+from ..evaluation.loading import check_model_folder
+from ..paths import new_folder
+
+WEIGHTS = "model.safetensors"
+# Hashes of the whole folder's files, and what nobody should unpickle.
+_LEFT_OUT = ("reproducibility.json", "*.safetensors.index.json", "*.bin", "*.pt", "*.pth", "*.pkl")
+
+
+def write_audio_only(folder: Path, out: Path, backbone: str | None = None, revision: str | None = None) -> None:
+    """Write a model without its backbone's weights, which `from_pretrained` then fetches by name and revision.
+
+    Files are read tensor by tensor: no more is held than the parts that are written. Subfolders are not taken over.
+
+    Args:
+        folder: a saved model with its backbone.
+        out: folder to write into; it must not exist, or be empty.
+        backbone: folder or Hub name of the backbone; the config's `backbone_name` if not given.
+        revision: its commit on the Hub; the config's, or the newest one of a backbone that is given.
+
+    Raises:
+        InputError: a folder without a whole model, a backbone that is not known or cannot be fetched, or one that has
+            other weights than the model, bit by bit.
+    """
+    from ..model.checkpoint_loading import BACKBONE
+    from ..model.weight_files import Backbone, Weights, commit_of, weight_files
+
+    check_model_folder(folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if not config.get("backbone_included", True):
+        raise InputError(f"{folder} holds no weights of its backbone already; push it as it is.")
+    try:
+        files = [Path(file) for file in weight_files(folder)]
+        if backbone is not None:
+            revision = revision or commit_of(backbone)
+        else:
+            backbone, revision = config.get("backbone_name"), revision or config.get("backbone_revision")
+    except OSError as error:
+        raise InputError(f"{folder}, backbone {backbone!r}: {' '.join(str(error).split())}") from error
+    weights, saved = Weights(files), Backbone(backbone, revision)
+    saved.check_holds(weights, prefix=BACKBONE)
+    own = {name: weights[name] for name in weights if not name.startswith(BACKBONE)}
+    config |= {
+        "backbone_included": False,
+        "backbone_name": backbone,
+        "backbone_revision": revision,
+        "backbone_fingerprint": saved.fingerprint,
+    }
+    ignored = shutil.ignore_patterns(*_LEFT_OUT, *(file.name for file in files))
+    with new_folder(out, "out") as partial:
+        names = [file.name for file in folder.iterdir() if file.is_file()]
+        for name in sorted(set(names) - ignored(str(folder), names)):
+            shutil.copyfile(folder / name, partial / name)
+        save_file(own, partial / WEIGHTS, metadata={"format": "pt"})
+        text = json.dumps(config, indent=2, sort_keys=True) + "\n"  # as the library writes it
+        (partial / "config.json").write_text(text, encoding="utf-8")

@@ -1,0 +1,201 @@
+"""Loading a saved model: the library's own way, with what it leaves silent made an error, and without its backbone."""
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from .configuration_vaemotionllm import VAEmotionLLMConfig
+from .input_error import InputError
+from .weight_files import HUB_ARGUMENTS, Backbone, Weights, weight_files
+
+BACKBONE = "vlm."
+"""What the names of the backbone's weights begin with."""
+
+# First letters of config fields -> the parameters whose number or form they decide.
+_FORMS = {
+    "enhancer_": "emotion_adapter.enhancers.",
+    "supervisor_": "emotion_adapter.supervisor.",
+    "emotion_labels": "emotion_adapter.supervisor.",
+    "projector_": "audio_projector.",
+}
+# Fields of a config that `from_pretrained` takes for itself.
+_NOT_FOR_THE_CONFIG = {"attn_implementation", "dtype", "experts_implementation", "quantization_config", "torch_dtype"}
+
+
+def load_checkpoint(
+    cls: type[PreTrainedModel], load: Callable, name: str, *model_args, config=None, **kwargs
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The model and the library's report of what was missing, unexpected or mismatched.
+
+    Args:
+        cls: class of the model.
+        load: the library's `from_pretrained` of it.
+        name: folder or Hub name.
+        *model_args, config, **kwargs: as of `from_pretrained`.
+
+    Raises:
+        InputError: see `VAEmotionLLMForConditionalGeneration.from_pretrained`.
+    """
+    if kwargs.setdefault("use_safetensors", True) is False:
+        raise InputError("use_safetensors is False; weights are read from safetensors alone, which hold no code.")
+    where = {key: kwargs[key] for key in (*HUB_ARGUMENTS, "revision", "subfolder") if key in kwargs}
+    alone = _config_without_backbone(cls, name, config, where, kwargs)
+    backbone = None
+    try:
+        if alone is None:
+            model, info = load(name, *model_args, config=config, output_loading_info=True, **kwargs)
+            if not model.config.backbone_included:  # of a PEFT adapter's base the library reads the folder alone
+                raise InputError(
+                    f"the adapter '{name}' is for a model that was saved without its backbone: load it by AutoModel, "
+                    "or the model first and the adapter onto it by PeftModel.from_pretrained."
+                )
+        else:
+            backbone, state_dict = _joined_weights(name, alone, where)
+            if kwargs.get("generation_config") is None:
+                kwargs["generation_config"] = _generation_config(name, where)
+            kwargs = {key: value for key, value in kwargs.items() if key not in where}
+            adapter = dict(kwargs.pop("adapter_kwargs", None) or {})
+            model, info = load(
+                None, *model_args, config=alone, state_dict=state_dict, output_loading_info=True, **kwargs
+            )
+            model.name_or_path = model.config.name_or_path = str(name)
+            model.config.backbone_included, model.config.backbone_fingerprint = True, None
+            if path := adapter.pop("_adapter_model_path", None):  # by which AutoModel came to this model
+                model.load_adapter(path, adapter_name=kwargs.get("adapter_name"), adapter_kwargs=adapter)
+            if model.all_tied_weights_keys and "disk" in getattr(model, "hf_device_map", {}).values():
+                # The library finds a tied weight on the disk again in whole files alone.
+                raise InputError(
+                    f"the model '{name}' was saved without its backbone, whose tied weights cannot be offloaded to "
+                    "the disk from there: save it whole first, or give a device_map without the disk."
+                )
+    except InputError:
+        raise
+    except Exception as error:
+        if problem := _damage(cls, name, alone or config, where, backbone):
+            raise InputError(f"the model '{name}' cannot be loaded: {problem}") from error
+        raise
+    # Of quantised weights the library's report has other names, and with an adapter it is the adapter's.
+    adapted = alone is None and getattr(model, "_hf_peft_config_loaded", False)
+    if (
+        getattr(model, "hf_quantizer", None) is None
+        and not adapted
+        and not kwargs.get("ignore_mismatched_sizes", False)
+    ):
+        _check_complete(name, model.config, info["missing_keys"], where)
+    return model, info
+
+
+def without_backbone(
+    model: PreTrainedModel, state_dict: Mapping[str, torch.Tensor]
+) -> tuple[dict[str, torch.Tensor], str]:
+    """The weights of all other parts, and the fingerprint of the saved backbone that completes them.
+
+    Args:
+        model: the model; its config names the backbone.
+        state_dict: its weights.
+
+    Raises:
+        InputError: a backbone that is not known, cannot be read, or was changed.
+    """
+    config = model.config
+    if any(tensor.is_meta for tensor in state_dict.values()):
+        raise InputError(
+            "some weights are offloaded to the disk, where they cannot be compared with the backbone's; load the "
+            "model without that, or use vaemotionllm.hub.audio_only.write_audio_only on its folder."
+        )
+    backbone = Backbone(config.backbone_name, config.backbone_revision)
+    held = {name.removeprefix(BACKBONE): tensor for name, tensor in state_dict.items() if name.startswith(BACKBONE)}
+    tied = model.vlm.all_tied_weights_keys  # written once, under the name that they are tied to
+    held = {name: tensor for name, tensor in held.items() if name not in tied}
+    backbone.check_holds(revert_weight_conversion(model.vlm, held), prefix="")
+    return {n: tensor for n, tensor in state_dict.items() if not n.startswith(BACKBONE)}, backbone.fingerprint
+
+
+def _config_without_backbone(cls, name, config, where, kwargs: dict) -> VAEmotionLLMConfig | None:
+    """The config of a model that was saved without its backbone, with the caller's fields, taken out of `kwargs`."""
+    if isinstance(config, PreTrainedConfig):
+        return None if getattr(config, "backbone_included", True) else copy.deepcopy(config)
+    source = name if config is None else config
+    try:
+        saved, _ = cls.config_class.get_config_dict(source, **where)
+    except OSError:  # an adapter, which has no config.json, or nothing: the library tells
+        return None
+    if saved.get("backbone_included", True):
+        return None
+    names = cls.config_class.known_names() - _NOT_FOR_THE_CONFIG
+    fields = {key: kwargs.pop(key) for key in list(kwargs) if key in names}
+    return cls.config_class.from_pretrained(source, **where, **fields)
+
+
+def _joined_weights(name, config: VAEmotionLLMConfig, where) -> tuple[Backbone, dict[str, torch.Tensor]]:
+    """The backbone, and its weights with those of the folder as one state dict, mapped from the files."""
+    own = Weights(weight_files(name, **where))
+    there = {key: value for key, value in where.items() if key in HUB_ARGUMENTS}
+    backbone = Backbone(config.backbone_name, config.backbone_revision, **there)
+    if config.backbone_fingerprint not in (None, backbone.fingerprint):
+        raise InputError(
+            f"the model '{name}' was saved without its backbone, and the weights of {backbone.label} are not those "
+            "that it was trained with. Give the backbone_name and backbone_revision that were; "
+            "backbone_fingerprint=None takes these all the same."
+        )
+    return backbone, {**own, **{BACKBONE + key: tensor for key, tensor in backbone.weights.items()}}
+
+
+def _generation_config(name, where) -> GenerationConfig | None:
+    try:
+        return GenerationConfig.from_pretrained(name, **where)
+    except OSError:
+        return None
+
+
+def _damage(cls, name, config, where, backbone: Backbone | None) -> str | None:
+    """What is wrong with the weight files of a model that could not be loaded; None where nothing is found."""
+    try:
+        weights = Weights(weight_files(name, **where))
+    except InputError as error:
+        return str(error)
+    except (OSError, ValueError):
+        return None  # nothing to look at: the library's own words say what is not there
+    if is_deepspeed_zero3_enabled():
+        return None  # a model that is made now would be sharded
+    shapes = {key: weights.shape(key) for key in weights}
+    if backbone is not None:
+        shapes |= {BACKBONE + key: backbone.weights.shape(key) for key in backbone.weights}
+    if not isinstance(config, PreTrainedConfig):
+        config = cls.config_class.from_pretrained(name if config is None else config, **where)
+    with torch.device("meta"):
+        model = cls(config)
+    asked = {key: tuple(tensor.shape) for key, tensor in revert_weight_conversion(model, model.state_dict()).items()}
+    other = [key for key, shape in shapes.items() if key in asked and shape != asked[key]]
+    if not other:
+        return None
+    return (
+        f"{len(other)} of its weights have other shapes than the config asks for, {other[0]} "
+        f"{shapes[other[0]]} and not {asked[other[0]]} among them. Where no field of it was "
+        "given here, config.json or weights were altered: fetch or copy them again."
+    )
+
+
+def _check_complete(name, config: VAEmotionLLMConfig, missing, where) -> None:
+    """Raises InputError where weights were left at random but those that the caller asked for in another form."""
+    missing = sorted(missing)
+    if not missing:
+        return
+    saved = type(config).from_pretrained(name, **where)
+    changed = [
+        field for field in VAEmotionLLMConfig.__annotations__ if getattr(saved, field) != getattr(config, field)
+    ]
+    new = tuple(part for start, part in _FORMS.items() if any(field.startswith(start) for field in changed))
+    missing = [key for key in missing if not key.startswith(new)]
+    if missing:
+        raise InputError(
+            f"the model '{name}' cannot be loaded: {len(missing)} of its weights are not there, "
+            f"{', '.join(missing[:3])} among them, and would be random numbers. The folder is incomplete, or its "
+            "config.json is another model's. Fetch or save it again; ignore_mismatched_sizes=True loads it all the "
+            "same."
+        )
