@@ -77,13 +77,6 @@ def test_the_enhancer_is_what_a_loop_over_tokens_gives(model, context, gate):
         torch.testing.assert_close(found, token + residual, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["prompt_lookup_num_tokens", "prefill_chunk_size"])
-def test_generation_that_cuts_the_prompt_is_refused_where_something_enters_it(model, processor, name):
-    batch = encode(processor, MIXED)
-    with pytest.raises(ValueError, match=f"{name} was given.*one pass over the prompt"):
-        model.generate(**batch, max_new_tokens=2, **{name: 3})
-
-
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_gradient_checkpointing_gives_the_same_gradients(model, processor, reentrant):
     trained_adapter(model)

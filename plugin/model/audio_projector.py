@@ -65,6 +65,7 @@ class AudioProjector(nn.Module):
         Returns:
             (N, D_llm) embeddings of all windows in a row: begin, audio tokens, end, begin, ...
         """
+        stacked = stacked.to(self.norm.weight.dtype)  # float32 in a model of float16
         tokens = self.linear_2(self.act(self.linear_1(self.norm(stacked))))  # (M, D_llm)
         begin, end = self.boundary.to(tokens.dtype).unsqueeze(1)  # 2 x (1, D_llm)
         return torch.cat([part for window in tokens.split(num_tokens.tolist()) for part in (begin, window, end)])

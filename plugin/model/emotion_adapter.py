@@ -62,6 +62,7 @@ class EmotionEnhancer(nn.Module):
         Returns:
             (N, D), the dtype of `tokens`.
         """
+        given, tokens = tokens, tokens.to(self.modality.weight.dtype)  # float32 in a model of float16
         normed = nn.functional.rms_norm(tokens, tokens.shape[-1:])
         hidden = self.down(normed) + self.modality(media.is_audio.long())  # (N, rank)
         if self.context is not None:
@@ -70,7 +71,7 @@ class EmotionEnhancer(nn.Module):
             hidden = hidden + self.context(pooled)[other]
         hidden = nn.functional.gelu(hidden)
         residual = self.up(hidden)
-        return tokens + (residual if self.gate is None else residual * torch.sigmoid(self.gate(hidden)))
+        return given + (residual if self.gate is None else residual * torch.sigmoid(self.gate(hidden))).to(given.dtype)
 
     @staticmethod
     def _means(tokens: torch.Tensor, media: MediaTokens) -> torch.Tensor:
@@ -121,6 +122,7 @@ class EmotionSupervisor(nn.Module):
         has_audio, has_visual = audio_mask.any(1), visual_mask.any(1)  # (B,)
         masks = (audio_mask, visual_mask, audio_mask | visual_mask)
         present = torch.stack([has_audio, has_visual, has_audio & has_visual], dim=1)  # (B, 3)
+        hidden_states = hidden_states.to(self.planes[0].weight.dtype)  # float32 in a model of float16
         seen = [trunk(masked_mean(hidden_states, mask)) for trunk, mask in zip(self.trunks, masks, strict=True)]
 
         def read(heads: nn.ModuleList) -> torch.Tensor:

@@ -21,11 +21,13 @@ class EnhancedLayer(nn.Module):
 
     def __init__(self, layer: nn.Module, enhance: Callable[[torch.Tensor], torch.Tensor]):
         super().__init__()
-        # Not registered: it stays a part of the LLM.
-        self.__dict__["layer"], self.__dict__["enhance"] = layer, enhance
+        # Registered, so that transformers finds it when it looks for the layers whose states are asked for.
+        self.layer, self.enhance = layer, enhance
 
     def __getattr__(self, name):
-        return getattr(self.__dict__["layer"], name)
+        if name in self._modules:
+            return self._modules[name]
+        return getattr(self._modules["layer"], name)
 
     def forward(self, hidden_states, *args, **kwargs):
         return self.layer(self.enhance(hidden_states), *args, **kwargs)
@@ -33,14 +35,26 @@ class EnhancedLayer(nn.Module):
 
 @dataclass
 class MediaInjection:
-    """What the hooks on the decoder put into, and take out of, one call of the backbone."""
+    """What the hooks on the decoder put into, and take out of, one call of the backbone.
 
-    audio_mask: torch.Tensor  # (B, T) bool
+    A call may be several passes of the decoder: `generate` cuts a long prompt into chunks, adds candidates to it, or,
+    without a cache, runs it again for each token. What a pass holds of the prompt is found by its place.
+    """
+
+    audio_mask: torch.Tensor  # (B, T) bool; T tokens of the prompt, without those that a given cache holds
     visual_mask: torch.Tensor  # (B, T) bool
     audio_embeds: torch.Tensor | None  # (N, D)
     enhancers: Mapping[str, EmotionEnhancer] | None  # by layer; None with the adapter off
     packed: torch.Tensor | None = None  # (B, T) bool, False on padding that the decoder is to be spared
-    last_hidden_state: torch.Tensor | None = None  # (B, T, D), after the final norm
+
+    def __post_init__(self):
+        self.begin = self.end = 0  # the prompt's tokens in the pass that runs; none after the prompt
+        self._states: list[torch.Tensor] = []  # (B, tokens, D) of each pass over the prompt, after the final norm
+
+    @property
+    def last_hidden_state(self) -> torch.Tensor:
+        """States of the prompt (B, T, D) after the final norm, once the decoder has run."""
+        return self._states[0] if len(self._states) == 1 else torch.cat(self._states, dim=1)
 
     def before_decoder(self, module, args, kwargs):
         embeds = kwargs.get("inputs_embeds")
@@ -48,32 +62,47 @@ class MediaInjection:
             raise TypeError(
                 f"{type(module).__name__} was called without inputs_embeds; this backbone cannot be given audio."
             )
-        if embeds.shape[1] != self.audio_mask.shape[1]:
-            return None  # a decoding step of generate: the media are in the cache
-        copies = embeds.shape[0] // self.audio_mask.shape[0]  # beams, or several sequences a prompt
-        audio_mask = self.audio_mask.repeat_interleave(copies, dim=0)
-        visual_mask = self.visual_mask.repeat_interleave(copies, dim=0)
+        prompt = self.audio_mask.shape[1]
+        # With a cache a pass goes on where the last one ended; without one it begins anew.
+        self.begin = 0 if kwargs.get("past_key_values") is None else self.end
+        self.end = min(self.begin + embeds.shape[1], prompt)
+        if self.begin == self.end:
+            return None  # a decoding step: the media are in the cache
+        audio_mask, visual_mask = self._masks(embeds)
         if self.audio_embeds is not None:
-            audio_embeds = self.audio_embeds
-            if copies > 1:
-                per_sample = self.audio_mask.sum(1).tolist()
-                audio_embeds = torch.cat([part.repeat(copies, 1) for part in audio_embeds.split(per_sample)])
-            embeds = embeds.masked_scatter(audio_mask.unsqueeze(-1), audio_embeds.to(embeds))
+            embeds = embeds.masked_scatter(audio_mask.unsqueeze(-1), self._audio_of(embeds).to(embeds))
         arguments = {**kwargs, "inputs_embeds": self._enhanced("0", embeds, audio_mask, visual_mask)}
         if self.packed is not None:
             arguments = pack_decoder_inputs(arguments, self.packed, module.config)
         return args, arguments
 
+    def _masks(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Audio and visual mask (B, L) of the pass that runs, for its states (B, L, D); beams have their own rows."""
+        copies = states.shape[0] // self.audio_mask.shape[0]
+        beyond = states.shape[1] - (self.end - self.begin)  # candidates, or what was generated
+        return tuple(
+            nn.functional.pad(mask[:, self.begin : self.end], (0, beyond)).repeat_interleave(copies, dim=0)
+            for mask in (self.audio_mask, self.visual_mask)
+        )
+
+    def _audio_of(self, states: torch.Tensor) -> torch.Tensor:
+        """The embeddings (n, D) of the pass's audio tokens, row by row."""
+        assert self.audio_embeds is not None
+        copies = states.shape[0] // self.audio_mask.shape[0]
+        if copies == 1 and self.end - self.begin == self.audio_mask.shape[1]:
+            return self.audio_embeds
+        order = self.audio_mask.flatten().cumsum(0).view_as(self.audio_mask) - 1  # (B, T), the token's embedding
+        part = slice(self.begin, self.end)
+        order, mask = (each[:, part].repeat_interleave(copies, dim=0) for each in (order, self.audio_mask))
+        return self.audio_embeds[order[mask]]
+
     def before_layer(self, layer: str, states: torch.Tensor) -> torch.Tensor:
-        """The states (B, T, D) that enter a layer, or (1, tokens, D) where the decoder is packed."""
-        audio_mask, visual_mask = self.audio_mask, self.visual_mask
-        if self.packed is None:
-            if states.shape[1] != audio_mask.shape[1]:
-                return states  # a decoding step
-            copies = states.shape[0] // audio_mask.shape[0]
-            audio_mask = audio_mask.repeat_interleave(copies, dim=0)
-            visual_mask = visual_mask.repeat_interleave(copies, dim=0)
-        return self._enhanced(layer, states, audio_mask, visual_mask)
+        """The states (B, L, D) that enter a layer, or (1, tokens, D) where the decoder is packed."""
+        if self.packed is not None:
+            return self._enhanced(layer, states, self.audio_mask, self.visual_mask)
+        if self.begin == self.end:
+            return states  # a decoding step
+        return self._enhanced(layer, states, *self._masks(states))
 
     def _enhanced(self, layer: str, states, audio_mask, visual_mask) -> torch.Tensor:
         """Adds a place's residual to the media tokens; text tokens come out as they went in, bit for bit."""
@@ -84,25 +113,28 @@ class MediaInjection:
         enhanced = self.enhancers[layer](states[tokens], MediaTokens.of(audio_mask, visual_mask))
         return states.masked_scatter(tokens.unsqueeze(-1), enhanced.to(states.dtype))
 
-    def after_decoder(self, module, args, output):
+    def after_decoder(self, module, args, kwargs, output):
         if self.packed is not None:
             output.last_hidden_state = unpack_states(output.last_hidden_state, self.packed)
-        if output[0].shape[1] == self.audio_mask.shape[1]:  # not a decoding step
-            self.last_hidden_state = output[0]
+        if sum(states.shape[1] for states in self._states) == self.begin < self.end:  # not seen before
+            self._states.append(output[0][:, : self.end - self.begin])
+        if self.end == self.audio_mask.shape[1] and kwargs.get("past_key_values") is not None:
+            self._leave()  # the cache holds the media: what follows is the backbone's alone
         return output
 
     @contextlib.contextmanager
     def entered(self, decoder: nn.Module):
         """Runs the body with the media at the decoder's input. Hooks live for one call; no state stays."""
-        layers = {name: decoder.layers[int(name)] for name in self.enhancers or () if name != "0"}
-        before = decoder.register_forward_pre_hook(self.before_decoder, with_kwargs=True)
-        after = decoder.register_forward_hook(self.after_decoder)
-        try:
-            for name, layer in layers.items():
-                decoder.layers[int(name)] = EnhancedLayer(layer, partial(self.before_layer, name))
+        with contextlib.ExitStack() as stack:
+            self._leave = stack.close
+            for name in self.enhancers or ():
+                if name != "0":
+                    layer = decoder.layers[int(name)]
+                    stack.callback(decoder.layers.__setitem__, int(name), layer)
+                    decoder.layers[int(name)] = EnhancedLayer(layer, partial(self.before_layer, name))
+            for handle in (
+                decoder.register_forward_pre_hook(self.before_decoder, with_kwargs=True),
+                decoder.register_forward_hook(self.after_decoder, with_kwargs=True),
+            ):
+                stack.callback(handle.remove)
             yield
-        finally:
-            for name, layer in layers.items():
-                decoder.layers[int(name)] = layer
-            before.remove()
-            after.remove()

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Unpack
 
 import torch
 from torch import nn
@@ -16,16 +17,20 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers import initialization as init
-from transformers.modeling_outputs import ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
+from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .audio_projector import AudioProjector
 from .checkpoint_loading import load_checkpoint, without_backbone
 from .configuration_vaemotionllm import EMOTION_ADAPTER_FIELDS, VAEmotionLLMConfig, check_config_fields
-from .emotion_adapter import EmotionAdapter, ZeroLinear
+from .emotion_adapter import PATHS, EmotionAdapter, ZeroLinear
 from .emotion_prediction import EmotionPrediction, predict_emotion
 from .media_injection import MediaInjection
 from .processing_vaemotionllm import add_audio_token
 from .weight_files import commit_of
+
+# What a backbone's forward takes of pictures and films.
+VISUAL_INPUTS = ("pixel_values", "pixel_values_videos", "mm_encoder_outputs")
 
 
 @dataclass
@@ -78,9 +83,13 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _skip_keys_device_placement = "past_key_values"
+    # Small and sensitive: not rounded to float16, and what quantizers leave as it is.
+    _keep_in_fp32_modules = ["audio_projector", "emotion_adapter"]
 
     def __init__(self, config: VAEmotionLLMConfig, vlm: PreTrainedModel | None = None, audio_tower=None):
         super().__init__(config)
+        # The same, unless somebody set the latter.
+        setattr(config.vlm_config, "tie_word_embeddings", config.tie_word_embeddings)  # noqa: B010
         self.vlm = AutoModelForImageTextToText.from_config(config.vlm_config) if vlm is None else vlm
         self.audio_tower = _new_tower(config.audio_config) if audio_tower is None else audio_tower
         self.audio_projector = AudioProjector(config)
@@ -184,6 +193,12 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         finally:
             self.config.backbone_included, self.config.backbone_fingerprint = True, None
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        # Custom code's initialisation passes modules without weights of their own by, such as Whisper's encoder, which
+        # makes the sinusoids of a module below it. That is for code that overwrites loaded weights; this does not.
+        return False
+
     def _init_weights(self, module):
         super()._init_weights(module)
         if isinstance(module, ZeroLinear):
@@ -274,7 +289,9 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Returns:
             (W, L, D_audio).
         """
-        states = self.audio_tower(input_features.to(self.audio_tower.dtype)).last_hidden_state
+        return self._states_over_time(self.audio_tower(input_features.to(self.audio_tower.dtype)).last_hidden_state)
+
+    def _states_over_time(self, states: torch.Tensor) -> torch.Tensor:
         if self.config.audio_config.model_type == "audio-spectrogram-transformer":
             # Two special tokens, then a grid of frequency by time: frequencies are averaged, time stays.
             mels, audio = self.config.audio_config.num_mel_bins, self.config.audio_config
@@ -283,31 +300,48 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             states = grid.reshape(grid.shape[0], rows, -1, grid.shape[-1]).mean(1)  # (W, columns, D)
         return states
 
+    @can_return_tuple
     def get_audio_features(
         self,
         input_features: torch.Tensor | None,
         audio_num_tokens: torch.Tensor,
         audio_states: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Embeddings of the audio placeholders.
+        **kwargs: Unpack[TransformersKwargs],  # type: ignore[misc]
+    ) -> BaseModelOutputWithPooling:
+        """Embeddings of the audio placeholders, as transformers' models give those of each modality.
 
         Args:
             input_features: see `get_audio_states`; None where the states are given.
             audio_num_tokens: (W,) integer, audio tokens of each window without its boundary tokens.
             audio_states: (M, projector_stride * D_audio), the tower's states stacked to tokens, windows in a row
                 (`AudioProjector.stack`): given in place of `input_features` where a frozen tower's states are known.
+            **kwargs: for the audio tower, such as `output_hidden_states`.
 
         Returns:
-            (N, D_llm), in the order of the placeholders.
+            `pooler_output` (N, D_llm), the embeddings in the order of the placeholders; and of the audio tower, where
+            it ran, `last_hidden_state` (W, L, D_audio), `hidden_states` and `attentions`.
         """
+        output = BaseModelOutputWithPooling()
         if audio_states is None:
-            audio_states = self.audio_projector.stack(self.get_audio_states(input_features), audio_num_tokens)
-        return self.audio_projector(audio_states, audio_num_tokens)
+            assert input_features is not None  # one of the two
+            tower = self.audio_tower(input_features.to(self.audio_tower.dtype), **kwargs)
+            output = BaseModelOutputWithPooling(
+                last_hidden_state=tower.last_hidden_state,
+                hidden_states=tower.hidden_states,
+                attentions=tower.attentions,
+            )
+            audio_states = self.audio_projector.stack(
+                self._states_over_time(tower.last_hidden_state), audio_num_tokens
+            )
+        output.pooler_output = self.audio_projector(audio_states, audio_num_tokens)
+        return output
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         input_features: torch.Tensor | None = None,
         audio_num_tokens: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
@@ -316,13 +350,15 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         audio_states: torch.Tensor | None = None,
         packing: bool = False,
         use_adapter: bool | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],  # type: ignore[misc]
     ) -> VAEmotionLLMOutput:
         r"""One pass over a batch that may mix audio-only, visual-only, audio-visual and text-only samples.
 
         Args:
             input_ids: (B, T) int64, as the processor gave them.
             attention_mask: (B, T), 0 on padding.
+            inputs_embeds: (B, T, D), the tokens' embeddings in place of `input_ids`, or beside them where the backbone
+                takes both. Without ids, the embedding of a placeholder marks where media stand.
             input_features: audio features of all windows in the batch, see `get_audio_features`.
             audio_num_tokens: (W,) audio tokens of each window.
             labels: (B, T) int64, -100 where no loss is wanted; shifted inside.
@@ -340,7 +376,13 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: audio features and placeholders do not match.
         """
-        injection = self._prepare_injection(input_ids, input_features, audio_num_tokens, use_adapter, audio_states)
+        adapter_on = self.config.adapter_enabled if use_adapter is None else use_adapter
+        media = (input_features, audio_states, *(value for name, value in kwargs.items() if name in VISUAL_INPUTS))
+        # A graph of text alone has no place for the adapter, whose path depends on where the media stand.
+        text_graph = torch.compiler.is_compiling() and all(value is None for value in media)
+        injection = self._prepare_injection(
+            input_ids, input_features, audio_num_tokens, adapter_on and not text_graph, audio_states, inputs_embeds
+        )
         if packing:
             if response_mask is None or attention_mask is None:
                 raise ValueError("packing needs a response_mask and an attention_mask.")
@@ -349,6 +391,8 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 injection = MediaInjection(nowhere, nowhere, None, None)
             injection.packed = attention_mask.bool()
         inputs = {"input_ids": self._backbone_ids(input_ids), "attention_mask": attention_mask, **kwargs}
+        if inputs_embeds is not None:
+            inputs["inputs_embeds"] = inputs_embeds
         logits = loss = response = None
         with self._entered(injection):
             if response_mask is None:
@@ -375,7 +419,7 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             past_key_values=output.past_key_values,
             hidden_states=output.hidden_states,
             attentions=output.attentions,
-            **self._readings(injection),
+            **(self._no_readings(output[0]) if text_graph and adapter_on else self._readings(injection)),
         )
 
     @torch.no_grad()
@@ -390,20 +434,29 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     ):
         """`generate` of the backbone, with audio and the adapter; takes what `forward` and the backbone's take.
 
-        The audio is encoded once and enters in the prefill. With `return_dict_in_generate=True` and the adapter on the
+        The audio is encoded once and enters in the prefill. To go on from `past_key_values`, give the whole
+        conversation's ids, or the new ones with the whole conversation's `attention_mask`, and the new media alone;
+        the Enhancer sees those alone too. With `return_dict_in_generate=True` and the adapter on the
         result also has `valence`, `arousal` (B, 3) and `emotion_logits` (B, 3, K), as `forward` gives them for the
         prompt.
         """
         if self.generation_config is not None:
             self.vlm.generation_config = self.generation_config
-        injection = self._prepare_injection(input_ids, input_features, audio_num_tokens, use_adapter, audio_states)
-        for name in ("assistant_model", "prompt_lookup_num_tokens", "prefill_chunk_size"):
-            given = kwargs.get(name, getattr(kwargs.get("generation_config") or self.generation_config, name, None))
-            if injection is not None and given is not None:
-                raise ValueError(
-                    f"{name} was given, which cuts the prompt into passes of its own: sound and the adapter enter in "
-                    "one pass over the prompt. Leave it out, or generate without audio and with use_adapter=False."
-                )
+        if kwargs.get("inputs") is not None:
+            input_ids = kwargs.pop("inputs")
+        if isinstance(assistant := kwargs.get("assistant_model"), VAEmotionLLMForConditionalGeneration):
+            kwargs["assistant_model"] = assistant.vlm  # it proposes, and this model, which hears, decides
+        cached = _cached_length(input_ids, **kwargs)
+        injection = self._prepare_injection(
+            None if input_ids is None else input_ids[:, cached:],
+            input_features,
+            audio_num_tokens,
+            use_adapter,
+            audio_states,
+            None if kwargs.get("inputs_embeds") is None else kwargs["inputs_embeds"][:, cached:],
+        )
+        if injection is not None:
+            self._check_passes(injection, kwargs)
         backbone_ids = self._backbone_ids(input_ids)
         with self._entered(injection):
             generated = self.vlm.generate(input_ids=backbone_ids, **kwargs)
@@ -422,12 +475,18 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if injection is None or injection.enhancers is None:
             return {}
         states = injection.last_hidden_state
-        assert states is not None  # the decoder has run
         copies = states.shape[0] // injection.audio_mask.shape[0]
         valence, arousal, logits = self.emotion_adapter.supervisor(
             states[::copies], injection.audio_mask, injection.visual_mask
         )
         return {"valence": valence, "arousal": arousal, "emotion_logits": logits}
+
+    def _no_readings(self, states: torch.Tensor) -> dict[str, torch.Tensor | None]:
+        """What the Supervisor reads of samples without media: NaN."""
+        labels = self.config.emotion_labels
+        nothing = torch.full((states.shape[0], len(PATHS), len(labels or ())), torch.nan, device=states.device)
+        plane = nothing.new_full(nothing.shape[:2], torch.nan)
+        return {"valence": plane, "arousal": plane.clone(), "emotion_logits": nothing if labels else None}
 
     def predict_emotion(
         self,
@@ -467,32 +526,94 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return input_ids.masked_fill(input_ids == self.config.audio_token_id, 0)
 
     def _prepare_injection(
-        self, input_ids, input_features, audio_num_tokens, use_adapter, audio_states=None
+        self, input_ids, input_features, audio_num_tokens, use_adapter, audio_states=None, inputs_embeds=None
     ) -> MediaInjection | None:
         use_adapter = self.config.adapter_enabled if use_adapter is None else use_adapter
         silent = input_features is None and audio_states is None
         if silent and not use_adapter:
             # Placeholders without features must not pass as ordinary tokens.
-            if input_ids is not None and bool((input_ids == self.config.audio_token_id).any()):
-                raise ValueError("input_ids hold audio placeholders but no input_features were given.")
+            if input_ids is not None:
+                _refuse((input_ids == self.config.audio_token_id).any())
             return None
-        if input_ids is None:
+        if input_ids is None and inputs_embeds is None:
             if silent:
-                return None  # a call by inputs_embeds alone: nothing says where media stand
-            raise ValueError("Audio needs input_ids, which hold its placeholders; only inputs_embeds were given.")
-        audio_mask = input_ids == self.config.audio_token_id  # (B, T)
-        visual_mask = torch.isin(input_ids, torch.tensor(self.config.visual_token_ids, device=input_ids.device))
+                return None  # the backbone says what it lacks, or begins a text of its own
+            raise ValueError("Audio needs input_ids, which hold its placeholders; none were given.")
+        audio_mask, visual_mask = self._media_masks(input_ids, inputs_embeds)
         audio_embeds = None
         if not silent:
-            audio_embeds = self.get_audio_features(input_features, audio_num_tokens, audio_states)
+            if input_ids is None and self.config.audio_token_id >= self.config.get_text_config().vocab_size:
+                raise ValueError(
+                    f"Audio needs input_ids, which hold its placeholders; only inputs_embeds were given. The "
+                    f"placeholder's id {self.config.audio_token_id} lies beyond the vocabulary of "
+                    f"{self.config.get_text_config().vocab_size}, so no embedding marks where audio stands."
+                )
+            audio_embeds = self.get_audio_features(
+                input_features, audio_num_tokens, audio_states, return_dict=True
+            ).pooler_output
         found, given = int(audio_mask.sum()), 0 if audio_embeds is None else audio_embeds.shape[0]
         if found != given:
             raise ValueError(
                 f"input_ids hold {found} audio placeholders, but the audio features give {given} embeddings. Make "
-                "both with one call of the processor that was saved with this model."
+                "both with one call of the processor that was saved with this model; to go on from a cache, give the "
+                "new audio alone."
             )
         enhancers = self.emotion_adapter.enhancers if use_adapter else None
         return MediaInjection(audio_mask, visual_mask, audio_embeds, enhancers)
+
+    def _media_masks(self, input_ids, inputs_embeds) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where sound and where sight stand, (B, T) bool each; by the placeholders' embeddings where no ids are."""
+        audio, visual = self.config.audio_token_id, self.config.visual_token_ids
+        if input_ids is not None:
+            return input_ids == audio, torch.isin(input_ids, torch.tensor(visual, device=input_ids.device))
+        table = self.get_input_embeddings()
+        nowhere = torch.zeros(inputs_embeds.shape[:2], dtype=torch.bool, device=inputs_embeds.device)
+
+        def places(token_ids: list[int]) -> torch.Tensor:
+            known = [token_id for token_id in token_ids if token_id < self.config.get_text_config().vocab_size]
+            rows = table(torch.tensor(known, dtype=torch.long, device=inputs_embeds.device))  # (n, D)
+            return sum(((inputs_embeds == row).all(-1) for row in rows), start=nowhere)
+
+        return places([audio]), places(visual)
+
+    def _check_passes(self, injection: MediaInjection, generate_options: Mapping) -> None:
+        """Refuses ways to generate in which a pass over the prompt would lack what the media need."""
+        config = generate_options.get("generation_config") or self.generation_config
+
+        def option(name: str):
+            return generate_options.get(name, getattr(config, name, None))
+
+        if option("assistant_early_exit") is not None or option("assistant_model") is self.vlm:
+            raise ValueError(
+                "The model was given as its own assistant (assistant_model or assistant_early_exit), but its decoder "
+                "takes sound and the adapter once. Give another model, or generate without audio and with "
+                "use_adapter=False."
+            )
+        mixed = injection.audio_mask.any(1) & injection.visual_mask.any(1)
+        if option("prefill_chunk_size") and injection.enhancers and self.config.enhancer_context and bool(mixed.any()):
+            raise ValueError(
+                f"prefill_chunk_size is {option('prefill_chunk_size')}, which cuts the prompt into passes of its own, "
+                "but in a sample with sound and sight the Enhancer needs both at once. Leave it out, or give "
+                "use_adapter=False."
+            )
+
+
+def _cached_length(input_ids, past_key_values=None, attention_mask=None, inputs_embeds=None, **_) -> int:
+    """Tokens at the front of a prompt that a given cache holds, as `generate` of transformers understands it."""
+    if past_key_values is None or past_key_values.get_seq_length() == 0:
+        return 0
+    if inputs_embeds is None and attention_mask is not None and attention_mask.shape[1] != input_ids.shape[1]:
+        return 0  # the mask is that of the whole conversation: the ids are the new ones
+    return int(past_key_values.get_seq_length())
+
+
+def _refuse(placeholders: torch.Tensor) -> None:
+    """Raises where a batch without sound holds (a bool scalar) placeholders of sound."""
+    message = "input_ids hold audio placeholders but no input_features were given."
+    if torch.compiler.is_compiling():
+        torch._assert_async(~placeholders, message)
+    elif bool(placeholders):
+        raise ValueError(message)
 
 
 def _new_tower(config: PreTrainedConfig) -> PreTrainedModel:

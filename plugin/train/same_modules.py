@@ -66,7 +66,7 @@ class SameModules:
         self.blanks, self.nothing, self.ways = visual - carried_visual, None, None
         if audio > carried_audio:
             inputs = _to(self.silence, kwargs["input_ids"].device)
-            self.nothing = 0.0 * model.get_audio_features(**inputs).sum()
+            self.nothing = 0.0 * model.get_audio_features(**inputs).pooler_output.sum()
 
     def before_decoder(self, decoder, args, kwargs):
         blanks, self.blanks, nothing, self.nothing = self.blanks, 0, self.nothing, None
