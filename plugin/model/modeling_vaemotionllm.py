@@ -1,6 +1,5 @@
 """VAEmotionLLM: a transformers vision-language model with a second pair of senses, hearing and emotion."""
 
-import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Unpack
@@ -12,7 +11,6 @@ from transformers import (
     AutoModel,
     AutoModelForImageTextToText,
     AutoTokenizer,
-    GenerationMixin,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -23,8 +21,9 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from .audio_projector import AudioProjector
 from .checkpoint_loading import load_checkpoint, without_backbone
 from .configuration_vaemotionllm import EMOTION_ADAPTER_FIELDS, VAEmotionLLMConfig, check_config_fields
-from .emotion_adapter import PATHS, EmotionAdapter, ZeroLinear
+from .emotion_adapter import EmotionAdapter, ZeroLinear
 from .emotion_prediction import EmotionPrediction, predict_emotion
+from .media_generation import MediaGenerationMixin
 from .media_injection import MediaInjection
 from .processing_vaemotionllm import add_audio_token
 from .weight_files import commit_of
@@ -59,7 +58,7 @@ class VAEmotionLLMOutput(ModelOutput):
     emotion_logits: torch.Tensor | None = None
 
 
-class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
+class VAEmotionLLMForConditionalGeneration(PreTrainedModel, MediaGenerationMixin):
     """A vision-language model that hears.
 
     `vlm` is a complete transformers image-text-to-text model and is called as it is: audio tokens and the Enhancer's
@@ -422,72 +421,6 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             **(self._no_readings(output[0]) if text_graph and adapter_on else self._readings(injection)),
         )
 
-    @torch.no_grad()
-    def generate(
-        self,
-        input_ids: torch.LongTensor | None = None,
-        input_features: torch.Tensor | None = None,
-        audio_num_tokens: torch.Tensor | None = None,
-        audio_states: torch.Tensor | None = None,
-        use_adapter: bool | None = None,
-        **kwargs,
-    ):
-        """`generate` of the backbone, with audio and the adapter; takes what `forward` and the backbone's take.
-
-        The audio is encoded once and enters in the prefill. To go on from `past_key_values`, give the whole
-        conversation's ids, or the new ones with the whole conversation's `attention_mask`, and the new media alone;
-        the Enhancer sees those alone too. With `return_dict_in_generate=True` and the adapter on the
-        result also has `valence`, `arousal` (B, 3) and `emotion_logits` (B, 3, K), as `forward` gives them for the
-        prompt.
-        """
-        if self.generation_config is not None:
-            self.vlm.generation_config = self.generation_config
-        if kwargs.get("inputs") is not None:
-            input_ids = kwargs.pop("inputs")
-        if isinstance(assistant := kwargs.get("assistant_model"), VAEmotionLLMForConditionalGeneration):
-            kwargs["assistant_model"] = assistant.vlm  # it proposes, and this model, which hears, decides
-        cached = _cached_length(input_ids, **kwargs)
-        injection = self._prepare_injection(
-            None if input_ids is None else input_ids[:, cached:],
-            input_features,
-            audio_num_tokens,
-            use_adapter,
-            audio_states,
-            None if kwargs.get("inputs_embeds") is None else kwargs["inputs_embeds"][:, cached:],
-        )
-        if injection is not None:
-            self._check_passes(injection, kwargs)
-        backbone_ids = self._backbone_ids(input_ids)
-        with self._entered(injection):
-            generated = self.vlm.generate(input_ids=backbone_ids, **kwargs)
-        if backbone_ids is not input_ids:
-            sequences = generated if isinstance(generated, torch.Tensor) else generated.sequences
-            assert input_ids is not None  # only ids can hold placeholders
-            copies = sequences.shape[0] // input_ids.shape[0]
-            sequences[:, : input_ids.shape[1]] = input_ids.repeat_interleave(copies, dim=0)
-        if isinstance(generated, ModelOutput):
-            for name, reading in self._readings(injection).items():
-                generated[name] = reading
-        return generated
-
-    def _readings(self, injection: MediaInjection | None) -> dict[str, torch.Tensor | None]:
-        """What the Supervisor reads after a call; nothing with the adapter off."""
-        if injection is None or injection.enhancers is None:
-            return {}
-        states = injection.last_hidden_state
-        copies = states.shape[0] // injection.audio_mask.shape[0]
-        valence, arousal, logits = self.emotion_adapter.supervisor(
-            states[::copies], injection.audio_mask, injection.visual_mask
-        )
-        return {"valence": valence, "arousal": arousal, "emotion_logits": logits}
-
-    def _no_readings(self, states: torch.Tensor) -> dict[str, torch.Tensor | None]:
-        """What the Supervisor reads of samples without media: NaN."""
-        labels = self.config.emotion_labels
-        nothing = torch.full((states.shape[0], len(PATHS), len(labels or ())), torch.nan, device=states.device)
-        plane = nothing.new_full(nothing.shape[:2], torch.nan)
-        return {"valence": plane, "arousal": plane.clone(), "emotion_logits": nothing if labels else None}
-
     def predict_emotion(
         self,
         clips: Mapping[str, object] | Sequence[Mapping[str, object]],
@@ -515,105 +448,6 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 was never trained.
         """
         return predict_emotion(self, processor, clips, batch_size)
-
-    def _entered(self, injection: MediaInjection | None):
-        return contextlib.nullcontext() if injection is None else injection.entered(self.vlm.get_decoder())
-
-    def _backbone_ids(self, input_ids: torch.Tensor | None) -> torch.Tensor | None:
-        """The ids that the backbone may look up: an audio placeholder beyond its vocabulary becomes id 0."""
-        if input_ids is None or self.config.audio_token_id < self.config.get_text_config().vocab_size:
-            return input_ids
-        return input_ids.masked_fill(input_ids == self.config.audio_token_id, 0)
-
-    def _prepare_injection(
-        self, input_ids, input_features, audio_num_tokens, use_adapter, audio_states=None, inputs_embeds=None
-    ) -> MediaInjection | None:
-        use_adapter = self.config.adapter_enabled if use_adapter is None else use_adapter
-        silent = input_features is None and audio_states is None
-        if silent and not use_adapter:
-            # Placeholders without features must not pass as ordinary tokens.
-            if input_ids is not None:
-                _refuse((input_ids == self.config.audio_token_id).any())
-            return None
-        if input_ids is None and inputs_embeds is None:
-            if silent:
-                return None  # the backbone says what it lacks, or begins a text of its own
-            raise ValueError("Audio needs input_ids, which hold its placeholders; none were given.")
-        audio_mask, visual_mask = self._media_masks(input_ids, inputs_embeds)
-        audio_embeds = None
-        if not silent:
-            if input_ids is None and self.config.audio_token_id >= self.config.get_text_config().vocab_size:
-                raise ValueError(
-                    f"Audio needs input_ids, which hold its placeholders; only inputs_embeds were given. The "
-                    f"placeholder's id {self.config.audio_token_id} lies beyond the vocabulary of "
-                    f"{self.config.get_text_config().vocab_size}, so no embedding marks where audio stands."
-                )
-            audio_embeds = self.get_audio_features(
-                input_features, audio_num_tokens, audio_states, return_dict=True
-            ).pooler_output
-        found, given = int(audio_mask.sum()), 0 if audio_embeds is None else audio_embeds.shape[0]
-        if found != given:
-            raise ValueError(
-                f"input_ids hold {found} audio placeholders, but the audio features give {given} embeddings. Make "
-                "both with one call of the processor that was saved with this model; to go on from a cache, give the "
-                "new audio alone."
-            )
-        enhancers = self.emotion_adapter.enhancers if use_adapter else None
-        return MediaInjection(audio_mask, visual_mask, audio_embeds, enhancers)
-
-    def _media_masks(self, input_ids, inputs_embeds) -> tuple[torch.Tensor, torch.Tensor]:
-        """Where sound and where sight stand, (B, T) bool each; by the placeholders' embeddings where no ids are."""
-        audio, visual = self.config.audio_token_id, self.config.visual_token_ids
-        if input_ids is not None:
-            return input_ids == audio, torch.isin(input_ids, torch.tensor(visual, device=input_ids.device))
-        table = self.get_input_embeddings()
-        nowhere = torch.zeros(inputs_embeds.shape[:2], dtype=torch.bool, device=inputs_embeds.device)
-
-        def places(token_ids: list[int]) -> torch.Tensor:
-            known = [token_id for token_id in token_ids if token_id < self.config.get_text_config().vocab_size]
-            rows = table(torch.tensor(known, dtype=torch.long, device=inputs_embeds.device))  # (n, D)
-            return sum(((inputs_embeds == row).all(-1) for row in rows), start=nowhere)
-
-        return places([audio]), places(visual)
-
-    def _check_passes(self, injection: MediaInjection, generate_options: Mapping) -> None:
-        """Refuses ways to generate in which a pass over the prompt would lack what the media need."""
-        config = generate_options.get("generation_config") or self.generation_config
-
-        def option(name: str):
-            return generate_options.get(name, getattr(config, name, None))
-
-        if option("assistant_early_exit") is not None or option("assistant_model") is self.vlm:
-            raise ValueError(
-                "The model was given as its own assistant (assistant_model or assistant_early_exit), but its decoder "
-                "takes sound and the adapter once. Give another model, or generate without audio and with "
-                "use_adapter=False."
-            )
-        mixed = injection.audio_mask.any(1) & injection.visual_mask.any(1)
-        if option("prefill_chunk_size") and injection.enhancers and self.config.enhancer_context and bool(mixed.any()):
-            raise ValueError(
-                f"prefill_chunk_size is {option('prefill_chunk_size')}, which cuts the prompt into passes of its own, "
-                "but in a sample with sound and sight the Enhancer needs both at once. Leave it out, or give "
-                "use_adapter=False."
-            )
-
-
-def _cached_length(input_ids, past_key_values=None, attention_mask=None, inputs_embeds=None, **_) -> int:
-    """Tokens at the front of a prompt that a given cache holds, as `generate` of transformers understands it."""
-    if past_key_values is None or past_key_values.get_seq_length() == 0:
-        return 0
-    if inputs_embeds is None and attention_mask is not None and attention_mask.shape[1] != input_ids.shape[1]:
-        return 0  # the mask is that of the whole conversation: the ids are the new ones
-    return int(past_key_values.get_seq_length())
-
-
-def _refuse(placeholders: torch.Tensor) -> None:
-    """Raises where a batch without sound holds (a bool scalar) placeholders of sound."""
-    message = "input_ids hold audio placeholders but no input_features were given."
-    if torch.compiler.is_compiling():
-        torch._assert_async(~placeholders, message)
-    elif bool(placeholders):
-        raise ValueError(message)
 
 
 def _new_tower(config: PreTrainedConfig) -> PreTrainedModel:
