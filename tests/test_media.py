@@ -5,6 +5,7 @@ from media_files import picture, tone, write_png, write_video, write_wav
 
 from vaemotionllm import InputError
 from vaemotionllm.data.media import load_audio, load_image, load_video
+from vaemotionllm.model.media import sound_duration_s
 
 
 def pitch_hz(waveform, rate_hz=16_000):
@@ -151,3 +152,12 @@ def test_truncated_matroska_is_named(tmp_path, share):
         load_video(path, 4)
     with pytest.raises(InputError, match="v.mkv.*truncated"):
         load_audio(path)
+
+
+def test_bytes_that_name_other_files_open_none_of_them(tmp_path, monkeypatch):
+    write_video(tmp_path / "private.mp4")
+    playlist = b"ffconcat version 1.0\nfile private.mp4\n"
+    monkeypatch.chdir(tmp_path)
+    for load in (load_audio, sound_duration_s, lambda source: load_video(source, 4)):
+        with pytest.raises(InputError, match="embedded bytes"):
+            load(playlist)

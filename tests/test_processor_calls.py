@@ -103,6 +103,10 @@ def test_arrays_tensors_and_pictures_give_the_same(processor):
         assert_equal(one(processor, "audio", same), expected)
     assert_equal(one(processor, "audio", torch.from_numpy(sound).requires_grad_()), expected)
 
+    place, halves = f"{processor.audio_token}?", [sound[:4_000], sound[4_000:]]
+    listed = processor(text=[place] * 2, audio=[list(half) for half in halves], return_tensors="pt")
+    assert_equal(listed, processor(text=[place] * 2, audio=halves, return_tensors="pt"))
+
 
 @pytest.mark.parametrize(
     ("source", "words"),
@@ -198,6 +202,7 @@ def test_whole_numbers_are_scaled_by_their_type(processor, dtype, scale):
         (np.zeros(0, np.float32), None, r"shape \(0,\)"),
         (np.zeros(100, np.int64), None, "samples of type int64"),
         (np.full(100, np.nan, np.float32), None, "NaN"),
+        (np.full(100, -3000.0, np.float32), None, "samples reach 3000, and floats lie in"),
         ([[0.0, 1.0], [0.0]], None, "no array"),
         (np.zeros(100, np.float32), 0, "sampling rate is 0"),
         (np.zeros(100, np.float32), 44_100.5, "sampling rate is 44100.5"),
@@ -372,6 +377,10 @@ def test_frames_are_taken_as_the_call_says(processor, files):
     assert steps(frames, fps=4, video_metadata={"fps": 6.0, "total_num_frames": 12}) == 4
     assert steps(path, do_sample_frames=False) == 5
     assert steps(path, videos_kwargs={"num_frames": 6}) == 3
+
+    film, metadata = f"{processor.video_token}?", [[{"fps": 6.0}], [{"fps": 3.0}]]  # of 2 s and of 4 s
+    inputs = processor(text=[film, film], videos=[[frames], [frames]], video_metadata=metadata, fps=2)
+    assert [int(grid[0]) for grid in inputs["video_grid_thw"]] == [2, 4]
 
 
 def test_media_and_placeholders_that_do_not_match_are_named(processor):

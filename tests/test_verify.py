@@ -331,6 +331,8 @@ def test_a_sharded_folder(folder):
         (lambda v: v.update(format=2), "has format 2; this release reads format 1"),
         (lambda v: v.pop("cases"), "lacks what a recording holds"),
         (lambda v: v.update(tensors_sha256="0" * 64), "is not the file that verification.json describes"),
+        (lambda v: v.update(cases=[]), "holds no inputs"),
+        (lambda v: v["cases"][2].update(spread=float("nan")), "a spread of logits that is no number above 0"),
     ],
 )
 def test_a_recording_that_cannot_be_used(folder, change, note):
@@ -338,6 +340,14 @@ def test_a_recording_that_cannot_be_used(folder, change, note):
     found = results_of(folder)
     assert note in found["recording"].notes[0] and found["recording"].result == DISAGREES
     assert found["weights"].result == AGREES and not set(LOGITS) & found.keys()
+
+
+def test_a_model_that_gives_no_numbers_is_not_recorded(folder):
+    change_weight(folder, "vlm.model.norm.weight", lambda weight: weight.fill_(float("nan")))
+    before = (folder / recording.JSON_FILE).read_bytes()
+    with pytest.raises(InputError, match="not finite.* for the input 'text'"):
+        recording.record(folder)
+    assert (folder / recording.JSON_FILE).read_bytes() == before
 
 
 def test_the_models_own_code_runs_only_when_it_is_trusted(folder):

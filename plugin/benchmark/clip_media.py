@@ -13,6 +13,7 @@ import numpy as np
 from ..data.manifest import Clip, Media
 from ..data.media import load_audio, load_image, load_video
 from ..errors import InputError
+from ..model.media import open_av
 from .unpack import suffix_of
 
 # A part that ends this near to the end of the file is the whole file.
@@ -72,18 +73,12 @@ def _bytes_and_suffix(source: Media) -> tuple[bytes, str]:
     return content, suffix_of(source, content)
 
 
-def _open(source: Media):
-    import av
-
-    return av.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-
-
 def _track(source: Media, kind: str, clip: Clip, name: str) -> tuple[int, bool, bool]:
     """Sampling rate (of a sound), whether the clip is the whole file, whether the file holds no other track."""
     import av
 
     try:
-        with _open(source) as container:
+        with open_av(source) as container:
             streams = [stream for stream in container.streams if stream.type == kind]
             if not streams:
                 raise InputError(f"{name}: the file has no {kind} track. Leave the field empty, or give another file.")
@@ -102,7 +97,7 @@ def _picture_track(source: Media) -> bytes | None:
 
     buffer = io.BytesIO()
     try:
-        with _open(source) as old, av.open(buffer, "w", format="mp4", options={"fflags": "+bitexact"}) as new:
+        with open_av(source) as old, av.open(buffer, "w", format="mp4", options={"fflags": "+bitexact"}) as new:
             track = old.streams.video[0]
             copy = new.add_stream_from_template(track)
             for packet in old.demux(track):
@@ -119,7 +114,7 @@ def _coded_part(source: Media, start_s: float, end_s: float | None) -> bytes:
     import av
 
     buffer = io.BytesIO()
-    with _open(source) as old, av.open(buffer, "w", format="mp4", options={"fflags": "+bitexact"}) as new:
+    with open_av(source) as old, av.open(buffer, "w", format="mp4", options={"fflags": "+bitexact"}) as new:
         track = old.streams.video[0]
         film = None
         first_s = None

@@ -1,7 +1,6 @@
 """What a benchmark's media hold, measured once a file: length, loudness, silence, black frames, size, fingerprints."""
 
 import hashlib
-import io
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -9,6 +8,7 @@ import numpy as np
 from ..data.manifest import Media
 from ..data.media import SAMPLING_RATE_HZ, load_audio, load_image, load_video
 from ..errors import InputError
+from ..model.media import open_av
 from . import fingerprints
 
 # All thresholds are our choice and stand in the report.
@@ -84,7 +84,7 @@ def _other_track(medium: Medium) -> bool:
     other = "audio" if medium.kind == "video" else "video"
     source = medium.source
     try:
-        with av.open(io.BytesIO(source) if isinstance(source, bytes) else source) as container:
+        with open_av(source) as container:
             return any(stream.type == other for stream in container.streams)
     except (av.error.FFmpegError, OSError):  # what soundfile reads and FFmpeg does not is sound alone
         return False

@@ -75,7 +75,8 @@ def record(folder: Path) -> None:
     and an evaluation that it holds goes with it: it was of the model before.
 
     Raises:
-        InputError: the folder holds no whole model, or its files are listed in a reproducibility.json already.
+        InputError: the folder holds no whole model, its logits are not finite, or its files are listed in a
+            reproducibility.json already.
     """
     if (folder / MANIFEST).is_file():
         raise InputError(
@@ -99,6 +100,11 @@ def record(folder: Path) -> None:
             vocabulary = tensors.setdefault("vocabulary_ids", _drawn_ids(logits.shape[-1]))
             kept = {**of_logits(logits, vocabulary, logits.topk(min(TOP, logits.shape[-1])).indices), **readings}
             spreads[case.name] = float(logits.std(-1).mean())
+            if not logits.isfinite().all() or not spreads[case.name] > 0:
+                raise InputError(
+                    f"the model of {folder} gives logits that are not finite, or all the same, for the input "
+                    f"{case.name!r}; nothing could be compared with them. Look for NaN in its weights."
+                )
             tensors |= {f"inputs/{case.name}/{key}": value for key, value in ids.items()}
             tensors |= {f"outputs/{case.name}/{key}": value for key, value in kept.items()}
             if case.name == MIXED:
@@ -168,7 +174,9 @@ def read_recording(folder: Path) -> Recording | None:
             )
             for case in about["cases"]
         )
-        about["media"].items(), [float(case["spread"]) for case in about["cases"]], about["generation"]["case"]
+        if not cases or not all(0 < float(case["spread"]) < float("inf") for case in about["cases"]):
+            raise Unusable(f"{JSON_FILE} holds no inputs, or a spread of logits that is no number above 0.")
+        about["media"].items(), about["generation"]["case"]
         [of.items() for of in about["settings"].values()]
         return Recording(about, cases, load_file(folder / TENSOR_FILE))
     except FileNotFoundError as error:

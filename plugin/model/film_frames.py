@@ -76,7 +76,8 @@ def choose_frames(
     nested = arguments.get("videos_kwargs") or {}
     asked = {name: {**nested, **arguments}.get(name) for name in _CHOICE}
     about = asked["video_metadata"]
-    about = list(about) if isinstance(about, (list, tuple)) else [about] * len(films)
+    rows = about if isinstance(about, (list, tuple)) else [about] * len(films)
+    about = [one for row in rows for one in (row if isinstance(row, (list, tuple)) else [row])]
     if len(about) != len(films):
         raise InputError(f"video_metadata has {len(about)} entries for {len(films)} films; give one for each.")
     chosen = [

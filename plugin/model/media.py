@@ -96,7 +96,7 @@ def sound_duration_s(source: str | os.PathLike | bytes, name: str | None = None)
     name = name or _name_of(source)
     _check_exists(source, name)
     try:
-        with _open_av(source) as container:
+        with open_av(source) as container:
             if not container.streams.audio:
                 return None
             stream, first, last = container.streams.audio[0], None, None
@@ -183,7 +183,7 @@ def load_video(
     name = name or _name_of(source)
     _check_exists(source, name)
     try:
-        with _open_av(source) as container:
+        with open_av(source) as container:
             if not container.streams.video:
                 raise InputError(f"{name}: the file has no picture track. Use it as `audio`, or give a video.")
             stream = container.streams.video[0]
@@ -321,7 +321,7 @@ def _read_av_audio(source, name, max_s, start_s, end_s) -> tuple[np.ndarray, int
 
     start_s = start_s or 0.0
     try:
-        with _open_av(source) as container:
+        with open_av(source) as container:
             if not container.streams.audio:
                 raise InputError(
                     f"{name}: the file has no sound track. Leave the field `audio` empty for this clip, or add sound."
@@ -424,10 +424,17 @@ def _is_soundfile(source) -> bool:
     return os.fspath(source).lower().endswith(_SOUNDFILE_SUFFIXES)
 
 
-def _open_av(source):
+def open_av(source: str | os.PathLike | bytes):
+    """A path, or the bytes of a file, as PyAV's container.
+
+    A playlist (concat, HLS, SDP) names other files and hosts. Of a path FFmpeg follows no network address; of bytes it
+    would follow every one, so there it may open nothing else.
+    """
     import av
 
-    return av.open(io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source))
+    if isinstance(source, bytes):
+        return av.open(io.BytesIO(source), options={"protocol_whitelist": "none"})
+    return av.open(os.fspath(source))
 
 
 @functools.lru_cache(maxsize=16)

@@ -71,10 +71,10 @@ def _rows_of(media: Any, kind: str) -> tuple[list[int] | None, list]:
         return None, list(media) if getattr(media, "ndim", None) == batched else [media]
     if kind == "video" and media and _is_picture(media[0]):
         return None, [media]  # one film as its frames
-    if kind == "audio" and media and np.isscalar(media[0]) and not isinstance(media[0], (str, bytes)):
+    if kind == "audio" and media and _is_sample(media[0]):
         return None, [media]  # one sound as its samples
     if media and all(isinstance(row, (list, tuple)) for row in media):
-        if kind == "audio" and any(row and isinstance(row[0], (int, float)) for row in media):
+        if kind == "audio" and any(row and _is_sample(row[0]) for row in media):
             return None, list(media)  # sounds as their samples
         if kind == "video" and any(row and _is_picture(row[0]) for row in media):
             return None, list(media)  # films as their frames
@@ -87,6 +87,10 @@ def _is_picture(medium: Any) -> bool:
     from PIL import Image
 
     return isinstance(medium, Image.Image) or (hasattr(medium, "shape") and np.ndim(medium) in (2, 3))
+
+
+def _is_sample(value: Any) -> bool:
+    return np.isscalar(value) and not isinstance(value, (str, bytes))
 
 
 def _check_counts(kind: str, token: str, counts: Sequence[int], given: int) -> None:

@@ -10,6 +10,9 @@ from .input_error import InputError
 from .media import load_audio, resample, sound_duration_s
 from .media_sources import is_file, rate_is_said
 
+# Sound in floats may go over 1 a little, 40 dB never: it is integers that were converted and not scaled.
+_LOUDEST = 100.0
+
 
 def to_waveform(
     audio: Any, sampling_rate: int | None, to_hz: int, max_s: float, truncation: bool = False, name: str = "the audio"
@@ -90,4 +93,9 @@ def _mono(audio: np.ndarray | torch.Tensor | Sequence, name: str) -> np.ndarray:
         samples = samples.mean(0 if samples.shape[0] <= samples.shape[1] else 1)
     if not np.isfinite(samples).all():
         raise InputError(f"{name}: the sound holds NaN or infinite samples. Export it again.")
+    if (peak := float(np.abs(samples).max())) > _LOUDEST:
+        raise InputError(
+            f"{name}: samples reach {peak:.0f}, and floats lie in [-1, 1]; divide what was read as 16-bit integers by "
+            "32768, or give the integers."
+        )
     return samples
