@@ -171,6 +171,14 @@ def test_a_model_loaded_this_way_is_saved_whole(whole, alone, tmp_path):
     }
 
 
+@pytest.mark.parametrize(
+    "argument", [{"state_dict": {}}, {"variant": "fp16"}], ids=lambda argument: next(iter(argument))
+)
+def test_arguments_that_say_which_weights_are_refused(alone, argument):
+    with pytest.raises(InputError, match=f"{next(iter(argument))} was given, and the model .* without its backbone"):
+        AutoModel.from_pretrained(alone, **argument)
+
+
 def test_our_own_weights_must_all_be_there(alone, tmp_path):
     folder = shutil.copytree(alone, tmp_path / "alone")
     change(folder, lambda tensors: tensors.pop("audio_projector.boundary"))

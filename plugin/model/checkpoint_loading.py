@@ -55,6 +55,12 @@ def load_checkpoint(
                     "or the model first and the adapter onto it by PeftModel.from_pretrained."
                 )
         else:
+            for argument in ("state_dict", "variant"):
+                if kwargs.get(argument) is not None:
+                    raise InputError(
+                        f"{argument} was given, and the model '{name}' was saved without its backbone, from whose "
+                        "files and its own the weights are put together; leave it out, or save the model whole first."
+                    )
             backbone, state_dict = _joined_weights(name, alone, where)
             if kwargs.get("generation_config") is None:
                 kwargs["generation_config"] = _generation_config(name, where)
@@ -155,6 +161,7 @@ def _generation_config(name, where) -> GenerationConfig | None:
 
 def _damage(cls, name, config, where, backbone: Backbone | None) -> str | None:
     """What is wrong with the weight files of a model that could not be loaded; None where nothing is found."""
+    where = {key: value for key, value in where.items() if key != "force_download"}  # they have just come
     try:
         weights = Weights(weight_files(name, **where))
     except InputError as error:

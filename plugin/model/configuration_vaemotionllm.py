@@ -1,5 +1,6 @@
 """Configuration of VAEmotionLLM."""
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import field, fields
 
@@ -7,6 +8,8 @@ from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
+
+logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 """Of the folders that this code writes; it reads this one and older ones. Raise it with any change of the files that
@@ -115,10 +118,13 @@ class VAEmotionLLMConfig(PreTrainedConfig):
         return {known.name for known in fields(cls)} | _LIBRARY_FIELDS
 
     @classmethod
+    def _unknown(cls, names: Iterable[str]) -> list[str]:
+        return sorted(name for name in set(names) - cls.known_names() if not name.startswith("_"))
+
+    @classmethod
     def _check_names(cls, names: Iterable[str]) -> None:
         """The library would take a name that nobody reads in silence, a misspelt one among them."""
-        unknown = sorted(name for name in set(names) - cls.known_names() if not name.startswith("_"))
-        if unknown:
+        if unknown := cls._unknown(names):
             own = ", ".join(sorted(set(cls.__annotations__)))
             raise ValueError(
                 f"{unknown[0]!r} is no field of a VAEmotionLLM's config; fields are {own}, and those of every "
@@ -127,8 +133,14 @@ class VAEmotionLLMConfig(PreTrainedConfig):
             )
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        self._check_names(self.to_diff_dict())  # what could not be loaded again is not written
-        return super().save_pretrained(save_directory, *args, **kwargs)
+        """As of every config. What was set and is no field is left out, and said: it could not be loaded again."""
+        left = {name: self.__dict__.pop(name) for name in self._unknown(self.to_diff_dict())}
+        if left:
+            logger.warning("Not saved, since they are no fields of a VAEmotionLLM's config: %s.", ", ".join(left))
+        try:
+            return super().save_pretrained(save_directory, *args, **kwargs)
+        finally:
+            self.__dict__.update(left)
 
     def get_text_config(self, decoder=None, encoder=None):
         return self.vlm_config.get_text_config(decoder=decoder, encoder=encoder)
