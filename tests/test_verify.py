@@ -17,7 +17,7 @@ from vaemotionllm import InputError, VAEmotionLLMForConditionalGeneration
 from vaemotionllm.benchmark import schema, select
 from vaemotionllm.cli.main import main
 from vaemotionllm.evaluation import run_facts
-from vaemotionllm.hub import opening, recording, verification
+from vaemotionllm.hub import opening, recording, reproducibility, verification
 from vaemotionllm.hub.download import locate
 from vaemotionllm.hub.recorded_evaluation import prepare, record_evaluation
 from vaemotionllm.hub.tolerances import ANSWERS, PROCESSOR, READINGS_SHARE, TOLERANCES
@@ -156,8 +156,6 @@ def test_one_altered_value_of_a_supervisor_shows_in_its_readings(folder):
 
 
 def test_one_altered_bit_shows_in_the_hashes_and_nothing_is_loaded(folder, monkeypatch):
-    reproducibility = pytest.importorskip("vaemotionllm.hub.reproducibility")
-
     def flip(weight):
         weight.view(torch.int32)[0, 0] ^= 1
 

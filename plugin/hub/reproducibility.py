@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import InputError
+from .places import without_place
 
 FILE = "reproducibility.json"
 FORMAT = 1
@@ -105,15 +106,6 @@ def check_files(folder: Path) -> list[str]:
 
 def _stage(stage: dict[str, Any]) -> dict[str, Any]:
     return {**stage, "settings": {name: without_place(value) for name, value in stage["settings"].items()}}
-
-
-def without_place(value: Any) -> Any:
-    """A setting without where files lie on the machine of the run: of an absolute path its name."""
-    if isinstance(value, str) and (value.startswith(("/", "~", "..")) or re.match(r"[A-Za-z]:[\\/]", value)):
-        return re.split(r"[\\/]", value.rstrip("/\\"))[-1]
-    if isinstance(value, dict):
-        return {name: without_place(of) for name, of in value.items()}
-    return [without_place(of) for of in value] if isinstance(value, list) else value
 
 
 def _data(stages: list[dict[str, Any]]) -> dict[str, Any]:
