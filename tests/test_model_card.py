@@ -167,6 +167,8 @@ def test_the_licence_of_a_backbone_is_that_of_its_card(runs, stage2):
         assert ModelCard(done.card).data.license == "mit"
         assert "- Of the backbone (from a folder `qwen2_5_vl`), which holds for its weights too: mit." in done.card
         assert ModelCard(dry(stage2, license="other").card).data.license == "other"
+        (backbone / "README.md").write_text("---\nlicense: [mit, My own]\n---\n# Backbone\n")
+        assert ModelCard(dry(stage2).card).data.license is None
     finally:
         (backbone / "README.md").unlink()
 

@@ -15,7 +15,7 @@ from hub_server import TOKEN
 from vaemotionllm.cli.main import main
 from vaemotionllm.errors import InputError
 from vaemotionllm.hub import folder_checks, reproducibility
-from vaemotionllm.hub.places import is_hub_name
+from vaemotionllm.hub.places import is_hub_name, without_place
 from vaemotionllm.hub.push import push
 
 CODE = {"audio_lengths.py", "audio_projector.py", "configuration_vaemotionllm.py", "emotion_adapter.py",
@@ -205,6 +205,15 @@ def test_a_relative_path_is_no_name_on_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert not is_hub_name("runs/vlm")
     assert not any(is_hub_name(name) for name in ("/a/b", "~/b", "./b", "a", "a/b/c", "a b/c"))
+
+
+@pytest.mark.parametrize(
+    ("setting", "shown"),
+    [("/home/me/world/manifest.jsonl", "manifest.jsonl"), ("runs/demo/stage1", "stage1"), ("C:\\me\\stage1", "stage1"),
+     ("file:///home/me/stage1/", "stage1"), ("org/name", "org/name"), ("what is it / a or b / c?", None), (3, None)],
+)  # fmt: skip
+def test_settings_name_no_place(setting, shown):
+    assert without_place({"a": [setting]}) == {"a": [setting if shown is None else shown]}
 
 
 def test_without_its_backbone_a_model_needs_one_on_the_hub(folder, capsys):

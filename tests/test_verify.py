@@ -328,6 +328,7 @@ def test_a_sharded_folder(folder):
     [
         (lambda v: v.update(format=2), "has format 2; this release reads format 1"),
         (lambda v: v.pop("cases"), "lacks what a recording holds"),
+        (lambda v: v.update(cases=[]), "verification.json lists no cases, so there is nothing to compare."),
         (lambda v: v.update(tensors_sha256="0" * 64), "is not the file that verification.json describes"),
     ],
 )
@@ -513,6 +514,14 @@ def test_results_that_cannot_be_recorded(evaluated, folder, tmp_path):
     (folder / recording.TENSOR_FILE).unlink()
     with pytest.raises(InputError, match="--record` first"):
         record_evaluation(folder, results)
+
+
+def test_no_recorded_answers_are_no_agreement(asked, benchmark):
+    from vaemotionllm.hub.recorded_evaluation import rerun
+
+    change_json(asked / recording.JSON_FILE, lambda v: v["evaluation"].update(tasks={}))
+    (check,) = rerun(asked, prepare(asked, str(benchmark)), verify(asked, device="cpu"))
+    assert check.result == NOT_CHECKED and "no answers are recorded" in check.notes
 
 
 def test_a_broken_model_is_not_asked(asked, benchmark):

@@ -25,6 +25,7 @@ METRICS = {
     "follows_sight": "share of answers that follow sight",
     "ccc": "CCC of valence and arousal",
 }
+_LICENCE = re.compile(r"[a-z0-9][a-z0-9.-]*")
 MODEL_TAGS = ["vaemotionllm", "audio", "image", "video", "music", "art", "emotion", "valence-arousal"]
 
 
@@ -154,12 +155,13 @@ def licence_of(name: str) -> str | None:
         found = ModelCard.load(file, ignore_metadata_errors=True).data.license
     except (ValueError, OSError):
         return None
-    return str(found) if found else None
+    # Some cards have a list, or words of their own, which the Hub takes no more.
+    return found if isinstance(found, str) and _LICENCE.fullmatch(found) else None
 
 
 def check_license(license: str | None) -> None:
     """Raises an InputError unless `license` is written as the Hub writes identifiers of licences."""
-    if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", license):
+    if license is not None and not _LICENCE.fullmatch(license):
         raise InputError(
             f"--license is {license!r}; give an identifier of the Hub such as apache-2.0, cc-by-4.0, other."
         )

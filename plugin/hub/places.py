@@ -14,6 +14,8 @@ FILES = ("config.json", "generation_config.json", "processor_config.json", "prep
 _DROPPED = ("_name_or_path", "name_or_path")
 # Of use where they are names on the Hub; the revision goes with the name.
 _NAMES = {"backbone_name": "backbone_revision", "base_model_name_or_path": "revision", "vlm": None, "audio": None}
+# An absolute path, or a relative one of more parts than a name on the Hub has.
+_PLACE = re.compile(r"[/~]|\.\.|file:|\\\\|[A-Za-z]:[\\/]|[\w.-]+([\\/][\w.-]+){2,}[\\/]?$")
 
 
 def is_hub_name(name: str, near: Path | None = None) -> bool:
@@ -30,8 +32,8 @@ def is_hub_name(name: str, near: Path | None = None) -> bool:
 
 
 def without_place(value: Any) -> Any:
-    """A setting without where files lie on the machine of the run: of an absolute path its name."""
-    if isinstance(value, str) and re.match(r"[/~]|\.\.|file:|\\\\|[A-Za-z]:[\\/]", value):
+    """A setting without where files lie on the machine of the run: of a path its last part. OWNER/NAME stays."""
+    if isinstance(value, str) and _PLACE.match(value):
         return re.split(r"[\\/]", value.rstrip("/\\"))[-1]
     if isinstance(value, dict):
         return {name: without_place(of) for name, of in value.items()}

@@ -168,9 +168,13 @@ def read_recording(folder: Path) -> Recording | None:
             )
             for case in about["cases"]
         )
+        if not cases:
+            raise Unusable(f"{JSON_FILE} lists no cases, so there is nothing to compare.")
         about["media"].items(), [float(case["spread"]) for case in about["cases"]], about["generation"]["case"]
         [of.items() for of in about["settings"].values()]
         return Recording(about, cases, load_file(folder / TENSOR_FILE))
+    except Unusable:  # a ValueError too
+        raise
     except FileNotFoundError as error:
         raise Unusable(f"{TENSOR_FILE} is missing.") from error
     except (KeyError, TypeError, ValueError, AttributeError, SafetensorError) as error:
