@@ -244,7 +244,8 @@ def test_a_model_from_the_hub_takes_its_history_along_unless_it_was_changed(writ
     for name in ("verification.json", "verification.safetensors"):
         (written / name).write_text("of the model before")
     reproducibility.write(written, stages, {})
-    assert "verification.json" in dry(written).files
+    (written / "notes.jsonl").write_text("beside the model, and none of its files")
+    assert "verification.json" in dry(written).files and "**Stage 1, VG-Align**" in dry(written).card
     (written / "generation_config.json").write_text("{}")
     assert "verification.json" not in dry(written).files
     (written / "README.md").write_text("# org/name, before")

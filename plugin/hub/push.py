@@ -62,7 +62,8 @@ def push(
         backbone, backbone_revision: where it fetches them, if the model's config does not say.
         results_path: the model's evaluation, see `hub.results.read`; a demo's own is found by itself.
         license: identifier of the licence, for the card.
-        recorded: record inputs and their logits for `vaemotionllm verify`, where the folder has none.
+        recorded: record inputs and their logits for `vaemotionllm verify`, where the folder has none, or has those of
+            a model that was changed since it came from the Hub.
         dry_run: do all but connect to the Hub.
         endpoint, token: of the Hub, in place of HF_ENDPOINT and the saved token.
         timeout_s: longest silence of the Hub within one request.
@@ -84,7 +85,7 @@ def push(
         if problems := folder_checks.format_problems(staged):
             raise InputError(f"{folder}: {problems[0]}")
         # A model that came from the Hub and was trained on: what its files say is of the one before.
-        altered = bool(folder_checks.altered_files(folder))
+        altered = (folder / reproducibility.FILE).is_file() and bool(reproducibility.changed_files(folder))
         if altered:
             for name in staging.RECORDED:
                 (staged / name).unlink(missing_ok=True)
@@ -159,7 +160,7 @@ def _facts(
 
     stages = stages_of(folder)
     found: dict[str, Any] = {}
-    if not stages and (folder / reproducibility.FILE).is_file() and not altered:
+    if not stages and not altered and (folder / reproducibility.FILE).is_file():
         # It came from the Hub, and is what it was there.
         earlier = reproducibility.read(folder)
         stages, found = earlier.get("stages") or [], earlier.get("results") or {}

@@ -87,9 +87,23 @@ def check_files(folder: Path) -> list[str]:
     Raises:
         InputError: see `read`.
     """
-    known, found = read(folder)["files"], set(files_of(folder))
-    sentences = []
-    for name, expected in sorted(known.items()):
+    known = read(folder)["files"]
+    added = (name for name in files_of(folder) if name not in known)
+    return changed_files(folder) + [
+        f"{name} is not of this model: {FILE} does not list it."
+        for name in added
+        if not _FOR_READERS.fullmatch(name.rpartition("/")[2])
+    ]
+
+
+def changed_files(folder: Path) -> list[str]:
+    """The same without files that are there beside the listed ones, such as what a run leaves.
+
+    Raises:
+        InputError: see `read`.
+    """
+    sentences, found = [], set(files_of(folder))
+    for name, expected in sorted(read(folder)["files"].items()):
         if name not in found:
             sentences.append(f"{name} is missing.")
             continue
@@ -98,9 +112,6 @@ def check_files(folder: Path) -> list[str]:
             sentences.append(f"{name} has {size:,} bytes instead of {expected['size']:,}.")
         elif hash_of(folder / name)["sha256"] != expected["sha256"]:
             sentences.append(f"{name} was altered: its SHA-256 is another.")
-    for name in sorted(found - set(known)):
-        if not _FOR_READERS.fullmatch(name.rpartition("/")[2]):
-            sentences.append(f"{name} is not of this model: {FILE} does not list it.")
     return sentences
 
 
