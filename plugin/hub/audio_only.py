@@ -20,8 +20,8 @@ _LEFT_OUT = ("reproducibility.json", "*.index.json")
 def write_audio_only(folder: Path, out: Path, backbone: str | None = None, revision: str | None = None) -> None:
     """Write a model without its backbone's weights, which `from_pretrained` then fetches by name and revision.
 
-    Files are read tensor by tensor: no more is held than the parts that are written. Of subfolders only the processor's
-    chat templates are taken over.
+    Files are read tensor by tensor: no more is held than the parts that are written. Of subfolders only that of the
+    processor's chat templates is taken over.
 
     Args:
         folder: a saved model with its backbone.
