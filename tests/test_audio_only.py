@@ -120,6 +120,17 @@ def test_all_files_but_the_weights_go_along(whole, alone, tmp_path):
     assert isinstance(AutoProcessor.from_pretrained(tmp_path / "out"), VAEmotionLLMProcessor)
 
 
+def test_chat_templates_beside_the_first_go_along_and_pickles_do_not(whole, tmp_path):
+    folder = Path(shutil.copytree(whole, tmp_path / "whole"))
+    processor = VAEmotionLLMProcessor.from_pretrained(folder)
+    processor.chat_template = {"default": processor.chat_template, "short": "{{ messages }}"}
+    processor.save_pretrained(folder)
+    (folder / "old.ckpt").write_bytes(b"anything")
+    write_audio_only(folder, tmp_path / "out")
+    assert VAEmotionLLMProcessor.from_pretrained(tmp_path / "out").chat_template == processor.chat_template
+    assert not (tmp_path / "out" / "old.ckpt").exists()
+
+
 def test_dtype_attention_and_device_map_hold_for_the_whole(whole, alone):
     arguments = dict(dtype=torch.bfloat16, attn_implementation="eager", device_map="cpu", enhancer_layers=[0, 1])
     torch.manual_seed(0)

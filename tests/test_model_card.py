@@ -1,5 +1,6 @@
 """The model card and `reproducibility.json`: what a run, its evaluation and its parts say, and nothing else."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -140,6 +141,7 @@ def test_what_is_not_known_is_said_and_not_made_up(runs, tmp_path):
     assert card.data.eval_results is None and card.data.license is None
     assert done.card.count("Not known: the folder holds no record of a training run.") == 2
     assert "No results were given when this card was made." in done.card
+    assert "- Training data: its licences are not known here." in done.card
     assert "No stage-2 run is recorded" in done.card and "- Whoever uploaded it stated none." in done.card
 
 
@@ -165,8 +167,45 @@ def test_the_licence_of_a_backbone_is_that_of_its_card(runs, stage2):
         assert ModelCard(done.card).data.license == "mit"
         assert "- Of the backbone (from a folder `qwen2_5_vl`), which holds for its weights too: mit." in done.card
         assert ModelCard(dry(stage2, license="other").card).data.license == "other"
+        (backbone / "README.md").write_text("---\nlicense: [mit, My own]\n---\n# Backbone\n")
+        assert ModelCard(dry(stage2).card).data.license is None
     finally:
         (backbone / "README.md").unlink()
+
+
+def of_adapter(results, adapter):
+    """Makes results those of a run by an lmms-eval model of that name."""
+    for file in results.glob("**/*_results.json"):
+        written = json.loads(file.read_text())
+        for config in written["configs"].values():
+            config["metadata"]["run"] = {"adapter": adapter, "num_frames": 2, "dtype": "torch.float32"}
+            config["generation_kwargs"] = {"max_new_tokens": 4}
+        file.write_text(json.dumps(written))
+
+
+def test_answers_of_the_evaluation_are_recorded(stage2, results, monkeypatch, capsys):
+    """For `verify --evaluation` by whoever downloads the model."""
+    sent = {}
+
+    def take(files, *_, **__):
+        sent.update({name: path.read_bytes() for name, path in files.items()})
+        return "address"
+
+    monkeypatch.setattr("vaemotionllm.hub.push.upload", take)
+    of_adapter(results, "vaemotionllm.evaluation.lmms_model.VAEmotionLLM")
+    assert push(stage2, "org/name").notes == ()
+    recorded = json.loads(sent["verification.json"])["evaluation"]
+    assert recorded["benchmark"]["name"] == "test set" and recorded["run"]["num_frames"] == 2
+    of = recorded["tasks"]["artemo_content_audio"]
+    assert len(of["items"]) == len(of["answers"]) == 12 and of["accuracy"] == pytest.approx(4 / 12)
+    listed = json.loads(sent["reproducibility.json"])["files"]["verification.json"]
+    assert listed["sha256"] == hashlib.sha256(sent["verification.json"]).hexdigest()
+    # Of results by another adapter the card has the scores, and no answers can be asked again.
+    of_adapter(results, "another")
+    assert main(["push", str(stage2), "--repo", "org/name"]) == 0
+    assert "evaluation" not in json.loads(sent["verification.json"])
+    assert "note: no answers are recorded for `verify --evaluation`: " in capsys.readouterr().err
+    assert b"| artemo_content_audio |" in sent["README.md"]
 
 
 @pytest.fixture
@@ -202,7 +241,16 @@ def test_a_model_from_the_hub_takes_its_history_along_unless_it_was_changed(writ
     stages = json.loads((written / reproducibility.FILE).read_text())["stages"]
     reproducibility.write(written, stages, {})
     assert "**Stage 1, VG-Align**" in dry(written).card
+    for name in ("verification.json", "verification.safetensors"):
+        (written / name).write_text("of the model before")
+    reproducibility.write(written, stages, {})
+    (written / "notes.jsonl").write_text("beside the model, and none of its files")
+    assert "verification.json" in dry(written).files and "**Stage 1, VG-Align**" in dry(written).card
     (written / "generation_config.json").write_text("{}")
+    assert "verification.json" not in dry(written).files
+    (written / "README.md").write_text("# org/name, before")
+    assert "the model was changed since it came here" in dry(written).notes[0]
+    (written / "README.md").unlink()
     assert "Not known: the folder holds no record" in dry(written).card
 
 

@@ -17,7 +17,7 @@ from training import make_setup, stage1_values, stage2_values, train, write_conf
 
 from vaemotionllm.cli.main import main
 from vaemotionllm.errors import InputError
-from vaemotionllm.hub import staging
+from vaemotionllm.hub import folder_checks, staging
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("plugin", "patches", "eval_tasks", "benchmarks", "setup.py")
@@ -109,7 +109,7 @@ def pickles_in(folder: Path) -> set[str]:
         if not path.is_file():
             continue
         try:
-            staging.tensor_names(path)
+            folder_checks.tensor_names(path)
         except InputError:
             if is_pickle(path.read_bytes()):
                 found.add(path.relative_to(folder).as_posix())
@@ -192,5 +192,5 @@ def test_weights_in_a_pickle_are_not_read(tmp_path):
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
     with pytest.raises(OSError, match="model.safetensors"):
         AutoModel.from_pretrained(folder)
-    with pytest.raises(InputError, match="lacks model.safetensors"):
+    with pytest.raises(InputError, match="the weights are missing: there is no model.safetensors"):
         staging.check(folder)

@@ -14,7 +14,8 @@ from hub_server import TOKEN
 
 from vaemotionllm.cli.main import main
 from vaemotionllm.errors import InputError
-from vaemotionllm.hub import reproducibility, staging
+from vaemotionllm.hub import folder_checks, reproducibility
+from vaemotionllm.hub.places import is_hub_name, without_place
 from vaemotionllm.hub.push import push
 
 CODE = {"audio_lengths.py", "audio_projector.py", "configuration_vaemotionllm.py", "emotion_adapter.py",
@@ -78,11 +79,12 @@ def test_what_belongs_to_a_model_goes_out_in_one_commit_and_nothing_else(folder,
     shards = {name for name in files if name.endswith(".safetensors")}
     assert len(shards) > 2 and CODE < set(files)
     expected = {"config.json", "generation_config.json", "processor_config.json", "tokenizer.json", "README.md",
-                "tokenizer_config.json", "chat_template.jinja", "reproducibility.json", staging.INDEX}  # fmt: skip
+                "tokenizer_config.json", "chat_template.jinja", "reproducibility.json",
+                folder_checks.INDEX}  # fmt: skip
     assert set(files) - shards - expected == {name for name in files if name.endswith(".py")}
     assert "notes.py" not in files
     assert hub.log("org/name") == ["the first one"]
-    for name in set(files) - {"README.md", "reproducibility.json"}:
+    for name in set(files) - {"README.md", "reproducibility.json", "config.json"}:
         assert files[name] == (folder / name).read_bytes()
     # Large files went by LFS, each once, before the one commit.
     assert hub.asked("PUT /lfs/object/*") == len(shards) and hub.asked("POST /api/*/commit/*") == 1
@@ -160,7 +162,7 @@ def test_a_dry_run_lists_the_files_and_connects_to_nothing(folder, capsys, monke
     monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("connected"))
     assert run(folder, "--dry-run", "--show-card") == 0
     out = capsys.readouterr().out
-    assert f"config.json  {(folder / 'config.json').stat().st_size:,}\n" in out
+    assert f"tokenizer.json  {(folder / 'tokenizer.json').stat().st_size:,}\n" in out
     assert "would go to org/name: " in out and "checkpoint-" not in out and "\n# name\n" in out
 
 
@@ -170,9 +172,64 @@ def test_pushing_changes_nothing_in_the_folder(folder, hub):
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-def test_a_card_in_the_folder_is_taken_as_it_is(folder, hub):
+def test_no_place_of_this_machine_goes_out(folder, hub, tmp_path, capsys):
+    """Of folders nothing; names on the Hub stay, with their revision."""
+    (folder / "adapter").mkdir()
+    made = {"from_backbone": {"vlm": str(tmp_path / "vlm"), "audio": "openai/whisper", "projector_stride": 4}}
+    adapter = {"base_model_name_or_path": str(tmp_path / "start"), "revision": None, "auto_mapping": made}
+    (folder / "adapter" / "adapter_config.json").write_text(json.dumps(adapter))
+    edited("config.json", lambda c: c.update(backbone_name=str(tmp_path / "vlm"), backbone_revision="1"))(folder)
+    edited("processor_config.json", lambda c: c.update(_name_or_path=str(folder)))(folder)
+    edited("tokenizer_config.json", lambda c: c.update(vocab_file="C:\\Users\\me\\vocab.txt", sep_token="/"))(folder)
+    assert "_name_or_path" in (folder / "config.json").read_text()
+    assert run(folder) == 0
+    files = hub.files("org/name")
+    for name, content in files.items():
+        assert str(tmp_path).encode() not in content and b'_name_or_path": "/' not in content, name
+    found = {name: json.loads(content) for name, content in files.items() if name.endswith("config.json")}
+    assert "_name_or_path" not in files["config.json"].decode()
+    assert (found["config.json"]["backbone_name"], found["config.json"]["backbone_revision"]) == (None, None)
+    of = found["adapter/adapter_config.json"]
+    assert of["base_model_name_or_path"] is None
+    assert of["auto_mapping"]["from_backbone"] == {"vlm": None, "audio": "openai/whisper", "projector_stride": 4}
+    assert found["tokenizer_config.json"]["vocab_file"] is None and found["tokenizer_config.json"]["sep_token"] == "/"
+    edited("config.json", lambda c: c.update(backbone_name="org/backbone", backbone_revision="1"))(folder)
+    assert run(folder) == 0
+    config = json.loads(hub.files("org/name")["config.json"])
+    assert (config["backbone_name"], config["backbone_revision"]) == ("org/backbone", "1")
+
+
+def test_a_relative_path_is_no_name_on_the_hub(tmp_path, monkeypatch):
+    (tmp_path / "runs" / "vlm").mkdir(parents=True)
+    assert is_hub_name("runs/vlm") and not is_hub_name("runs/vlm", tmp_path / "runs" / "stage2")
+    monkeypatch.chdir(tmp_path)
+    assert not is_hub_name("runs/vlm")
+    assert not any(is_hub_name(name) for name in ("/a/b", "~/b", "./b", "a", "a/b/c", "a b/c"))
+
+
+@pytest.mark.parametrize(
+    ("setting", "shown"),
+    [("/home/me/world/manifest.jsonl", "manifest.jsonl"), ("runs/demo/stage1", "stage1"), ("C:\\me\\stage1", "stage1"),
+     ("file:///home/me/stage1/", "stage1"), ("org/name", "org/name"), ("what is it / a or b / c?", None), (3, None)],
+)  # fmt: skip
+def test_settings_name_no_place(setting, shown):
+    assert without_place({"a": [setting]}) == {"a": [setting if shown is None else shown]}
+
+
+def test_without_its_backbone_a_model_needs_one_on_the_hub(folder, capsys):
+    edited("config.json", lambda c: c.update(backbone_name=str(folder.parent / "vlm")))(folder)
+    for words in (("--audio-only",), ("--audio-only", "--backbone", "vlm")):
+        assert run(folder, "--dry-run", *words) == 2
+        err = capsys.readouterr().err
+        assert "is a folder; push the whole model with --audio-only --backbone OWNER/NAME." in err
+    edited("config.json", lambda c: c.update(backbone_included=False))(folder)
+    assert run(folder, "--dry-run") == 2 and "is a folder; push the whole" in capsys.readouterr().err
+
+
+def test_a_card_in_the_folder_is_taken_as_it_is(folder, hub, capsys):
     (folder / "README.md").write_text("---\nlicense: mit\n---\n# Mine\n")
     assert run(folder) == 0
+    assert "README.md is taken as the card, and does not name org/name." in capsys.readouterr().err
     assert hub.files("org/name")["README.md"] == b"---\nlicense: mit\n---\n# Mine\n"
 
 
@@ -196,27 +253,30 @@ def edited(name, change):
 
 BROKEN = {
     "no config": (without("config.json"), "holds no config.json"),
-    "another model": (edited("config.json", lambda c: c.update(model_type="bert")), "is of a 'bert' model"),
-    "config with a bad value": (edited("config.json", lambda c: c.update(projector_stride=0)), "does not load"),
-    "no JSON": (lambda f: (f / "config.json").write_text("{"), "is no readable JSON"),
-    "weights cut short": (cut_short, "bytes, and its header speaks of"),
+    "another model": (edited("config.json", lambda c: c.update(model_type="bert")), "holds a model of type 'bert'"),
+    "config with a bad value": (
+        edited("config.json", lambda c: c.update(projector_stride=0)), "config.json cannot be used"),
+    "no JSON": (lambda f: (f / "config.json").write_text("{"), "config.json is no JSON file"),
+    "weights cut short": (cut_short, "is truncated or no safetensors file"),
     "a pickle by that name": (
         lambda f: min(f.glob("model-*.safetensors")).write_bytes(b"PK\x03\x04" + b"\xff" * 20),
-        "is no whole safetensors file",
+        "is truncated or no safetensors file",
     ),
-    "a shard is missing": (without("model-00001-*"), "which model.safetensors.index.json names"),
+    "a shard is missing": (without("model-00001-*"), "is missing, which model.safetensors.index.json names"),
     "an index that names more": (
-        edited(staging.INDEX, lambda i: i["weight_map"].update(more=sorted(i["weight_map"].values())[0])),
-        "lacks 'more'",
+        edited(folder_checks.INDEX, lambda i: i["weight_map"].update(more=sorted(i["weight_map"].values())[0])),
+        "lacks 1 of its weights, more the first",
     ),
     "an index that leads out": (
-        edited(staging.INDEX, lambda i: i["weight_map"].update(more="../../x.safetensors")), "is not beside it"),
-    "no weights": (without("model*"), "lacks model.safetensors; save"),
-    "no processor": (without("processor_config.json"), "holds no processor_config.json"),
-    "no tokenizer": (without("tokenizer*"), "the processor in"),
+        edited(folder_checks.INDEX, lambda i: i["weight_map"].update(more="../../x.safetensors")),
+        "only safetensors files of the folder itself",
+    ),
+    "no weights": (without("model*"), "the weights are missing"),
+    "no processor": (without("processor_config.json"), "processor_config.json is missing"),
+    "no tokenizer": (without("tokenizer.json"), "the processor cannot be loaded"),
     "no code": (without("emotion_adapter.py"), "lacks emotion_adapter.py"),
     "a token": (
-        edited("config.json", lambda c: c["vlm_config"].update(_name_or_path=f"https://x:{TOKEN}@h")),
+        edited("config.json", lambda c: c["vlm_config"].update(note=f"https://x:{TOKEN}@h")),
         "holds what looks like a token",
     ),
 }  # fmt: skip
@@ -311,7 +371,7 @@ def test_the_stock_push_to_hub_makes_a_repository_that_loads(saved, hub):
     assert AutoConfig.from_pretrained("org/stock").auto_map == model.config.auto_map
     # A command afterwards takes over, and leaves nothing of the other form of the weights.
     assert main(["push", str(saved), "--repo", "org/stock", "--no-recording"]) == 0
-    assert "model.safetensors" not in hub.files("org/stock") and staging.INDEX in hub.files("org/stock")
+    assert "model.safetensors" not in hub.files("org/stock") and folder_checks.INDEX in hub.files("org/stock")
 
 
 def test_without_a_token_it_is_said(folder, hub, monkeypatch, capsys):

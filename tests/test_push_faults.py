@@ -208,6 +208,27 @@ def test_an_answer_that_is_no_json_is_told_in_words(hub, versions, capsys, monke
     assert "the upload to org/name failed (JSONDecodeError)" in capsys.readouterr().err
 
 
+def test_metadata_that_the_hub_refuses_is_told_as_such(hub, versions, old_files, capsys):
+    hub.fail("POST /api/validate-yaml", status=400, times=10_000)
+    assert run(versions, "--license", "no-such-licence") == 2
+    assert "the Hub does not take the metadata at the head of the model card: --license" in capsys.readouterr().err
+    assert hub.files("org/name") == old_files
+
+
+def test_ctrl_c_ends_with_one_line_and_leaves_nothing_behind(hub, versions, old_files, tmp_path, monkeypatch, capsys):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+
+    def interrupted(*_, **__):
+        assert any((tmp_path / "temporary").iterdir())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_commit", interrupted)
+    assert run(versions) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "vaemotionllm push: interrupted."
+    assert not any((tmp_path / "temporary").iterdir()) and hub.files("org/name") == old_files
+
+
 def test_what_the_storage_client_raises_is_told_in_words():
     """Large files go by hf_xet where it is installed; it raises exceptions of its own and plain ones."""
     hf_xet = pytest.importorskip("hf_xet")

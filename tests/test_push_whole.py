@@ -76,7 +76,8 @@ def test_a_model_without_its_backbone_is_small_and_loads_by_name(folder, hub, tm
     (tmp_path / "weights").write_bytes(files["model.safetensors"])
     assert not any(name.startswith("vlm.") for name in load_file(tmp_path / "weights"))
     assert b"not in this repository: they are fetched by the name above" in files["README.md"]
-    assert b"base_model:\n- org/backbone" in files["README.md"]
+    assert b"base_model:\n- org/backbone\n" in files["README.md"]
+    assert b"base_model_relation: finetune\n" in files["README.md"]
     assert torch.equal(logits_of("org/small"), logits_of(folder))
     assert main(["verify", "org/small"]) == 0, capsys.readouterr().out
     # Another backbone than the model's is refused, and nothing goes out.
@@ -86,6 +87,8 @@ def test_a_model_without_its_backbone_is_small_and_loads_by_name(folder, hub, tm
     from safetensors.torch import save_file
 
     save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    api.upload_folder(repo_id="org/backbone", folder_path=other, commit_message="another")
     asked = len(hub.seen)
-    assert main([*words[:-1], str(other)]) == 2
+    assert main([*words, "--backbone-revision", "main"]) == 2
+    assert "tensors of the backbone are not those of 'org/backbone'" in capsys.readouterr().err
     assert not any(method == "PUT" for method, *_ in hub.seen[asked:])

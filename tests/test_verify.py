@@ -17,7 +17,7 @@ from vaemotionllm import InputError, VAEmotionLLMForConditionalGeneration
 from vaemotionllm.benchmark import schema, select
 from vaemotionllm.cli.main import main
 from vaemotionllm.evaluation import run_facts
-from vaemotionllm.hub import opening, recording, verification
+from vaemotionllm.hub import opening, recording, reproducibility, verification
 from vaemotionllm.hub.download import locate
 from vaemotionllm.hub.recorded_evaluation import prepare, record_evaluation
 from vaemotionllm.hub.tolerances import ANSWERS, PROCESSOR, READINGS_SHARE, TOLERANCES
@@ -156,8 +156,6 @@ def test_one_altered_value_of_a_supervisor_shows_in_its_readings(folder):
 
 
 def test_one_altered_bit_shows_in_the_hashes_and_nothing_is_loaded(folder, monkeypatch):
-    reproducibility = pytest.importorskip("vaemotionllm.hub.reproducibility")
-
     def flip(weight):
         weight.view(torch.int32)[0, 0] ^= 1
 
@@ -330,6 +328,7 @@ def test_a_sharded_folder(folder):
     [
         (lambda v: v.update(format=2), "has format 2; this release reads format 1"),
         (lambda v: v.pop("cases"), "lacks what a recording holds"),
+        (lambda v: v.update(cases=[]), "verification.json lists no cases, so there is nothing to compare."),
         (lambda v: v.update(tensors_sha256="0" * 64), "is not the file that verification.json describes"),
         (lambda v: v.update(cases=[]), "holds no inputs"),
         (lambda v: v["cases"][2].update(spread=float("nan")), "a spread of logits that is no number above 0"),
@@ -525,6 +524,14 @@ def test_results_that_cannot_be_recorded(evaluated, folder, tmp_path):
     (folder / recording.TENSOR_FILE).unlink()
     with pytest.raises(InputError, match="--record` first"):
         record_evaluation(folder, results)
+
+
+def test_no_recorded_answers_are_no_agreement(asked, benchmark):
+    from vaemotionllm.hub.recorded_evaluation import rerun
+
+    change_json(asked / recording.JSON_FILE, lambda v: v["evaluation"].update(tasks={}))
+    (check,) = rerun(asked, prepare(asked, str(benchmark)), verify(asked, device="cpu"))
+    assert check.result == NOT_CHECKED and "no answers are recorded" in check.notes
 
 
 def test_a_broken_model_is_not_asked(asked, benchmark):

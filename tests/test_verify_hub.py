@@ -2,13 +2,12 @@
 
 import json
 
+import hub_server
 import pytest
 import tiny
 
-hub_server = pytest.importorskip("hub_server")
-push_module = pytest.importorskip("vaemotionllm.hub.push")
-
-from vaemotionllm.cli.main import main  # noqa: E402
+from vaemotionllm.cli.main import main
+from vaemotionllm.hub.push import push
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +28,7 @@ def hub(tmp_path, monkeypatch):
 @pytest.fixture
 def pushed(saved, hub):
     """The same, pushed as org/name."""
-    push_module.push(saved[0], "org/name")
+    push(saved[0], "org/name")
     return hub
 
 
@@ -78,7 +77,7 @@ def test_a_model_without_its_backbone_fetches_it(saved, hub, capsys):
     files = {file.name: file.read_bytes() for file in backbone.iterdir()}
     repo = hub.repos["model", "org/backbone"] = hub_server.Repo(private=False)
     commit = repo.commit("main", "first", files).oid
-    push_module.push(folder, "org/small", audio_only=True, backbone="org/backbone", backbone_revision=commit)
+    push(folder, "org/small", audio_only=True, backbone="org/backbone", backbone_revision=commit)
     sizes = [len(of["model.safetensors"]) for of in (hub.files("org/small"), hub.files("org/backbone"))]
     code, found = verified(capsys, "org/small")
     assert code == 0 and set(results(found).values()) == {"agrees"}, found
@@ -99,6 +98,13 @@ def test_what_the_hub_does_not_give_out(pushed, capsys, words, failure, message)
         pushed.fail("GET /api/models/org/name", times=99, **failure)
     code, found = verified(capsys, *words)
     assert code == 2 and message in found["error"] and "Traceback" not in found["error"]
+
+
+def test_a_repository_without_files(hub, capsys):
+    repo = hub.repos["model", "org/empty"] = hub_server.Repo(private=False)
+    repo.commit("main", "first", {".gitattributes": b""})
+    code, found = verified(capsys, "org/empty")
+    assert code == 2 and "org/empty on the Hub holds no config.json" in found["error"]
 
 
 def test_no_connection(pushed, tmp_path, monkeypatch, capsys):

@@ -57,6 +57,9 @@ def main(argv: list[str] | None = None) -> int:
     except USER_ERRORS as error:
         print(f"vaemotionllm {args.command}: error: {in_words(error)}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"vaemotionllm {args.command}: interrupted.", file=sys.stderr)
+        return 130  # as a shell says of a program that Ctrl-C ended
 
 
 def _module(command: str):

@@ -1,12 +1,15 @@
 """`vaemotionllm push`: uploads a saved model to the Hub."""
 
 import argparse
+import sys
 
 DESCRIPTION = """upload a saved model to the Hub: weights, config, processor, code, model card, reproducibility.json
 
 The folder is checked before anything is sent, and all files appear in one commit: until it is made, whoever loads the
 repository gets what was there before. A run that broke off goes on with the same command. Checkpoints, optimizer
-states, logs and pickle files never go out. The token is that of `hf auth login`, or HF_TOKEN.
+states, logs and pickle files never go out, nor paths of this machine in configs. A README.md in DIR is the model card;
+else one is made from the run, and takes the place of one on the Hub. To record logits, the model runs on the CPU in
+float32: 4 bytes of memory a parameter. The token is that of `hf auth login`, or HF_TOKEN.
 """
 
 
@@ -65,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
         dry_run=args.dry_run,
         timeout_s=args.timeout,
     )
+    for note in done.notes:
+        print(f"note: {note}", file=sys.stderr)
     size = f"{len(done.files)} files, {sum(done.files.values()) / 1e6:.1f} MB"
     if args.dry_run:
         print("\n".join(f"{name}  {bytes_:,}" for name, bytes_ in done.files.items()))

@@ -9,16 +9,19 @@ from safetensors.torch import save_file
 from ..errors import InputError
 from ..evaluation.loading import check_model_folder
 from ..paths import new_folder
+from .folder_checks import is_pickle_name
 
 WEIGHTS = "model.safetensors"
-# Hashes of the whole folder's files, and what nobody should unpickle.
-_LEFT_OUT = ("reproducibility.json", "*.safetensors.index.json", "*.bin", "*.pt", "*.pth", "*.pkl")
+TEMPLATES = "additional_chat_templates"
+# Hashes of the whole folder's files, and what its weights were listed in.
+_LEFT_OUT = ("reproducibility.json", "*.index.json")
 
 
 def write_audio_only(folder: Path, out: Path, backbone: str | None = None, revision: str | None = None) -> None:
     """Write a model without its backbone's weights, which `from_pretrained` then fetches by name and revision.
 
-    Files are read tensor by tensor: no more is held than the parts that are written. Subfolders are not taken over.
+    Files are read tensor by tensor: no more is held than the parts that are written. Of subfolders only that of the
+    processor's chat templates is taken over.
 
     Args:
         folder: a saved model with its backbone.
@@ -58,7 +61,11 @@ def write_audio_only(folder: Path, out: Path, backbone: str | None = None, revis
     with new_folder(out, "out") as partial:
         names = [file.name for file in folder.iterdir() if file.is_file()]
         for name in sorted(set(names) - ignored(str(folder), names)):
+            if is_pickle_name(name):
+                continue
             shutil.copyfile(folder / name, partial / name)
+        if (folder / TEMPLATES).is_dir():
+            shutil.copytree(folder / TEMPLATES, partial / TEMPLATES)
         save_file(own, partial / WEIGHTS, metadata={"format": "pt"})
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"  # as the library writes it
         (partial / "config.json").write_text(text, encoding="utf-8")

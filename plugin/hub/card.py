@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .reproducibility import without_place
+from .places import is_hub_name, without_place
 
 STAGES = {1: "Stage 1, VG-Align", 2: "Stage 2, EmoAdapter"}
 # Of a run's settings those that a reader asks for first; reproducibility.json has all.
@@ -25,11 +25,17 @@ METRICS = {
     "follows_sight": "share of answers that follow sight",
     "ccc": "CCC of valence and arousal",
 }
+_LICENCE = re.compile(r"[a-z0-9][a-z0-9.-]*")
 MODEL_TAGS = ["vaemotionllm", "audio", "image", "video", "music", "art", "emotion", "valence-arousal"]
 
 
 def card(
-    folder: Path, repo: str, stages: list[dict[str, Any]], results: Mapping[str, Any], license: str | None
+    folder: Path,
+    repo: str,
+    stages: list[dict[str, Any]],
+    results: Mapping[str, Any],
+    license: str | None,
+    parts: Mapping[str, str],
 ) -> str:
     """Text of the card, with the Hub's metadata in front.
 
@@ -39,13 +45,13 @@ def card(
         stages: the runs that made the model, see `train.record.stages_of`; may be empty.
         results: of its evaluation, see `hub.results.read`; may be empty.
         license: what `--license` says; else that of the backbone's own card, where one is at hand.
+        parts: what the model was made from, see `parts_of`.
     """
     from huggingface_hub import ModelCard
 
     from ..model.configuration_vaemotionllm import VAEmotionLLMConfig
 
     config = VAEmotionLLMConfig.from_pretrained(folder, local_files_only=True)
-    parts = parts_of(config)
     licences = {part: licence_of(name) for part, name in parts.items()}
     data = metadata(repo, parts, results, license or licences["backbone"])
     text = ModelCard.from_template(
@@ -58,7 +64,7 @@ def card(
         data=_data(stages),
         evaluation=_evaluation(results),
         limits=_limits(stages, results),
-        licence=_licence(license, licences, parts),
+        licence=_licence(license, licences, parts, stages),
         recorded=(folder / "verification.json").is_file(),
     )
     return f"{text}\n"
@@ -108,20 +114,31 @@ def metadata(repo: str, parts: Mapping[str, str], results: Mapping[str, Any], li
         pipeline_tag="image-text-to-text",
         tags=MODEL_TAGS,
         base_model=bases or None,
+        # Of several the Hub would say that they were merged.
+        base_model_relation="finetune" if bases else None,
         model_name=repo.partition("/")[2],
         eval_results=evaluated or None,
     )
 
 
-def parts_of(config) -> dict[str, str]:
-    """ "backbone" and "audio encoder" -> the name that each was loaded by; "" where it is not known."""
-    backbone = getattr(config, "backbone_name", None) or getattr(config.vlm_config, "_name_or_path", "")
-    return {"backbone": backbone or "", "audio encoder": getattr(config.audio_config, "_name_or_path", "") or ""}
+def parts_of(folder: Path, near: Path) -> dict[str, str]:
+    """ "backbone" and "audio encoder" -> the name on the Hub or the folder that each was loaded by; "" where it is not
+    known.
 
+    Args:
+        folder: holds the model's config.
+        near: where the model lay, see `places.is_hub_name`.
+    """
+    from ..model.configuration_vaemotionllm import VAEmotionLLMConfig
 
-def is_hub_name(name: str) -> bool:
-    """Whether a name is OWNER/NAME on the Hub rather than a folder."""
-    return bool(re.fullmatch(r"[\w-]+[\w.-]*/[\w.-]+", name)) and not Path(name).exists()
+    config = VAEmotionLLMConfig.from_pretrained(folder, local_files_only=True)
+    backbone = config.backbone_name or getattr(config.vlm_config, "_name_or_path", "")
+    found = {"backbone": backbone or "", "audio encoder": getattr(config.audio_config, "_name_or_path", "") or ""}
+    # A folder is made absolute, so that no relative path is taken for a name on the Hub.
+    return {
+        part: name if not name or is_hub_name(name, near) else str(Path(name).absolute())
+        for part, name in found.items()
+    }
 
 
 def licence_of(name: str) -> str | None:
@@ -138,12 +155,13 @@ def licence_of(name: str) -> str | None:
         found = ModelCard.load(file, ignore_metadata_errors=True).data.license
     except (ValueError, OSError):
         return None
-    return str(found) if found else None
+    # Some cards have a list, or words of their own, which the Hub takes no more.
+    return found if isinstance(found, str) and _LICENCE.fullmatch(found) else None
 
 
 def check_license(license: str | None) -> None:
     """Raises an InputError unless `license` is written as the Hub writes identifiers of licences."""
-    if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", license):
+    if license is not None and not _LICENCE.fullmatch(license):
         raise InputError(
             f"--license is {license!r}; give an identifier of the Hub such as apache-2.0, cc-by-4.0, other."
         )
@@ -183,6 +201,8 @@ def _training(stages: list[dict[str, Any]]) -> str:
             "| --- | --- |",
         ]
         shown = {name: settings[name] for name in SETTINGS if settings.get(name) not in (None, {}, [], "")}
+        if (settings.get("max_steps") or 0) > 0:  # which overrules epochs
+            shown.pop("num_train_epochs", None)
         shown |= {"steps": stage["steps"]} if stage.get("steps") else {}
         shown |= {f"teacher's {name.replace('_', ' ')}": n for name, n in (stage.get("quality") or {}).items()}
         shown |= {"settings, SHA-256": stage["settings_sha256"]}
@@ -249,13 +269,17 @@ def _limits(stages: list[dict[str, Any]], results: Mapping[str, Any]) -> list[st
     return found
 
 
-def _licence(license: str | None, licences: Mapping[str, str | None], parts: Mapping[str, str]) -> str:
+def _licence(
+    license: str | None, licences: Mapping[str, str | None], parts: Mapping[str, str], stages: list[dict[str, Any]]
+) -> str:
     lines = ["- Code in this repository: Apache-2.0."]
     lines.append(f"- Stated by who uploaded it: {license}." if license else "- Whoever uploaded it stated none.")
     for part, name in parts.items():
         known = licences[part] or "not known here; see its own card"
         lines.append(f"- Of the {part} ({_named(name)}), which holds for its weights too: {known}.")
-    return "\n".join([*lines, "- Training data: see the licences of its clips above."])
+    listed = any((stage.get("data") or {}).get("licenses") for stage in stages)
+    clips = "see the licences of its clips above" if listed else "its licences are not known here"
+    return "\n".join([*lines, f"- Training data: {clips}."])
 
 
 def _benchmark_name(benchmark: Mapping[str, Any]) -> str:

@@ -1,9 +1,11 @@
 """A model by its name on the Hub: what belongs to it is fetched into the Hub's cache, and nothing of it is run."""
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError
+from .errors import fetching_in_words, told_in_words
 from .folder_checks import is_pickle_name
 
 # By kind, and not by name: backbones bring tokenizers of their own. No format that could hold a pickle.
@@ -37,40 +39,16 @@ def locate(name: str, revision: str | None = None) -> Source:
         return Source(folder.absolute())
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise InputError(f"there is no folder {folder.absolute()}; give a model folder or a Hub name OWNER/NAME.")
-    from httpx2 import HTTPError
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub.errors import OfflineModeIsEnabled
 
-    try:
-        commit, names = revision, []
-        try:
+    commit, names = revision, None
+    with told_in_words(name, lambda error, of: fetching_in_words(error, of, revision)):
+        # Offline, what the cache has is looked at.
+        with contextlib.suppress(OfflineModeIsEnabled):
             found = HfApi().model_info(name, revision=revision)
             commit, names = found.sha, [file.rfilename for file in found.siblings or ()]
-        except OfflineModeIsEnabled:
-            pass  # what the cache has is looked at
+        if names is not None and "config.json" not in names:
+            raise InputError(f"{name} on the Hub holds no config.json, so it is no saved model.")
         path = Path(snapshot_download(name, revision=commit, allow_patterns=list(PATTERNS)))
-    except GatedRepoError as error:
-        raise InputError(f"{name} is given out on request only; ask on its page, then run `hf auth login`.") from error
-    except RevisionNotFoundError as error:
-        raise InputError(f"{name} has no revision {revision!r}; name a branch, a tag or a commit.") from error
-    except RepositoryNotFoundError as error:
-        raise InputError(f"{name!r} is neither a folder nor a model that the Hub gives out to you.") from error
-    except HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", None)
-        raise InputError(f"the Hub answered {status} when {name} was asked for; try again later.") from error
-    except HFValidationError as error:
-        raise InputError(f"{name!r} is neither a folder nor a name OWNER/NAME of the Hub.") from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HTTPError, OSError) as error:
-        raise InputError(
-            f"the Hub cannot be reached ({type(error).__name__}), and {name} is not whole in its cache. Check the "
-            "network and HF_HUB_OFFLINE, or give a folder."
-        ) from error
-    return Source(path, path.name, tuple(file for file in names if is_pickle_name(file)))
+    return Source(path, path.name, tuple(file for file in names or () if is_pickle_name(file)))

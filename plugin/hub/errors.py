@@ -1,7 +1,7 @@
 """What a user can do about an answer of the Hub, in words. Its own text is not repeated: it may quote the token."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from ..errors import InputError
 
@@ -22,17 +22,20 @@ def check_name(repo: str) -> None:
 
 
 @contextlib.contextmanager
-def told_in_words(repo: str) -> Iterator[None]:
+def told_in_words(repo: str, words_of: Callable[[BaseException, str], str | None] | None = None) -> Iterator[None]:
     """Turns what the client raises in the block into an InputError.
 
     The client's error is not kept as its cause: a traceback would print the Hub's text.
+
+    Args:
+        words_of: error, repo -> sentences, or None for an error that is raised as it is; of an upload if not given.
     """
     try:
         yield
     except InputError:
         raise
     except Exception as error:
-        words = in_words(error, repo)
+        words = (words_of or in_words)(error, repo)
         if words is None:
             raise
         raise InputError(words) from None
@@ -45,6 +48,11 @@ def in_words(error: BaseException, repo: str) -> str | None:
 
     if isinstance(error, LocalTokenNotFoundError):
         return "no token for the Hub was found here; run `hf auth login` or set HF_TOKEN."
+    if isinstance(error, ValueError) and str(error).startswith("Invalid metadata in README.md"):
+        return (
+            "the Hub does not take the metadata at the head of the model card: --license, or what the folder's own "
+            "README.md says there. Mend it and push again."
+        )
     # The client wraps what ends the upload of a large file.
     for cause in causes(error):
         if isinstance(cause, HfHubHTTPError):
@@ -60,6 +68,45 @@ def in_words(error: BaseException, repo: str) -> str | None:
     # hf_xet raises plain ones; the client's own about a malformed answer are ValueErrors.
     if isinstance(error, (RuntimeError, ValueError, OSError)) and _from_client(error):
         return f"the upload to {repo} failed ({type(error).__name__}). {_AGAIN}"
+    return None
+
+
+def fetching_in_words(error: BaseException, name: str, revision: str | None) -> str | None:
+    """One or two sentences about an error of huggingface_hub while a model is fetched; None for one that is not."""
+    from httpx2 import HTTPError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    if isinstance(error, GatedRepoError):
+        return f"{name} is given out on request only; ask on its page, then run `hf auth login`."
+    if isinstance(error, RevisionNotFoundError):
+        return f"{name} has no revision {revision!r}; name a branch, a tag or a commit."
+    if isinstance(error, RepositoryNotFoundError):
+        return (
+            f"{name!r} is neither a folder nor a model that the Hub gives out to you. Look at the name; of a private "
+            "one run `hf auth login`, or set HF_TOKEN."
+        )
+    if isinstance(error, HfHubHTTPError):
+        status = getattr(error.response, "status_code", None)
+        if status in (401, 403):
+            return f"the Hub does not give {name} out to this token ({status}). Run `hf auth login` with another."
+        return f"the Hub answered {status} when {name} was asked for; try again later."
+    if isinstance(error, HFValidationError):
+        return f"{name!r} is neither a folder nor a name OWNER/NAME of the Hub."
+    if isinstance(error, (LocalEntryNotFoundError, OfflineModeIsEnabled, HTTPError, ConnectionError)):
+        return (
+            f"the Hub cannot be reached ({type(error).__name__}), and {name} is not whole in its cache. Check the "
+            "network and HF_HUB_OFFLINE, or give a folder."
+        )
+    if isinstance(error, OSError):
+        return f"{name} cannot be put into the Hub's cache ({error.strerror or type(error).__name__}): see HF_HOME."
     return None
 
 

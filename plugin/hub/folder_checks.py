@@ -1,6 +1,9 @@
-"""What can be said about a model folder before anything of it is loaded: hashes, config, weight files, no pickle."""
+"""What can be said about a model folder before anything of it is loaded: hashes, config, weight files, no pickle.
 
-from collections.abc import Iterator
+`push` refuses what `verify` would tell: both ask here.
+"""
+
+from collections.abc import Iterator, Set
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -26,13 +29,16 @@ def check_is_model(folder: Path) -> None:
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}; give a model folder or a Hub name OWNER/NAME.")
     if not (folder / "config.json").is_file():
-        raise InputError(f"{folder} holds no config.json; give the folder that save_pretrained or `train` wrote.")
+        hint = "`vaemotionllm export` makes a model of its newest checkpoint" if any(folder.glob(RUN_FOLDERS)) else (
+            "give the folder that save_pretrained or `train` wrote"
+        )  # fmt: skip
+        raise InputError(f"{folder} holds no config.json, so it is no saved model; {hint}.")
     try:
         model_type = read_json_object(folder / "config.json").get("model_type")
     except Unusable as error:
         raise InputError(f"{folder}: {error}") from error
     if model_type != MODEL_TYPE:
-        raise InputError(f"{folder} holds a model of type {model_type!r}; `verify` checks {MODEL_TYPE!r} models.")
+        raise InputError(f"{folder} holds a model of type {model_type!r}; {MODEL_TYPE!r} is needed.")
 
 
 def altered_files(folder: Path) -> list[str] | None:
@@ -46,7 +52,12 @@ def altered_files(folder: Path) -> list[str] | None:
 
 def format_problems(folder: Path) -> list[str]:
     """One sentence for each thing about the folder's form that keeps it from being a whole model."""
-    return [*pickles(folder), *_config_problems(folder), *_processor_problems(folder), *_weight_problems(folder)]
+    return [*pickles(folder), *part_problems(folder)]
+
+
+def part_problems(folder: Path) -> list[str]:
+    """The same of the parts that a model needs, whatever else lies beside them."""
+    return [*_config_problems(folder), *_processor_problems(folder), *_weight_problems(folder)]
 
 
 def pickles(folder: Path) -> list[str]:
@@ -67,13 +78,43 @@ def files_of(folder: Path) -> Iterator[tuple[str, Path]]:
             yield name.as_posix(), path
 
 
+def weight_files(folder: Path) -> list[str]:
+    """Names of those that `from_pretrained` reads: one file, or else the index and what it names, there or not.
+
+    Raises:
+        Unusable: neither is there, or an index that lists no weights, or files elsewhere.
+    """
+    if (folder / WEIGHTS).is_file():
+        return [WEIGHTS]
+    if not (folder / INDEX).is_file():
+        raise Unusable(f"the weights are missing: there is no {WEIGHTS} and no {INDEX}.")
+    shards = sorted(set(_listed(folder).values()))
+    for shard in shards:
+        if Path(shard).name != shard or not shard.endswith(".safetensors"):
+            raise Unusable(f"{INDEX} names {shard!r}; only safetensors files of the folder itself are allowed.")
+    return [INDEX, *shards]
+
+
+def tensor_names(path: Path) -> set[str]:
+    """Names of the tensors of a safetensors file. Opening compares its size with what its header says.
+
+    Raises:
+        Unusable: cut short, longer than it says, or no safetensors file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return set(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise Unusable(f"{path.name} is truncated or no safetensors file ({error}).") from error
+
+
 def _is_pickle(path: Path) -> bool:
     with open(path, "rb") as file:
         start = file.read(4)
     if not start.startswith((*_PICKLE_STARTS, _ZIP_START)):
         return False
     # A safetensors file begins with the length of its header, which may be any number.
-    return path.suffix != ".safetensors" or bool(_problems_of_shard(path)[0])
+    return path.suffix != ".safetensors" or bool(_problems_of_file(path))
 
 
 def _config_problems(folder: Path) -> list[str]:
@@ -93,33 +134,38 @@ def _processor_problems(folder: Path) -> list[str]:
 
 
 def _weight_problems(folder: Path) -> list[str]:
-    if (folder / WEIGHTS).is_file():
-        return _problems_of_shard(folder / WEIGHTS)[0]
-    if not (folder / INDEX).is_file():
-        return [f"the weights are missing: there is no {WEIGHTS} and no {INDEX}."]
+    """Of the model's own weights, and of LoRA alone in `adapter/`."""
     try:
-        listed = dict(read_json_object(folder / INDEX)["weight_map"])
-    except (Unusable, KeyError, TypeError, ValueError) as error:
-        return [f"{INDEX} lists no weights ({error})."]
+        names = weight_files(folder)
+        listed = _listed(folder) if INDEX in names else {}
+    except Unusable as error:
+        return [str(error)]
     problems: list[str] = []
-    for shard in sorted({str(name) for name in listed.values()}):
-        if Path(shard).name != shard or not shard.endswith(".safetensors"):
-            problems.append(f"{INDEX} names {shard!r}; only safetensors files of the folder itself are allowed.")
-        elif not (folder / shard).is_file():
-            problems.append(f"{shard} is missing, which {INDEX} names.")
-        else:
-            told, names = _problems_of_shard(folder / shard)
-            missing = sorted(name for name, of in listed.items() if of == shard and name not in names)
-            problems += told
-            if missing and not told:
-                problems.append(f"{shard} lacks {len(missing)} of its weights, {missing[0]} the first.")
-    return problems
+    for name in names:
+        if name == INDEX:
+            continue
+        if not (folder / name).is_file():
+            problems.append(f"{name} is missing, which {INDEX} names.")
+            continue
+        wanted = {tensor for tensor, file in listed.items() if file == name}
+        problems += _problems_of_file(folder / name, wanted)
+    return problems + [p for path in sorted(folder.glob("adapter/*.safetensors")) for p in _problems_of_file(path)]
 
 
-def _problems_of_shard(path: Path) -> tuple[list[str], set[str]]:
-    """What is wrong with one file of weights, and the names in it. Opening compares its size with its header's."""
+def _problems_of_file(path: Path, wanted: Set[str] = frozenset()) -> list[str]:
     try:
-        with safe_open(path, framework="pt") as file:
-            return [], set(file.keys())
-    except (SafetensorError, OSError) as error:
-        return [f"{path.name} is truncated or no safetensors file ({error})."], set()
+        missing = sorted(wanted - tensor_names(path))
+    except Unusable as error:
+        return [str(error)]
+    return [f"{path.name} lacks {len(missing)} of its weights, {missing[0]} the first."] if missing else []
+
+
+def _listed(folder: Path) -> dict[str, str]:
+    """Tensor -> file, as the index says."""
+    try:
+        listed = {str(tensor): str(file) for tensor, file in read_json_object(folder / INDEX)["weight_map"].items()}
+    except (Unusable, KeyError, TypeError, AttributeError) as error:
+        raise Unusable(f"{INDEX} lists no weights ({error}).") from error
+    if not listed:
+        raise Unusable(f"{INDEX} lists no weights.")
+    return listed

@@ -10,19 +10,24 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from . import card, reproducibility, results, staging
+from . import card, folder_checks, places, reproducibility, results, staging
 from .errors import check_name
+from .opening import read_json_object
 from .upload import TIMEOUT_S, upload
+
+RECORDING = "verification.json"
 
 
 @dataclass(frozen=True)
 class Pushed:
-    """files: name in the repository -> bytes. card: text of the model card. url: None in a dry run."""
+    """files: name in the repository -> bytes. card: text of the model card. url: None in a dry run. notes: what the
+    user should know, a sentence each."""
 
     repo: str
     files: dict[str, int]
     card: str
     url: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 def push(
@@ -57,7 +62,8 @@ def push(
         backbone, backbone_revision: where it fetches them, if the model's config does not say.
         results_path: the model's evaluation, see `hub.results.read`; a demo's own is found by itself.
         license: identifier of the licence, for the card.
-        recorded: record inputs and their logits for `vaemotionllm verify`, where the folder has none.
+        recorded: record inputs and their logits for `vaemotionllm verify`, where the folder has none, or has those of
+            a model that was changed since it came from the Hub.
         dry_run: do all but connect to the Hub.
         endpoint, token: of the Hub, in place of HF_ENDPOINT and the saved token.
         timeout_s: longest silence of the Hub within one request.
@@ -74,25 +80,41 @@ def push(
         raise InputError(f"{folder} is no folder; name a saved model.")
     staging.check(folder)
     with _staged(folder, audio_only, backbone, backbone_revision) as staged:
-        if recorded and not (staged / "verification.json").is_file():
+        parts = card.parts_of(staged, folder)
+        places.remove_places(staged, folder)
+        if problems := folder_checks.format_problems(staged):
+            raise InputError(f"{folder}: {problems[0]}")
+        # A model that came from the Hub and was trained on: what its files say is of the one before.
+        altered = (folder / reproducibility.FILE).is_file() and bool(reproducibility.changed_files(folder))
+        if altered:
+            for name in staging.RECORDED:
+                (staged / name).unlink(missing_ok=True)
+        if recorded and not (staged / RECORDING).is_file():
             from .recording import record
 
             record(staged)
-        stages, found = _facts(folder, results_path)
+        stages, found, evaluation = _facts(folder, results_path, altered)
+        notes = [] if evaluation is None else _record_answers(staged, evaluation)
         if not (staged / staging.CARD).is_file():
-            text = card.card(staged, repo, stages, found, license)
+            text = card.card(staged, repo, stages, found, license, parts)
             (staged / staging.CARD).write_text(text, encoding="utf-8")
+        elif altered:
+            notes.append(
+                f"{folder / staging.CARD} is taken as the card, and the model was changed since it came here."
+            )
+        elif repo not in (staged / staging.CARD).read_text(encoding="utf-8", errors="replace"):
+            notes.append(f"{folder / staging.CARD} is taken as the card, and does not name {repo}.")
         reproducibility.write(staged, stages, found)
         files = {path.relative_to(staged).as_posix(): path for path in sorted(staged.rglob("*")) if path.is_file()}
         sizes = {name: path.stat().st_size for name, path in files.items()}
-        done = Pushed(repo, sizes, (staged / staging.CARD).read_text(encoding="utf-8"))
-        if dry_run:
-            return done
-        url = upload(
-            files, repo, message or _message(stages), private=private, revision=revision, stale=_stale,
-            endpoint=endpoint, token=token, timeout_s=timeout_s,
-        )  # fmt: skip
-    return Pushed(repo, sizes, done.card, url)
+        text = (staged / staging.CARD).read_text(encoding="utf-8", errors="replace")
+        url = None
+        if not dry_run:
+            url = upload(
+                files, repo, message or _message(stages), private=private, revision=revision, stale=_stale,
+                endpoint=endpoint, token=token, timeout_s=timeout_s,
+            )  # fmt: skip
+    return Pushed(repo, sizes, text, url, tuple(notes))
 
 
 @contextlib.contextmanager
@@ -103,6 +125,15 @@ def _staged(folder: Path, audio_only: bool, backbone: str | None, revision: str 
         whole = root / "model"
         whole.mkdir()
         staging.stage(folder, whole)
+        config = read_json_object(whole / "config.json")
+        name = backbone or config.get("backbone_name")
+        if audio_only or not config.get("backbone_included", True):
+            # Whoever loads the model fetches the backbone, and has no folder of this machine.
+            if name is not None and not places.is_hub_name(str(name), folder):
+                raise InputError(
+                    f"the backbone of a model without its weights has to be on the Hub, and {name!r} is a folder; "
+                    "push the whole model with --audio-only --backbone OWNER/NAME."
+                )
         if audio_only:
             from .audio_only import write_audio_only
 
@@ -117,21 +148,41 @@ def _staged(folder: Path, audio_only: bool, backbone: str | None, revision: str 
         shutil.rmtree(root, ignore_errors=True)
 
 
-def _facts(folder: Path, results_path: str | Path | None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The runs that made a model and its results, where they are known."""
+def _facts(
+    folder: Path, results_path: str | Path | None, altered: bool
+) -> tuple[list[dict[str, Any]], dict[str, Any], Path | None]:
+    """The runs that made a model, its results, and where its evaluation lies, as far as they are known.
+
+    Args:
+        altered: its files are not those of its reproducibility.json.
+    """
     from ..train.record import stages_of
 
     stages = stages_of(folder)
     found: dict[str, Any] = {}
-    if not stages and (folder / reproducibility.FILE).is_file() and not reproducibility.check_files(folder):
+    if not stages and not altered and (folder / reproducibility.FILE).is_file():
         # It came from the Hub, and is what it was there.
         earlier = reproducibility.read(folder)
         stages, found = earlier.get("stages") or [], earlier.get("results") or {}
+    place = results.beside(folder)
     if results_path is not None:
-        found = results.read(Path(results_path).expanduser(), folder)
-    elif (place := results.beside(folder)) is not None:
+        place = results.place_of(Path(results_path).expanduser(), folder)
+    if place is not None:
         found = results.read(place, folder)
-    return stages, found
+    return stages, found, place
+
+
+def _record_answers(staged: Path, evaluation: Path) -> list[str]:
+    """Adds answers of an evaluation to the recording; a sentence where that cannot be done."""
+    if not (staged / RECORDING).is_file():
+        return []
+    from .recorded_evaluation import record_evaluation
+
+    try:
+        record_evaluation(staged, evaluation)
+    except InputError as error:
+        return [f"no answers are recorded for `verify --evaluation`: {error}"]
+    return []
 
 
 def _message(stages: list[dict[str, Any]]) -> str:

@@ -55,7 +55,10 @@ def record_evaluation(folder: Path, results: Path, items: int = ITEMS_A_TASK) ->
     tasks = [task for task in TASKS if task in evaluation.tasks]
     if not tasks:
         raise InputError(f"{results} has none of the tasks {', '.join(TASKS)}; evaluate with artemo.")
-    metadata = evaluation.results["configs"][tasks[0]]["metadata"]
+    configs = evaluation.results["configs"]
+    if lacking := [task for task in tasks if "generation_kwargs" not in configs[task]]:
+        raise InputError(f"{results} does not say how answers of {lacking[0]} were generated; evaluate again.")
+    metadata = configs[tasks[0]]["metadata"]
     run = metadata.get("run") or {}
     if run.get("adapter") != ADAPTER:
         raise InputError(f"{results} is of the adapter {run.get('adapter')!r}; evaluate with `--model vaemotionllm`.")
@@ -73,7 +76,7 @@ def record_evaluation(folder: Path, results: Path, items: int = ITEMS_A_TASK) ->
             "items": chosen,
             "answers": [answers[item] for item in chosen],
             "accuracy": sum(samples.values[item] for item in chosen) / max(len(chosen), 1),
-            "generation": evaluation.results["configs"][task]["generation_kwargs"],
+            "generation": configs[task]["generation_kwargs"],
         }
     about = {
         "benchmark": {
@@ -153,9 +156,11 @@ def rerun(
         notes.append(
             f"{task}: {same} of {len(items)} answers alike; accuracy {right:.3f}, recorded {entry['accuracy']:.3f}"
         )
+    if not total:
+        return [Check("evaluation", NOT_CHECKED, notes=("no answers are recorded",))]
     recorded_dtype = str(run.get("dtype", "")).removeprefix("torch.")
     allowed = 1 - min(ANSWERS.get(dtype, 1.0) for dtype in (recorded_dtype, verified.facts["dtype"]))
-    share = (total - alike) / max(total, 1)
+    share = (total - alike) / total
     result = AGREES if share <= allowed else DISAGREES
     return [Check("evaluation", result, share, allowed, tuple(notes), (alike, total))]
 

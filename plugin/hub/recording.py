@@ -174,11 +174,15 @@ def read_recording(folder: Path) -> Recording | None:
             )
             for case in about["cases"]
         )
-        if not cases or not all(0 < float(case["spread"]) < float("inf") for case in about["cases"]):
-            raise Unusable(f"{JSON_FILE} holds no inputs, or a spread of logits that is no number above 0.")
+        if not cases:
+            raise Unusable(f"{JSON_FILE} lists no cases, so there is nothing to compare.")
+        if not all(0 < float(case["spread"]) < float("inf") for case in about["cases"]):
+            raise Unusable(f"{JSON_FILE} has a spread of logits that is no number above 0.")
         about["media"].items(), about["generation"]["case"]
         [of.items() for of in about["settings"].values()]
         return Recording(about, cases, load_file(folder / TENSOR_FILE))
+    except Unusable:  # a ValueError too
+        raise
     except FileNotFoundError as error:
         raise Unusable(f"{TENSOR_FILE} is missing.") from error
     except (KeyError, TypeError, ValueError, AttributeError, SafetensorError) as error:

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import InputError
+from .places import without_place
 
 FILE = "reproducibility.json"
 FORMAT = 1
@@ -86,9 +87,23 @@ def check_files(folder: Path) -> list[str]:
     Raises:
         InputError: see `read`.
     """
-    known, found = read(folder)["files"], set(files_of(folder))
-    sentences = []
-    for name, expected in sorted(known.items()):
+    known = read(folder)["files"]
+    added = (name for name in files_of(folder) if name not in known)
+    return changed_files(folder) + [
+        f"{name} is not of this model: {FILE} does not list it."
+        for name in added
+        if not _FOR_READERS.fullmatch(name.rpartition("/")[2])
+    ]
+
+
+def changed_files(folder: Path) -> list[str]:
+    """The same without files that are there beside the listed ones, such as what a run leaves.
+
+    Raises:
+        InputError: see `read`.
+    """
+    sentences, found = [], set(files_of(folder))
+    for name, expected in sorted(read(folder)["files"].items()):
         if name not in found:
             sentences.append(f"{name} is missing.")
             continue
@@ -97,23 +112,11 @@ def check_files(folder: Path) -> list[str]:
             sentences.append(f"{name} has {size:,} bytes instead of {expected['size']:,}.")
         elif hash_of(folder / name)["sha256"] != expected["sha256"]:
             sentences.append(f"{name} was altered: its SHA-256 is another.")
-    for name in sorted(found - set(known)):
-        if not _FOR_READERS.fullmatch(name.rpartition("/")[2]):
-            sentences.append(f"{name} is not of this model: {FILE} does not list it.")
     return sentences
 
 
 def _stage(stage: dict[str, Any]) -> dict[str, Any]:
     return {**stage, "settings": {name: without_place(value) for name, value in stage["settings"].items()}}
-
-
-def without_place(value: Any) -> Any:
-    """A setting without where files lie on the machine of the run: of an absolute path its name."""
-    if isinstance(value, str) and (value.startswith(("/", "~", "..")) or re.match(r"[A-Za-z]:[\\/]", value)):
-        return re.split(r"[\\/]", value.rstrip("/\\"))[-1]
-    if isinstance(value, dict):
-        return {name: without_place(of) for name, of in value.items()}
-    return [without_place(of) for of in value] if isinstance(value, list) else value
 
 
 def _data(stages: list[dict[str, Any]]) -> dict[str, Any]:

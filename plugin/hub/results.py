@@ -28,12 +28,7 @@ def read(path: Path, folder: Path) -> dict[str, Any]:
     from ..evaluation.leaderboard_scores import CONFLICT_TASK, CONTROL_TASKS
     from ..evaluation.task_samples import read_evaluation
 
-    if not path.exists():
-        raise InputError(f"--results {path} does not exist; name what `lmms-eval --output_path` was given.")
-    if path.name == "report.json":
-        path = path.parent
-    if (of_demo := path / "eval" / folder.resolve().name).is_dir():
-        path = of_demo
+    path = place_of(path, folder)
     evaluation = read_evaluation(path)
     metadata = metadata_of(evaluation)
     benchmark = {"name": metadata.get("benchmark"), "version": metadata.get("version")}
@@ -58,6 +53,20 @@ def read(path: Path, folder: Path) -> dict[str, Any]:
     if path.is_dir() and (path / EMOTION).is_file():
         found["supervisor"] = _supervisor(path / EMOTION)
     return found
+
+
+def place_of(path: Path, folder: Path) -> Path:
+    """The evaluation itself, of what a user may name, see `read`.
+
+    Raises:
+        InputError: it is not there.
+    """
+    if not path.exists():
+        raise InputError(f"--results {path} does not exist; name what `lmms-eval --output_path` was given.")
+    if path.name == "report.json":
+        path = path.parent
+    of_demo = path / "eval" / folder.resolve().name
+    return of_demo if of_demo.is_dir() else path
 
 
 def beside(folder: Path) -> Path | None:
