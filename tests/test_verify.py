@@ -202,8 +202,19 @@ def test_a_changed_chat_template(folder):
     template = folder / "chat_template.jinja"
     template.write_text(template.read_text().replace("<|im_start|>assistant", "<|im_start|>system"))
     found = results_of(folder)
-    assert [name for name, check in found.items() if check.result == DISAGREES] == ["processor: ids"]
+    assert [name for name, check in found.items() if check.result == DISAGREES] == ["settings", "processor: ids"]
     assert "input_ids has shape" in found["processor: ids"].notes[0]
+
+
+def test_what_no_recorded_prompt_shows(folder):
+    """A part of the template that it does not reach, and a token that ends an answer."""
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text() + "{% if never %}{% endif %}")
+    change_json(folder / "tokenizer_config.json", lambda v: v.update(eos_token="<|endoftext|>", is_local=False))
+    found = results_of(folder)
+    assert found["settings"].result == DISAGREES and len(found["settings"].notes) == 2
+    assert "chat_template.jinja: sha256" in " ".join(found["settings"].notes)
+    assert "tokenizer_config.json: eos_token is '<|endoftext|>'" in " ".join(found["settings"].notes)
 
 
 @pytest.mark.parametrize(
@@ -330,7 +341,6 @@ def test_a_sharded_folder(folder):
         (lambda v: v.pop("cases"), "lacks what a recording holds"),
         (lambda v: v.update(cases=[]), "verification.json lists no cases, so there is nothing to compare."),
         (lambda v: v.update(tensors_sha256="0" * 64), "is not the file that verification.json describes"),
-        (lambda v: v.update(cases=[]), "holds no inputs"),
         (lambda v: v["cases"][2].update(spread=float("nan")), "a spread of logits that is no number above 0"),
     ],
 )
@@ -375,6 +385,8 @@ def test_what_is_not_a_number_counts_as_a_difference():
     assert verification.largest_difference(was, {"a": torch.tensor([1.5, float("nan")])}, 2.0) == (0.25, [])
     _, notes = verification.largest_difference(was, {"a": torch.tensor([float("inf"), float("nan")])})
     assert "not finite" in notes[0]
+    [note] = verification.largest_difference({"a": torch.tensor([torch.inf])}, {"a": torch.tensor([-torch.inf])})[1]
+    assert "not finite" in note
     assert "a is missing" in verification.largest_difference(was, {})[1][0]
     assert "a has shape (1,)" in verification.largest_difference(was, {"a": torch.zeros(1)})[1][0]
 

@@ -273,7 +273,11 @@ def _licence(
     license: str | None, licences: Mapping[str, str | None], parts: Mapping[str, str], stages: list[dict[str, Any]]
 ) -> str:
     lines = ["- Code in this repository: Apache-2.0."]
-    lines.append(f"- Stated by who uploaded it: {license}." if license else "- Whoever uploaded it stated none.")
+    if license:
+        lines.append(f"- Stated by who uploaded it: {license}.")
+    else:
+        of_backbone = "; the metadata name that of the backbone" if licences["backbone"] else ""
+        lines.append(f"- Whoever uploaded it stated none{of_backbone}.")
     for part, name in parts.items():
         known = licences[part] or "not known here; see its own card"
         lines.append(f"- Of the {part} ({_named(name)}), which holds for its weights too: {known}.")

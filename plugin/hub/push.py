@@ -1,6 +1,7 @@
 """A saved model onto the Hub: checked, gathered with its card and its hashes, and committed at once."""
 
 import contextlib
+import errno
 import json
 import shutil
 import tempfile
@@ -144,6 +145,13 @@ def _staged(folder: Path, audio_only: bool, backbone: str | None, revision: str 
             raise InputError("--backbone and --backbone-revision are for --audio-only.")
         else:
             yield whole
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise InputError(
+            f"the disk of {root.parent} is full, where what goes out is gathered; make room, or name another folder "
+            "by TMPDIR."
+        ) from error
     finally:
         shutil.rmtree(root, ignore_errors=True)
 

@@ -29,10 +29,11 @@ MANIFEST = "reproducibility.json"
 ATTENTION = "eager"
 POSITIONS, VOCABULARY_IDS, TOP, NEW_TOKENS = 4, 256, 8, 8
 # Files whose values are recorded, without those that say where a model lies or by what it was saved or is to be run.
-SETTINGS = ("config.json", "processor_config.json", "generation_config.json")
+SETTINGS = ("config.json", "processor_config.json", "generation_config.json", "tokenizer_config.json")
+TEMPLATE = "chat_template.jinja"
 _OF_NO_EFFECT = (
     "_name_or_path", "auto_map", "transformers_version", "dtype", "attn_implementation", "_attn_implementation",
-    "format_version",
+    "format_version", "is_local", "local_files_only",
 )  # fmt: skip
 _OF_BACKBONE = "backbone_"
 READINGS = ("valence", "arousal", "emotion_logits")
@@ -190,12 +191,15 @@ def read_recording(folder: Path) -> Recording | None:
 
 
 def read_settings(folder: Path) -> dict[str, dict[str, Any]]:
-    """File -> dotted name -> value, of the `SETTINGS` that a folder has.
+    """File -> dotted name -> value, of the `SETTINGS` that a folder has, and the hash of its chat template.
 
     Raises:
         Unusable: a file is no JSON object.
     """
-    return {name: dict(_flat(read_json_object(folder / name))) for name in SETTINGS if (folder / name).is_file()}
+    found = {name: dict(_flat(read_json_object(folder / name))) for name in SETTINGS if (folder / name).is_file()}
+    if (folder / TEMPLATE).is_file():
+        found[TEMPLATE] = {"sha256": hashlib.sha256((folder / TEMPLATE).read_bytes()).hexdigest()}
+    return found
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
