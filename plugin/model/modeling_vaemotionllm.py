@@ -15,6 +15,7 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers import initialization as init
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 from transformers.utils import TransformersKwargs, can_return_tuple
 
@@ -196,7 +197,8 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, MediaGenerationMixin
     def is_custom_code(cls) -> bool:
         # Custom code's initialisation passes modules without weights of their own by, such as Whisper's encoder, which
         # makes the sinusoids of a module below it. That is for code that overwrites loaded weights; this does not.
-        return False
+        # Under ZeRO-3 Whisper could not make them: what was loaded has a shape of nothing there.
+        return is_deepspeed_zero3_enabled()
 
     def _init_weights(self, module):
         super()._init_weights(module)
