@@ -1,6 +1,7 @@
 """A command as one process of several, started by deepspeed, torchrun or accelerate as a module."""
 
 import argparse
+import atexit
 import contextlib
 import logging
 import os
@@ -34,12 +35,15 @@ def run_as_rank(
             print(f"vaemotionllm {command}: error: {in_words(error)}", file=sys.stderr)
         elif isinstance(error, RankError):
             print(f"vaemotionllm {command}: error on rank {rank}: {error}", file=sys.stderr)
+    if "LOCAL_RANK" not in os.environ:
+        return code
+    # Not sys.exit: a rank that fails while others wait in a collective must not wait for them itself, and one that has
+    # finished is now and then aborted by threads of the communication libraries that outlive the interpreter.
+    if not code:
+        atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
-    if code and "LOCAL_RANK" in os.environ:
-        # Not sys.exit: a rank that leaves while others wait in a collective must not wait for them itself.
-        os._exit(code)
-    return code
+    os._exit(code)
 
 
 def leave_ranks() -> None:
