@@ -62,10 +62,10 @@ setup(
     cmdclass={"build_py": build_py_with_startup},
     # Ranges say what the code needs; constraints.txt says what was tested.
     install_requires=[
-        "torch>=2.8,<2.12",
-        "torchvision>=0.23,<0.27",
-        "torchaudio>=2.8,<2.12",
-        "transformers>=5.20,<6",
+        "torch>=2.11,<2.16",
+        "torchvision>=0.26,<0.30",
+        "torchaudio>=2.11,<2.12",
+        "transformers>=5.23,<5.25",
         "lmms-eval>=0.7.3,<0.8",
         "deepspeed>=0.19,<0.20",
         "peft>=0.21,<0.22",
@@ -77,7 +77,7 @@ setup(
         "scipy>=1.12",
         "av>=15,<16",
         "soundfile>=0.13,<0.15",
-        "pillow>=11",
+        "pillow>=11,<13",
         "PyYAML>=6",
         "safetensors>=0.6",
         "tensorboard>=2.18",

@@ -181,7 +181,7 @@ def main() -> None:
             for checkpointing in (False, True):
                 for name, cache in (("online", None), ("cached", str(folder / "cache"))):
                     key = name + checkpointing * "_checkpointing"
-                    options = {"teacher_cache": cache, "gradient_checkpointing": checkpointing}
+                    options = {"teacher_cache": cache, "activation_checkpointing": checkpointing}
                     options["output_dir"] = str(folder / f"{key}-{number}")
                     times.setdefault(key, []).append(step_times(values | options))
     for suffix in ("", "_checkpointing"):

@@ -66,7 +66,7 @@ PATCHES = {
         "how": "puts names into the registries, which are imported when they are first read",
         "upstream": "https://github.com/huggingface/transformers/pull/13989 (the register API; "
         "https://github.com/huggingface/transformers/issues/13522 asked for it)",
-        "versions": "transformers >=5.20,<6",
+        "versions": "transformers >=5.23,<5.25",
         "until": "transformers discovers third-party models by entry points, or holds VAEmotionLLM itself",
     },
 }

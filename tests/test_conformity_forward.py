@@ -105,10 +105,10 @@ def test_a_tuple_is_the_output_without_its_names(qwen):
             model(**inputs, labels=inputs["input_ids"], return_dict=False),
         )
     assert isinstance(plain, tuple) and list(named) == [
-        "loss", "logits", "past_key_values", "valence", "arousal", "emotion_logits",
+        "loss", "logits", "cache", "valence", "arousal", "emotion_logits",
     ]  # fmt: skip
     for name, value, other in zip(named, named.values(), plain):
-        if name != "past_key_values":
+        if name != "cache":
             torch.testing.assert_close(value, other, equal_nan=True)
 
 

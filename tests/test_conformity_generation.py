@@ -21,6 +21,8 @@ from conformity import (
 )
 from transformers import DynamicCache, StaticCache
 
+from vaemotionllm.model.transformers_api import CACHE
+
 STEPS = 6
 
 
@@ -72,7 +74,7 @@ def test_every_cache_gives_the_same_tokens(loaded, cache):
         options = {"cache_implementation": cache}
     else:
         text = model.config.get_text_config()
-        options = {"past_key_values": cache(config=text, **({"max_cache_len": 256} if cache is StaticCache else {}))}
+        options = {CACHE: cache(config=text, **({"max_cache_len": 256} if cache is StaticCache else {}))}
     generated = new_tokens(model.generate(**inputs, **steps(model, STEPS), **options), inputs)
     assert torch.equal(generated, greedy(model, inputs, STEPS))
 
@@ -222,13 +224,13 @@ def test_a_second_turn_with_new_sound_goes_on_from_the_cache(loaded, ids):
     turn, whole, new, _ = conversation_of(model, processor, adapter=False)
     cache = DynamicCache(config=model.config.get_text_config())
     with torch.no_grad():
-        model(**turn, past_key_values=cache, use_adapter=False)
+        model(**turn, **{CACHE: cache}, use_adapter=False)
     length = turn["input_ids"].shape[1]
     given = whole["input_ids"] if ids == "all" else whole["input_ids"][:, length:]
     generated = model.generate(
         given,
         attention_mask=whole["attention_mask"],
-        past_key_values=cache,
+        **{CACHE: cache},
         use_adapter=False,
         **new,
         **steps(model, STEPS),
@@ -243,10 +245,10 @@ def test_the_old_sound_is_refused_in_a_second_turn(qwen):
     turn, whole, _, _ = conversation_of(model, processor, adapter=True)
     cache = DynamicCache(config=model.config.get_text_config())
     with torch.no_grad():
-        model(**turn, past_key_values=cache)
+        model(**turn, **{CACHE: cache})
     audio = {name: whole[name] for name in ("input_ids", "attention_mask", "input_features", "audio_num_tokens")}
     with pytest.raises(ValueError, match="to go on from a cache, give the new audio alone"):
-        model.generate(**audio, past_key_values=cache, **steps(model, STEPS))
+        model.generate(**audio, **{CACHE: cache}, **steps(model, STEPS))
 
 
 def test_the_enhancer_sees_a_second_turns_media_alone(loaded):
@@ -256,10 +258,10 @@ def test_the_enhancer_sees_a_second_turns_media_alone(loaded):
     length = turn["input_ids"].shape[1]
     with torch.no_grad():
         for cache in caches:
-            model(**turn, past_key_values=cache)
-        logits = model(whole["input_ids"][:, length:], past_key_values=caches[0], **new).logits[:, -1]
+            model(**turn, **{CACHE: cache})
+        logits = model(whole["input_ids"][:, length:], **{CACHE: caches[0]}, **new).logits[:, -1]
         generated = model.generate(
-            whole["input_ids"], **new, past_key_values=caches[1], max_new_tokens=1,
+            whole["input_ids"], **new, **{CACHE: caches[1]}, max_new_tokens=1,
             return_dict_in_generate=True, output_logits=True,
         )  # fmt: skip
     torch.testing.assert_close(generated.logits[0], logits, rtol=1e-4, atol=1e-4)
@@ -323,9 +325,7 @@ def test_a_prompt_of_embeddings_goes_on_from_the_cache(qwen):
     turn, whole, new, _ = conversation_of(model, processor, adapter=False)
     cache = DynamicCache(config=model.config.get_text_config())
     with torch.no_grad():
-        model(**turn, past_key_values=cache, use_adapter=False)
+        model(**turn, **{CACHE: cache}, use_adapter=False)
     embeds = model.get_input_embeddings()(whole["input_ids"])
-    generated = model.generate(
-        inputs_embeds=embeds, past_key_values=cache, use_adapter=False, **new, **steps(model, STEPS)
-    )
+    generated = model.generate(inputs_embeds=embeds, **{CACHE: cache}, use_adapter=False, **new, **steps(model, STEPS))
     assert torch.equal(generated, greedy(model, whole, STEPS, use_adapter=False))

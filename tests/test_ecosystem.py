@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -9,10 +10,12 @@ import speaking_model
 import torch
 from accelerate import cpu_offload, disk_offload, dispatch_model
 from media_files import write_png, write_video, write_wav
+from packaging.version import Version
 from peft import LoraConfig
 from PIL import Image
 from test_model import trained_adapter
 from transformers import AutoModel, AutoProcessor, pipeline
+from transformers.integrations.peft import MIN_PEFT_VERSION
 
 TEXT = {"type": "text", "text": "What?"}
 # Its Enhancer stands before the LLM and at its second layer, so the call swaps a layer as well.
@@ -157,6 +160,10 @@ for task in ("image-text-to-text", "any-to-any"):
 # ---- adapters by the methods of transformers
 
 
+@pytest.mark.skipif(
+    Version(version("peft")) < Version(MIN_PEFT_VERSION),
+    reason=f"transformers' own methods for adapters ask for peft {MIN_PEFT_VERSION}; {version('peft')} is installed",
+)
 def test_adapters_are_added_saved_loaded_and_switched(folder, batch, expected, tmp_path):
     model = load(folder)
     targets = r"vlm\..*language_model.*\.(q_proj|v_proj)|audio_projector\.linear.*"

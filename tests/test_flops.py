@@ -128,7 +128,7 @@ def test_recomputation_is_no_model_flop_and_frozen_towers_have_no_backward(setup
     sizes = flops.batch_sizes(model.config, make_batch(processor, "av"))
     costs = flops.model_costs(model.config)
     plain = flops.microbatch_flops(costs, sizes)
-    checkpointed = flops.microbatch_flops(costs, sizes, gradient_checkpointing=True)
+    checkpointed = flops.microbatch_flops(costs, sizes, activation_checkpointing=True)
     assert plain.model == plain.hardware == checkpointed.model < checkpointed.hardware
     assert {name for name, part in plain.parts.items() if part.backward} == {
         "audio_projector", "llm", "head_and_loss",

@@ -150,8 +150,8 @@ def test_what_the_manifest_says_is_taken_from_it(plan, tmp_path):
 @pytest.mark.parametrize(
     ("gpus", "memory_gb", "words"),
     [
-        (1, 13, ["gradient_checkpointing=false"]),
-        (4, 24, ["per_device_train_batch_size=16", "gradient_checkpointing=false"]),
+        (1, 13, ["activation_checkpointing=false"]),
+        (4, 24, ["per_device_train_batch_size=16", "activation_checkpointing=false"]),
         (8, 14, ["per_device_train_batch_size=16"]),
         (8, 24, ["per_device_train_batch_size=16", "generation_batch_size=256"]),
     ],

@@ -9,6 +9,7 @@ from transformers.modeling_outputs import ModelOutput
 
 from .media_injection import MediaInjection
 from .media_inputs import MediaInputsMixin
+from .transformers_api import given_cache
 
 
 class MediaGenerationMixin(MediaInputsMixin, GenerationMixin):
@@ -28,7 +29,7 @@ class MediaGenerationMixin(MediaInputsMixin, GenerationMixin):
     ):
         """`generate` of the backbone, with audio and the adapter; takes what `forward` and the backbone's take.
 
-        The audio is encoded once and enters in the prefill. To go on from `past_key_values`, give the whole
+        The audio is encoded once and enters in the prefill. To go on from a `cache`, give the whole
         conversation's ids, or the new ones with the whole conversation's `attention_mask`, and the new media alone;
         the Enhancer sees those alone too. With `return_dict_in_generate=True` and the adapter on the
         result also has `valence`, `arousal` (B, 3) and `emotion_logits` (B, 3, K), as `forward` gives them for the
@@ -40,7 +41,7 @@ class MediaGenerationMixin(MediaInputsMixin, GenerationMixin):
             input_ids = kwargs.pop("inputs")
         if isinstance(assistant := kwargs.get("assistant_model"), MediaGenerationMixin):
             kwargs["assistant_model"] = assistant.vlm  # it proposes, and this model, which hears, decides
-        cached = _cached_length(input_ids, **kwargs)
+        cached = _cached_length(input_ids, given_cache(kwargs), **kwargs)
         injection = self._prepare_injection(
             None if input_ids is None else input_ids[:, cached:],
             input_features,
@@ -86,10 +87,10 @@ class MediaGenerationMixin(MediaInputsMixin, GenerationMixin):
             )
 
 
-def _cached_length(input_ids, past_key_values=None, attention_mask=None, inputs_embeds=None, **_) -> int:
+def _cached_length(input_ids, given, attention_mask=None, inputs_embeds=None, **_) -> int:
     """Tokens at the front of a prompt that a given cache holds, as `generate` of transformers understands it."""
-    if past_key_values is None or past_key_values.get_seq_length() == 0:
+    if given is None or given.get_seq_length() == 0:
         return 0
     if inputs_embeds is None and attention_mask is not None and attention_mask.shape[1] != input_ids.shape[1]:
         return 0  # the mask is that of the whole conversation: the ids are the new ones
-    return int(past_key_values.get_seq_length())
+    return int(given.get_seq_length())

@@ -10,6 +10,7 @@ from torch import nn
 
 from .emotion_adapter import EmotionEnhancer, MediaTokens
 from .packing import pack_decoder_inputs, unpack_states
+from .transformers_api import given_cache
 
 
 class EnhancedLayer(nn.Module):
@@ -64,7 +65,7 @@ class MediaInjection:
             )
         prompt = self.audio_mask.shape[1]
         # With a cache a pass goes on where the last one ended; without one it begins anew.
-        self.begin = 0 if kwargs.get("past_key_values") is None else self.end
+        self.begin = 0 if given_cache(kwargs) is None else self.end
         self.end = min(self.begin + embeds.shape[1], prompt)
         if self.begin == self.end:
             return None  # a decoding step: the media are in the cache
@@ -118,7 +119,7 @@ class MediaInjection:
             output.last_hidden_state = unpack_states(output.last_hidden_state, self.packed)
         if sum(states.shape[1] for states in self._states) == self.begin < self.end:  # not seen before
             self._states.append(output[0][:, : self.end - self.begin])
-        if self.end == self.audio_mask.shape[1] and kwargs.get("past_key_values") is not None:
+        if self.end == self.audio_mask.shape[1] and given_cache(kwargs) is not None:
             self._leave()  # the cache holds the media: what follows is the backbone's alone
         return output
 

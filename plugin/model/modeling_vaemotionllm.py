@@ -27,6 +27,7 @@ from .emotion_prediction import EmotionPrediction, predict_emotion
 from .media_generation import MediaGenerationMixin
 from .media_injection import MediaInjection
 from .processing_vaemotionllm import add_audio_token
+from .transformers_api import CACHE
 from .weight_files import commit_of
 
 # What a backbone's forward takes of pictures and films.
@@ -45,18 +46,24 @@ class VAEmotionLLMOutput(ModelOutput):
             None with the adapter off.
         arousal: (B, 3), likewise.
         emotion_logits: (B, 3, K) float32 logits of `config.emotion_labels`, likewise; None without labels.
-        past_key_values, hidden_states, attentions: the backbone's.
+        cache, hidden_states, attentions: the backbone's. The cache is `past_key_values` as well, by its older name.
     """
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     response: object | None = None
-    past_key_values: object | None = None
+    cache: object | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
     valence: torch.Tensor | None = None
     arousal: torch.Tensor | None = None
     emotion_logits: torch.Tensor | None = None
+
+    if CACHE != "cache":
+
+        @property
+        def past_key_values(self):
+            return self.cache
 
 
 class VAEmotionLLMForConditionalGeneration(PreTrainedModel, MediaGenerationMixin):
@@ -82,7 +89,7 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, MediaGenerationMixin
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _skip_keys_device_placement = "past_key_values"
+    _skip_keys_device_placement = [CACHE]
     # Small and sensitive: not rounded to float16, and what quantizers leave as it is.
     _keep_in_fp32_modules = ["audio_projector", "emotion_adapter"]
 
@@ -417,7 +424,7 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, MediaGenerationMixin
             loss=loss,
             logits=logits,
             response=response,
-            past_key_values=output.past_key_values,
+            cache=output.get(CACHE),
             hidden_states=output.hidden_states,
             attentions=output.attentions,
             **(self._no_readings(output[0]) if text_graph and adapter_on else self._readings(injection)),

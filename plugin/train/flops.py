@@ -323,7 +323,7 @@ def microbatch_flops(
     costs: ModelCosts,
     sizes: BatchSizes,
     trained: Collection[str] = ("audio_projector",),
-    gradient_checkpointing: bool = False,
+    activation_checkpointing: bool = False,
 ) -> StepFlops:
     """FLOPs of forward and backward pass over one micro-batch of stage 1.
 
@@ -331,7 +331,7 @@ def microbatch_flops(
         costs: of the model.
         sizes: of the batch.
         trained: trained parts, "audio_projector" and "audio_tower".
-        gradient_checkpointing: whether layers are run again in the backward pass.
+        activation_checkpointing: whether layers are run again in the backward pass.
     """
     student, teacher = sizes.student, sizes.teacher
     parts: dict[str, PartFlops] = {}
@@ -341,7 +341,7 @@ def microbatch_flops(
             forward=2 * costs.tower * windows,
             backward=2 * (2 * costs.tower - costs.tower_first) * windows if trains else 0,
             recompute=2 * (costs.tower_layers - costs.tower_last) * windows
-            if trains and gradient_checkpointing
+            if trains and activation_checkpointing
             else 0,
         )
     if student.projector_tokens:
@@ -352,7 +352,7 @@ def microbatch_flops(
         parts["vision_tower"] = PartFlops(_vision(costs, student.grids))
     tokens, pairs = _tokens_and_pairs(student.row_tokens)
     linear, attention = 2 * costs.llm_weights * tokens, 4 * costs.llm_attention * pairs
-    again = linear + attention - 2 * costs.llm_last * tokens if gradient_checkpointing else 0
+    again = linear + attention - 2 * costs.llm_last * tokens if activation_checkpointing else 0
     parts["llm"] = PartFlops(linear + attention, linear + 2 * attention, again)
     if teacher is not None:
         if teacher.grids:

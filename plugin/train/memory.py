@@ -87,7 +87,7 @@ def activation_bytes(
     teacher: InputSizes | None,
     response_tokens: int,
     trains_tower: bool = False,
-    gradient_checkpointing: bool = False,
+    activation_checkpointing: bool = False,
     attention: str = "sdpa",
 ) -> ActivationBytes:
     """Estimate for one micro-batch of stage 1 in bf16; see the head of the file for what it counts.
@@ -97,18 +97,18 @@ def activation_bytes(
         student, teacher: sizes of what the two are given; teacher None where it comes from a cache.
         response_tokens: target tokens of the micro-batch.
         trains_tower: whether the audio tower is trained.
-        gradient_checkpointing: whether only the inputs of layers are kept.
+        activation_checkpointing: whether only the inputs of layers are kept.
         attention: "eager", a name with "flash" (kernels that need no mask and do not repeat keys), or else sdpa.
     """
     text = config.get_text_config()
     tokens = sum(student.row_tokens)
     layer = sum(llm_layer_bytes(text, length, attention) for length in student.row_tokens)
     layers = text.num_hidden_layers
-    kept = layers * BF16 * text.hidden_size * tokens + layer if gradient_checkpointing else layers * layer
+    kept = layers * BF16 * text.hidden_size * tokens + layer if activation_checkpointing else layers * layer
     saved = kept + FP32 * text.hidden_size * tokens  # the final norm
     saved += projector_bytes(config) * student.projector_tokens
     if trains_tower:
-        saved += tower_bytes(config.audio_config, gradient_checkpointing) * student.tower_windows
+        saved += tower_bytes(config.audio_config, activation_checkpointing) * student.tower_windows
     vision, audio = config.vlm_config.vision_config, config.audio_config
     visual = max(_patches(student), _patches(teacher) if teacher else 0)
     width = text.hidden_size
@@ -150,7 +150,7 @@ def projector_bytes(config: VAEmotionLLMConfig) -> int:
     return BF16 * (2 * stacked + 2 * hidden)
 
 
-def tower_bytes(audio, gradient_checkpointing: bool) -> int:
+def tower_bytes(audio, activation_checkpointing: bool) -> int:
     """Bytes that autograd keeps of a trained audio tower for one window.
 
     Of a layer 9 hidden states and 2 of its MLP; beside the layers what the convolutions and their activations need,
@@ -163,7 +163,7 @@ def tower_bytes(audio, gradient_checkpointing: bool) -> int:
         front = audio.num_mel_bins * audio.max_length + length * width
     layer = tower_layer_bytes(audio)
     layers = audio.num_hidden_layers
-    kept = layers * BF16 * length * width + layer if gradient_checkpointing else layers * layer
+    kept = layers * BF16 * length * width + layer if activation_checkpointing else layers * layer
     return BF16 * front + kept
 
 

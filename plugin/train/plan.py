@@ -46,7 +46,7 @@ def make_plan(
             path: batch_of(path, clip, assumed, config.per_device_train_batch_size, teacher == "online")
             for path in paths
         }
-        steps[teacher] = _mean_step(costs, sizes, paths, trained, config.gradient_checkpointing, micro_batches)
+        steps[teacher] = _mean_step(costs, sizes, paths, trained, config.activation_checkpointing, micro_batches)
     clips_per_step = micro_batches * config.per_device_train_batch_size
     plan = {
         "stage": 1,
@@ -157,7 +157,7 @@ def _memory(config, model_config, assumed, clip, parameters, paths, trained) -> 
     generating = generation(config.generation_batch_size)
     return {
         "room": int(room),
-        "checkpointing": "with" if config.gradient_checkpointing else "without",
+        "checkpointing": "with" if config.activation_checkpointing else "without",
         "activations": {
             name: {"saved": it.saved, "working": it.working, "loss": it.loss, "total": it.total}
             for name, it in ((name, activations(batch, on)) for name, on in CHECKPOINTING.items())
@@ -183,7 +183,7 @@ def _warnings(plan, config, model_config, assumed, costs) -> list[str]:
     for row in table["stages"]:
         if row["fits"][now]:
             continue
-        remedies = ["gradient_checkpointing=true"] if row["fits"]["with"] else []
+        remedies = ["activation_checkpointing=true"] if row["fits"]["with"] else []
         if smaller := row["largest_batch"]["with"]:
             # The same clips a step, in more and smaller micro-batches.
             clips = config.gradient_accumulation_steps * config.per_device_train_batch_size
@@ -191,7 +191,7 @@ def _warnings(plan, config, model_config, assumed, costs) -> list[str]:
             if now == "with":
                 remedies.append(words)
             elif not remedies:
-                remedies.append(f"gradient_checkpointing=true {words}")
+                remedies.append(f"activation_checkpointing=true {words}")
         remedies += [f"deepspeed=zero{stage}" for stage in ("2", "3") if stage in fitting]
         remedies = remedies or ["deepspeed=zero3_offload (weights in host memory)", "more GPUs", "a smaller vlm"]
         text = f"needs {gib(row['total'][now])} on each GPU, which has {gib(room)} for it: {', or '.join(remedies)}."
@@ -233,6 +233,6 @@ def _notes(plan) -> list[str]:
         return []
     step = plan["flops_per_step"]["cached"]
     return [
-        f"it fits with gradient_checkpointing=false as well, which spares {step['recompute'] / step['hardware']:.0%} "
-        "of the GPUs' work with the teacher cached."
+        "it fits with activation_checkpointing=false as well, which spares "
+        f"{step['recompute'] / step['hardware']:.0%} of the GPUs' work with the teacher cached."
     ]

@@ -259,7 +259,7 @@ def test_replicated_frozen_weights_are_not_gathered_and_change_no_loss(gathers):
 @pytest.mark.parametrize("engine", ["zero2", "zero3", "zero3_offload"])
 def test_bf16_accumulation_and_gradient_checkpointing_follow_one_process(setup, tmp_path, engine):
     options = dict(
-        max_steps=3, save_steps=3, bf16=True, use_cpu=True, gradient_checkpointing=True,
+        max_steps=3, save_steps=3, bf16=True, use_cpu=True, activation_checkpointing=True,
         gradient_accumulation_steps=2, per_device_train_batch_size=2, cache_media=True,
     )  # fmt: skip
     train(stage1_values(*setup, tmp_path / "one", **options))
