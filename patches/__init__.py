@@ -5,6 +5,16 @@ nothing and never raises.
 """
 
 PATCHES = {
+    "lmms_eval_threads": {
+        "target": "the environment of a process that imports lmms_eval",
+        "why": "threads of OpenMP that wait by spinning stop an evaluation on a CPU as soon as another process runs "
+        "(benchmarks/threads.py), and what says otherwise is read when lmms-eval imports torch.",
+        "how": "sets GOMP_SPINCOUNT where neither it nor OMP_WAIT_POLICY is set",
+        "upstream": "no report known; how long a thread spins is libgomp's choice, "
+        "https://github.com/gcc-mirror/gcc/blob/master/libgomp/env.c",
+        "versions": "lmms-eval >=0.7.3,<0.8",
+        "until": "torch bounds the spinning itself",
+    },
     "lmms_eval_tasks": {
         "target": "lmms_eval.tasks.TaskManager.initialize_tasks",
         "why": "lmms-eval has entry points for models and none for tasks: without a flag or a variable it would not "

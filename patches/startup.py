@@ -8,6 +8,7 @@ import sys
 
 # Module whose import triggers a patch -> the patch's module in this package. Each patch has `apply(loaded) -> bool`.
 TARGETS = {
+    "lmms_eval": "lmms_eval_threads",
     "lmms_eval.tasks": "lmms_eval_tasks",
     "lmms_eval.evaluator": "lmms_eval_hearing",
     "lmms_eval.models.chat.huggingface": "lmms_eval_huggingface",

@@ -192,6 +192,7 @@ def write_run(out: Path, n_clips: int = 48, seed: int = 0, skill: dict | None = 
         "owned": [],
         "steps": steps,
         "machine": {"cpus": 2, "platform": "Linux"},
+        "arithmetic": {"MKL_CBWR": "COMPATIBLE"},
         "layout": {
             "benchmark": "world/benchmark",
             "evaluations": {stage: f"eval/{stage}" for stage in STAGES},

@@ -22,6 +22,7 @@ def run(args: argparse.Namespace) -> int:
     if args.part == "run":
         from ..evaluation.ablation import plan, run_facts
 
+        nano_run.fix_environment()
         sizes = nano_run.sizes_of(args)
         steps = plan(Path(args.out), args.seed, sizes)
         return nano_run.run_steps("ablation run", args, steps, run_facts(args.seed, sizes))

@@ -16,6 +16,7 @@ def run(args: argparse.Namespace) -> int:
     from ..evaluation.figures import require_matplotlib
 
     require_matplotlib()  # now, and not after ten minutes
+    nano_run.fix_environment()
     out = Path(args.out)
     code = nano_run.run_steps("demo", args, plan(out, args.seed, nano_run.sizes_of(args)), facts(args.seed))
     if code == 0:

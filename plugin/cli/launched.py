@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 
+from ..cpu_environment import bound_spinning
 from ..errors import RankError
 from .main import USER_ERRORS, in_words
 
@@ -21,6 +22,7 @@ def run_as_rank(
 
     Rank 0 tells what all ranks met; what one rank alone met it tells itself.
     """
+    bound_spinning()
     parser = argparse.ArgumentParser(prog=f"vaemotionllm {command}")
     add_arguments(parser)
     # The deepspeed launcher adds it; the environment variable LOCAL_RANK says the same.

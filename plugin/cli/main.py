@@ -5,6 +5,7 @@ import importlib
 import sys
 
 from .. import __version__
+from ..cpu_environment import bound_spinning
 from ..errors import InputError
 
 # Command -> one line for --help. Each names a module in this folder ("-" as "_") with `add_arguments(parser)` and
@@ -43,6 +44,7 @@ def in_words(error: Exception) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
+    bound_spinning()
     parser = argparse.ArgumentParser(prog="vaemotionllm", description="A vision-language model that hears.")
     parser.add_argument("--version", action="version", version=f"vaemotionllm {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

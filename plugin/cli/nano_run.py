@@ -55,6 +55,13 @@ def add_arguments(parser: argparse.ArgumentParser, out: str) -> None:
     )
 
 
+def fix_environment() -> None:
+    """Set what every step needs, and fix the arithmetic; before the steps are planned, since caches depend on it."""
+    from ..evaluation.demo import environment
+
+    os.environ.update(environment(os.environ))
+
+
 def sizes_of(args: argparse.Namespace):
     from ..evaluation.demo import Sizes
 
@@ -66,12 +73,10 @@ def sizes_of(args: argparse.Namespace):
 def run_steps(command: str, args: argparse.Namespace, steps, facts: dict) -> int:
     """Runs what is not yet done of `steps` in `args.out`, with progress. Returns the exit code."""
     from ..evaluation.child import Display
-    from ..evaluation.demo import environment
     from ..evaluation.steps import StepFailed, StepRunner
 
     out = Path(args.out)
     arguments = {key: value for key, value in vars(args).items() if key not in NO_PART}
-    os.environ.update(environment(os.environ))
     runner = StepRunner(out, steps, arguments, facts, Display(verbose=args.verbose), args.overwrite)
     if runner.finished:
         print(f"{out}: the run with seed {args.seed} is finished; --overwrite makes it anew")

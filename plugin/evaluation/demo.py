@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..cpu_environment import FIXED_ARITHMETIC, fixed_environment
 from ..errors import InputError
 from .intervals import fewest_clips
 from .results import CONTROL_STAGES, STAGES
@@ -269,6 +270,7 @@ def facts(seed: int) -> dict:
         "layout": layout(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "configs": config_hashes(),
+        "arithmetic": FIXED_ARITHMETIC,
         "machine": {
             "cpus": cpu_count(),
             "platform": platform.platform(terse=True),
@@ -304,9 +306,9 @@ def _setting(**values: object) -> list[str]:
 
 
 def environment(base: Mapping[str, str]) -> dict[str, str]:
-    """The environment of every step: nothing is fetched, and Python writes progress at once."""
+    """The environment of every step: fixed arithmetic, nothing is fetched, and Python writes progress at once."""
     return {
-        **base,
+        **fixed_environment(base),
         "HF_HUB_OFFLINE": "1",
         "HF_DATASETS_OFFLINE": "1",
         "PYTHONUNBUFFERED": "1",

@@ -103,6 +103,7 @@ def build_report(run: Run) -> dict:
         "benchmark": run.benchmark,
         "versions": run.state["versions"],
         "machine": run.state.get("machine", {}),
+        "arithmetic": run.state.get("arithmetic", {}),
         "stages": stages,
         "ceiling": {aspect: stages["backbone"]["cells"][f"{aspect}_visual"]["accuracy"] for aspect in ASPECTS},
         "hearing": {aspect: hearing(run, aspect) for aspect in ASPECTS},

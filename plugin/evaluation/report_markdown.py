@@ -1,6 +1,7 @@
 """`report.md`: the report as Markdown, with the figures as PNG files beside it."""
 
 import re
+import shlex
 from collections.abc import Sequence
 
 from . import examples
@@ -209,4 +210,6 @@ def figure_markdown(figure: Figure, summary: str) -> str:
 def versions_line(report: dict) -> str:
     machine = report["machine"]
     place = f"; {machine['cpus']} CPU cores, {machine['platform']}" if machine else ""
-    return ", ".join(f"{name} {version}" for name, version in report["versions"].items()) + place
+    settings = " ".join(f"{name}={shlex.quote(value)}" for name, value in report["arithmetic"].items())
+    ran = f". The commands ran with {settings}" if settings else ""
+    return ", ".join(f"{name} {version}" for name, version in report["versions"].items()) + place + ran

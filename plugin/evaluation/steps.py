@@ -28,7 +28,7 @@ STATE_FILE = "steps.json"
 LOG_FOLDER = "logs"
 FORMAT = 1
 # Facts that decide the results as the arguments do: a run must not go on with other ones.
-DECISIVE_FACTS = ("versions", "configs")
+DECISIVE_FACTS = ("versions", "configs", "arithmetic")
 
 
 @dataclass(frozen=True)

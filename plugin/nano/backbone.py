@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
+from ..cpu_environment import arithmetic
 from ..errors import InputError
 from ..paths import cache_dir
 from .backbone_model import build_audio, build_vlm
@@ -33,6 +34,9 @@ def _describe(config: BackboneConfig) -> dict:
         "backbone": config.as_dict(),
         "world_format": CLIP_FORMAT,
         "world": WorldConfig(seed=config.seed).as_dict(),
+        # Rounding decides the weights as the config does; a cache may hold builds of several environments.
+        "arithmetic": arithmetic(),
+        "torch": torch.__version__.partition("+")[0],
     }
 
 

@@ -1,0 +1,8 @@
+"""Lets the threads of OpenMP sleep early in processes of lmms-eval, before it imports torch."""
+
+from vaemotionllm.cpu_environment import bound_spinning
+
+
+def apply(loaded: str) -> bool:
+    bound_spinning()
+    return True
