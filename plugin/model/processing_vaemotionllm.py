@@ -34,7 +34,7 @@ from .media_sources import (
 )
 from .placeholders import Placed, composed_offsets, place_media, replace_placeholders, sound_after_films
 from .processor_kwargs import VAEmotionLLMProcessorKwargs, check_call, one_each
-from .waveforms import to_waveform
+from .waveforms import RoundedLog10, to_waveform
 from .weight_files import HUB_ARGUMENTS, check_files
 
 AUDIO_TOKEN = "<|audio_pad|>"
@@ -402,7 +402,8 @@ class VAEmotionLLMProcessor(ProcessorMixin):
         # Kaldi's filter banks need one frame of 25 ms; what is shorter is filled up with silence.
         shortest = self.sampling_rate * 25 // 1000
         windows = [np.pad(window, (0, max(0, shortest - len(window)))) for window in windows]
-        extracted = self.feature_extractor(windows, sampling_rate=self.sampling_rate, return_tensors="pt")
+        with RoundedLog10():
+            extracted = self.feature_extractor(windows, sampling_rate=self.sampling_rate, return_tensors="pt")
         features = extracted.get("input_features", extracted.get("input_values"))
         tokens = [
             tokens_in_window(samples, self.samples_per_token)

@@ -5,10 +5,25 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.overrides import TorchFunctionMode
 
 from .input_error import InputError
 from .media import load_audio, resample, sound_duration_s
 from .media_sources import is_file, rate_is_said
+
+
+class RoundedLog10(TorchFunctionMode):
+    """In its context `log10` computes in float64 and rounds, so that log-mel features are the same on each processor.
+
+    In float32 MKL's rests on the processor's approximate reciprocal, which vendors fill in differently: one value in
+    some 70,000 has another last bit on an emulated Intel processor than on an AMD one.
+    """
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.Tensor.log10 and args[0].dtype == torch.float32:
+            return args[0].double().log10().float()
+        return function(*args, **(kwargs or {}))
+
 
 # Sound in floats may go over 1 a little, 40 dB never: it is integers that were converted and not scaled.
 _LOUDEST = 100.0
