@@ -60,13 +60,13 @@ $(VENV)/.dist-done: $(STAMP)
 
 # README's first example runs from the wheel alone, in a new environment and another folder.
 dist: $(VENV)/.dist-done
-	rm -rf build dist
+	rm -rf dist build/dist
 	$(BIN)/python -m build
 	$(BIN)/twine check --strict dist/*
-	$(BASE_PYTHON) -m venv build/venv
-	build/venv/bin/python -m pip install --disable-pip-version-check -c constraints.txt dist/*.whl
-	build/venv/bin/python tests/readme_example.py build/example
-	rm -rf build
+	$(BASE_PYTHON) -m venv build/dist/venv
+	build/dist/venv/bin/python -m pip install --disable-pip-version-check -c constraints.txt dist/*.whl
+	build/dist/venv/bin/python tests/readme_example.py build/dist
+	rm -rf build/dist
 
 # `make compat ONLY=lowest-3.11` tests one environment of four. Each takes 7 GB of disk, less what they share.
 compat: $(VENV)/.dist-done
