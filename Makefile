@@ -1,4 +1,5 @@
 # setup: a virtual environment with the pinned stack.  demo: everything on the nano world.  test, quality: the checks.
+# dist: what is published, checked in an environment of its own.  compat: the ends of setup.py's version ranges.
 # bench: the performance goals, as ratios measured in one run.  ablation: the nano model without each of its parts.
 SEED ?= 0
 OUT ?= runs/demo
@@ -10,7 +11,7 @@ BASE_PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-done
 
-.PHONY: setup demo test bench ablation quality clean
+.PHONY: setup demo test bench ablation quality dist compat clean
 
 setup: $(STAMP)
 
@@ -52,6 +53,26 @@ quality: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The tools of these two.
+$(VENV)/.dist-done: $(STAMP)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dist]'
+	touch $@
+
+# README's first example runs from the wheel alone, in a new environment and another folder.
+dist: $(VENV)/.dist-done
+	rm -rf dist build/dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+	$(BASE_PYTHON) -m venv build/dist/venv
+	build/dist/venv/bin/python -m pip install --disable-pip-version-check -c constraints.txt dist/*.whl
+	build/dist/venv/bin/python tests/readme_example.py build/dist
+	rm -rf build/dist
+
+# `make compat ONLY=lowest-3.11` tests one environment of four. Each takes 7 GB of disk, less what they share.
+compat: $(VENV)/.dist-done
+	HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false \
+		$(BIN)/python tests/version_matrix.py $(ONLY) --workers $(WORKERS)
+
 clean:
-	rm -rf build dist runs/demo *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf build dist .compat runs/demo *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -160,3 +161,30 @@ def test_constraints_pin_every_requirement_and_agree_with_the_ranges():
         if requirement.name != "python":
             name = re.sub(r"[-_.]+", "-", requirement.name).lower()
             assert name in pins and requirement.specifier.contains(pins[name]), requirement
+
+
+def test_the_workflow_calls_targets_of_the_makefile():
+    import yaml
+
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
+    called = {word for step in steps if step.get("run") for word in re.findall(r"^make (\S+)", step["run"])}
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    assert {"quality", "test", "dist", "compat"} <= called <= targets
+    assert workflow["permissions"] == {"contents": "read"}
+    assert all("timeout-minutes" in job for job in workflow["jobs"].values())
+
+
+def test_the_source_archive_holds_what_the_wheel_is_made_of_and_no_test(sources, wheel, tmp_path):
+    (sources / "tests").mkdir(exist_ok=True)
+    (sources / "tests" / "test_nothing.py").touch()
+    code = f"import setuptools.build_meta as b; print(b.build_sdist({str(tmp_path)!r}))"
+    run(sys.executable, "-c", code, cwd=sources)
+    (path,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    for packaged in zipfile.ZipFile(wheel).namelist():
+        folder = next((f for f, package in reversed(FOLDERS.items()) if packaged.startswith(package + "/")), None)
+        if folder:
+            assert folder + packaged.removeprefix(FOLDERS[folder]) in names, packaged
+    assert "LICENSE" in names and not [name for name in names if re.search(r"tests|__pycache__|\.pyc", name)]
