@@ -1,12 +1,16 @@
-"""One thread a process, here and in the processes that tests start: sums keep their order, so runs can be compared."""
+"""As many threads a process as OMP_NUM_THREADS says, by default one, here and in the processes that tests start."""
 
 import os
 from pathlib import Path
 
-import torch
+# Before torch and numpy are imported, which read it then; processes, pytest-xdist's workers too, inherit it.
+if not os.environ.get("OMP_NUM_THREADS"):
+    os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.setdefault("MKL_DYNAMIC", "FALSE")  # it would take no more threads than there are cores
 
-os.environ["OMP_NUM_THREADS"] = "1"
-torch.set_num_threads(1)
+import torch  # noqa: E402
+
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"].split(",")[0]))  # where a plugin of pytest imported it earlier
 
 # Buffers of DeepSpeed's ranks on a CPU, 69 MB each; a rank that is killed early leaves its own in shared memory.
 BUFFERS = "deepspeed_allreduce_buffer_*"
