@@ -24,4 +24,15 @@ def pytest_sessionfinish(session):
     # Not by a worker of pytest-xdist: ranks that another worker has started may still be opening theirs.
     if not hasattr(session.config, "workerinput"):
         for file in set(Path("/dev/shm").glob(BUFFERS)) - session.config.buffers_before:
-            file.unlink(missing_ok=True)
+            if not is_mapped(file):  # by ranks of another run of the tests
+                file.unlink(missing_ok=True)
+
+
+def is_mapped(file: Path) -> bool:
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        try:
+            if str(file) in maps.read_text():
+                return True
+        except OSError:  # it has ended, or is someone else's
+            pass
+    return False

@@ -7,13 +7,21 @@ Which of these shows hangs on the processor.
 """
 
 import copy
+import os
 
 import torch
+
+ARITHMETIC = ("OMP_", "GOMP_", "MKL_", "ATEN_", "ONEDNN_", "DNNL_", "OPENBLAS_", "NPY_")
 
 
 def in_own_memory(model: torch.nn.Module) -> torch.nn.Module:
     """A copy whose weights lie where torch puts them, all aligned alike, and not as a file happens to hold them."""
     return copy.deepcopy(model)
+
+
+def arithmetic_settings() -> dict[str, str]:
+    """The variables by which another process, started with none but those it is given, computes as this one does."""
+    return {name: value for name, value in os.environ.items() if name.startswith(ARITHMETIC)}
 
 
 def assert_equal_but_for_rounding(found: torch.Tensor, expected: torch.Tensor, ulps: int = 64, name: str = "") -> None:

@@ -160,7 +160,7 @@ for task in ("image-text-to-text", "any-to-any"):
     [answer] = pipe(text={chat!r}, max_new_tokens=6, return_full_text=False)
     print(answer["generated_text"])
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     first, second = done.stdout.splitlines()[-2:]
     assert first == second != "" and "is not supported for" not in done.stderr
