@@ -1,12 +1,16 @@
-"""One thread a process, here and in the processes that tests start: sums keep their order, so runs can be compared."""
+"""As many threads a process as OMP_NUM_THREADS says, by default one, here and in the processes that tests start."""
 
 import os
 from pathlib import Path
 
-import torch
+# Before torch and numpy are imported, which read it then; processes, pytest-xdist's workers too, inherit it.
+if not os.environ.get("OMP_NUM_THREADS"):
+    os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.setdefault("MKL_DYNAMIC", "FALSE")  # it would take no more threads than there are cores
 
-os.environ["OMP_NUM_THREADS"] = "1"
-torch.set_num_threads(1)
+import torch  # noqa: E402
+
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"].split(",")[0]))  # where a plugin of pytest imported it earlier
 
 # Buffers of DeepSpeed's ranks on a CPU, 69 MB each; a rank that is killed early leaves its own in shared memory.
 BUFFERS = "deepspeed_allreduce_buffer_*"
@@ -20,4 +24,15 @@ def pytest_sessionfinish(session):
     # Not by a worker of pytest-xdist: ranks that another worker has started may still be opening theirs.
     if not hasattr(session.config, "workerinput"):
         for file in set(Path("/dev/shm").glob(BUFFERS)) - session.config.buffers_before:
-            file.unlink(missing_ok=True)
+            if not is_mapped(file):  # by ranks of another run of the tests
+                file.unlink(missing_ok=True)
+
+
+def is_mapped(file: Path) -> bool:
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        try:
+            if str(file) in maps.read_text():
+                return True
+        except OSError:  # it has ended, or is someone else's
+            pass
+    return False

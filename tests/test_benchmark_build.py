@@ -199,7 +199,7 @@ def dying(shard):
 shards._row_groups = dying
 build(BuildConfig(**{vars(config_of(world, tmp_path / "out"))!r}), workers=1)
 """
-    done = subprocess.run([sys.executable, "-c", code], timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], timeout=600)
     assert done.returncode == -signal.SIGKILL
     [partial] = tmp_path.glob(".out.*.partial")
     assert len(list(partial.glob("data/*.parquet"))) == 2 and len(list(partial.glob("data/*.tmp"))) == 1

@@ -13,6 +13,7 @@ from media_files import write_png, write_video, write_wav
 from packaging.version import Version
 from peft import LoraConfig
 from PIL import Image
+from rounding import assert_equal_but_for_rounding
 from test_model import trained_adapter
 from transformers import AutoModel, AutoProcessor, pipeline
 from transformers.integrations.peft import MIN_PEFT_VERSION
@@ -63,12 +64,14 @@ def batch(processor, media):
 
 
 def load(folder, **options):
-    return AutoModel.from_pretrained(folder, **options).eval()
+    """Frozen, as adapters freeze it: only then are its products the same, see rounding.py."""
+    return AutoModel.from_pretrained(folder, **options).eval().requires_grad_(False)
 
 
 @torch.no_grad()
 def answers(model, inputs):
     """Logits and readings of one pass, and what is generated."""
+    model.requires_grad_(False)  # the adapter, too
     output = model(**inputs)
     logits = output.logits[inputs["attention_mask"].bool().to(output.logits.device)]
     tokens = model.generate(**inputs, max_new_tokens=6, do_sample=False)
@@ -80,6 +83,15 @@ def assert_same(found, expected):
         torch.testing.assert_close(
             found[name], tensor, equal_nan=True, atol=0, rtol=0, msg=lambda m, n=name: f"{n}: {m}"
         )
+
+
+def assert_same_but_for_rounding(found, expected):
+    """What is generated is the same; the numbers come of weights that lie elsewhere in memory."""
+    for name, tensor in expected.items():
+        if tensor.is_floating_point():
+            assert_equal_but_for_rounding(found[name], tensor, name=name)
+        else:
+            assert torch.equal(found[name], tensor), name
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +163,7 @@ for task in ("image-text-to-text", "any-to-any"):
     [answer] = pipe(text={chat!r}, max_new_tokens=6, return_full_text=False)
     print(answer["generated_text"])
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     first, second = done.stdout.splitlines()[-2:]
     assert first == second != "" and "is not supported for" not in done.stderr
@@ -199,14 +211,14 @@ def test_weights_offloaded_to_the_cpu_give_the_same(folder, batch, expected):
     model = load(folder)
     cpu_offload(model, execution_device=torch.device("cpu"))
     assert all(parameter.device.type == "meta" for parameter in model.audio_projector.parameters())
-    assert_same(answers(model, batch), expected)
+    assert_same_but_for_rounding(answers(model, batch), expected)
 
 
 def test_weights_offloaded_to_disk_give_the_same(folder, batch, expected, tmp_path):
     model = load(folder)
     disk_offload(model, tmp_path, execution_device=torch.device("cpu"))
     assert all(parameter.device.type == "meta" for parameter in model.parameters())
-    assert_same(answers(model, batch), expected)
+    assert_same_but_for_rounding(answers(model, batch), expected)
 
 
 def test_weights_on_cpu_and_disk_give_the_same(folder, batch, expected, tmp_path):
@@ -219,7 +231,7 @@ def test_weights_on_cpu_and_disk_give_the_same(folder, batch, expected, tmp_path
     model = dispatch_model(load(folder), places, main_device="cpu", offload_dir=tmp_path)
     layer = model.get_decoder().layers[1]
     assert all(parameter.device.type == "meta" for parameter in layer.parameters())
-    assert_same(answers(model, batch), expected)
+    assert_same_but_for_rounding(answers(model, batch), expected)
     assert model.get_decoder().layers[1] is layer and all(p.device.type == "meta" for p in layer.parameters())
 
 
@@ -231,4 +243,5 @@ def test_loading_with_a_device_map_gives_the_same(folder, batch, expected, tmp_p
         device_map, memory = "auto", {"cpu": size // 2}
     model = load(folder, device_map=device_map, max_memory=memory, offload_folder=str(tmp_path))
     assert (memory is not None) == ("disk" in getattr(model, "hf_device_map", {}).values())
-    assert_same(answers(model, batch), expected)
+    same = assert_same if memory is None else assert_same_but_for_rounding
+    same(answers(model, batch), expected)

@@ -115,5 +115,5 @@ def test_the_patch_wraps_once_and_warns_where_it_does_not_fit(monkeypatch):
 
 def test_it_is_applied_with_no_import_of_ours(tmp_path):
     code = "import lmms_eval.evaluator as e; print(getattr(e.evaluate, '_vaemotionllm_hearing', False))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.stdout.strip().endswith("True"), done.stderr

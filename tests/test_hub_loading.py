@@ -12,6 +12,7 @@ import media_files
 import pytest
 import torch
 import training
+from rounding import arithmetic_settings
 from safetensors.torch import load_file
 
 from vaemotionllm.hub.push import push
@@ -58,10 +59,10 @@ def site(tmp_path) -> Path:
 
 def run(hub, code, out, *options, **environment) -> str:
     """Runs code in a process of its own, in the folder with the files."""
-    settings = hub_server.environment(hub, out.parent / "home") | {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"}
+    settings = hub_server.environment(hub, out.parent / "home") | {"PATH": os.environ["PATH"]} | arithmetic_settings()
     done = subprocess.run(
         [sys.executable, *options, "-c", code, str(out)], env=settings | environment, cwd=out.parents[1],
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=240,
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert hub_server.TOKEN not in done.stdout + done.stderr

@@ -32,7 +32,7 @@ def run(script, *words, programs, **environment):
     clean["PATH"] = f"{programs}{os.pathsep}{clean['PATH']}"
     return subprocess.run(
         ["bash", str(LAUNCH / script), *words], env=clean | environment, capture_output=True, text=True,
-        cwd=programs.parent, timeout=60,
+        cwd=programs.parent, timeout=300,
     )  # fmt: skip
 
 

@@ -350,7 +350,7 @@ def test_outside_the_command_errors_are_raised():
 def lmms_eval(*arguments, cwd, dataset, module=("lmms_eval",), **environment) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-m", *module, *map(str, arguments)],
-        cwd=cwd, capture_output=True, text=True, timeout=300,
+        cwd=cwd, capture_output=True, text=True, timeout=900,
         env={
             **os.environ, "ARTEMO_DATASET": str(dataset), "HF_HOME": str(cwd / "hf"), "HF_HUB_OFFLINE": "1",
             "VAEMOTIONLLM_CACHE": str(cwd / "cache"), "CUDA_VISIBLE_DEVICES": "", **environment,

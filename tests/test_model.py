@@ -5,6 +5,7 @@ import pytest
 import tiny
 import torch
 from PIL import Image
+from rounding import in_own_memory
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from vaemotionllm import VAEmotionLLMForConditionalGeneration, VAEmotionLLMProcessor
@@ -71,9 +72,9 @@ def trained_adapter(model):
 
 @pytest.mark.parametrize("index", [1, 3], ids=["visual", "text"])
 def test_without_audio_and_adapter_the_logits_are_the_backbones_bit_for_bit(folder, family, processor, index):
-    model = VAEmotionLLMForConditionalGeneration.from_pretrained(folder).eval()
+    model = in_own_memory(VAEmotionLLMForConditionalGeneration.from_pretrained(folder).eval())
     trained_adapter(model)
-    backbone = AutoModelForImageTextToText.from_pretrained(folder.parent / family).eval()
+    backbone = in_own_memory(AutoModelForImageTextToText.from_pretrained(folder.parent / family).eval())
     inputs = encode(processor, MIXED[index : index + 1])
     with torch.no_grad():
         expected = backbone(**inputs).logits

@@ -21,7 +21,7 @@ STARTUP = "vaemotionllm_startup.pth"
 
 def run(*command, cwd, **kwargs) -> str:
     done = subprocess.run(
-        [str(part) for part in command], cwd=cwd, capture_output=True, text=True, timeout=300, **kwargs
+        [str(part) for part in command], cwd=cwd, capture_output=True, text=True, timeout=900, **kwargs
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -15,7 +15,7 @@ CONTROLS = {f"artemo_{a}_audio_{kind}" for a in ("content", "emotion") for kind 
 
 
 def run_python(code: str, *, cwd) -> str:
-    done = subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -9,6 +9,7 @@ import media_files
 import pytest
 import tiny
 import torch
+from rounding import arithmetic_settings
 from safetensors.torch import load_file
 from transformers.dynamic_module_utils import get_relative_import_files
 
@@ -106,8 +107,8 @@ def run(script, folder, consent, *options, **environment):
     arguments = [str(folder), json.dumps(consent)]
     done = subprocess.run(
         [sys.executable, *options, "-c", f"import sys; sys.path.extend({paths!r})\n" + USE + script, *arguments],
-        capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300,
-        env={"HF_HOME": str(folder / "hf"), "PATH": "", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment},
+        capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=900,
+        env={"HF_HOME": str(folder / "hf"), "PATH": "", "HF_HUB_OFFLINE": "1", **arithmetic_settings(), **environment},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])

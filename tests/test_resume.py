@@ -11,7 +11,16 @@ import time
 import pytest
 import torch
 from safetensors.torch import load_file
-from training import losses_of, make_setup, process_environment, stage1_values, stage2_values, train, write_config
+from training import (
+    HANG_S,
+    losses_of,
+    make_setup,
+    process_environment,
+    stage1_values,
+    stage2_values,
+    train,
+    write_config,
+)
 
 from vaemotionllm.errors import RankError
 from vaemotionllm.train import checkpoint
@@ -22,7 +31,7 @@ def setup(tmp_path_factory):
     return make_setup(tmp_path_factory.mktemp("setup"))
 
 
-def kill_when(values, config, condition, timeout_s=180):
+def kill_when(values, config, condition, timeout_s=HANG_S):
     """Starts the command and sends SIGKILL as soon as `condition()` holds."""
     process = subprocess.Popen(
         [sys.executable, "-m", "vaemotionllm.cli.main", "train", "--config", write_config(config, values)],

@@ -52,7 +52,7 @@ def test_steps_run_in_order_and_are_measured(out):
     assert calls(out) == ["a", "b"]
     entry = state(out)["steps"]["b"]
     assert state(out)["status"] == "complete" and entry["status"] == "done" and entry["attempts"] == 1
-    assert 0.5 <= entry["wall_s"] < 20 and 80 < entry["peak_rss_mb"] < 400
+    assert entry["wall_s"] >= 0.5 and 80 < entry["peak_rss_mb"] < 400
     assert entry["command"].startswith("python -c ")
 
 
@@ -229,10 +229,12 @@ def test_log_keeps_the_last_state_of_a_bar(tmp_path):
 
 
 def test_a_stray_descendant_does_not_hold_the_run(tmp_path):
-    code = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(20)'])"
-    begun = time.monotonic()
+    stray = "import time; time.sleep(600)"
+    code = f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {stray!r}]).pid)"
     assert run_child([sys.executable, "-c", code], os.environ, tmp_path / "log", lambda _: None, lambda *_: None) == 0
-    assert time.monotonic() - begun < 10
+    process = psutil.Process(int((tmp_path / "log").read_text()))
+    assert process.is_running(), "the run waited for it"
+    process.kill()
 
 
 class Terminal(io.StringIO):
@@ -270,7 +272,7 @@ from pathlib import Path
 from vaemotionllm.evaluation.child import Display
 from vaemotionllm.evaluation.steps import Step, StepRunner
 out = Path(sys.argv[1])
-code = "import os, time; open(%r, 'w').write(str(os.getpid())); time.sleep(60)" % str(out.parent / "pid")
+code = "import os, time; open(%r, 'w').write(str(os.getpid())); time.sleep(600)" % str(out.parent / "pid")
 StepRunner(out, [Step("a", "", ("python", "-c", code))], {}, {}, Display(io.StringIO())).run()
 """
 
@@ -281,12 +283,12 @@ def test_no_child_outlives_its_run(out, sent):
         pytest.skip("only Linux tells a child that its parent was killed")
     demo = subprocess.Popen([sys.executable, "-c", INTERRUPTED, str(out)], stderr=subprocess.DEVNULL)
     pid_file = out.parent / "pid"
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while not (pid_file.exists() and pid_file.read_text()) and time.monotonic() < deadline:
         time.sleep(0.05)
     child = psutil.Process(int(pid_file.read_text()))
     demo.send_signal(sent)
-    demo.wait(timeout=20)
-    _, alive = psutil.wait_procs([child], timeout=10)
+    demo.wait(timeout=120)
+    _, alive = psutil.wait_procs([child], timeout=120)
     assert not alive
     assert state(out)["status"] == "running" and state(out)["steps"]["a"]["status"] in ("failed", "running")

@@ -14,7 +14,9 @@ import torch
 from media_files import write_wav
 from safetensors.torch import load_file, save_file
 from training import (
+    HANG_S,
     command,
+    free_port,
     losses_of,
     make_model,
     make_setup,
@@ -289,7 +291,7 @@ def test_a_killed_cache_goes_on(setup, tmp_path):
         [sys.executable, "-c", code, "cache-teacher", "--config", str(config)],
         env=process_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    part, deadline = tmp_path / "cache" / "responses.parts" / "rank00000.jsonl", time.monotonic() + 180
+    part, deadline = tmp_path / "cache" / "responses.parts" / "rank00000.jsonl", time.monotonic() + HANG_S
     while not (part.is_file() and len(part.read_text().splitlines()) > 9):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.002)
@@ -357,10 +359,10 @@ def test_two_ranks_fill_one_cache(setup, tmp_path, filled):
     values = cache_values(setup, tmp_path, generation_batch_size=4)
     config = write_config(tmp_path / "c.yaml", values)
     launcher = (
-        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29671",
+        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", free_port(),
         "-m", "vaemotionllm.cli.cache_teacher",
     )  # fmt: skip
-    result = command("--config", config, launcher=launcher, timeout_s=200)
+    result = command("--config", config, launcher=launcher)
     assert result.returncode == 0, result.stderr[-3000:]
     rows = [json.loads(line) for line in open(tmp_path / "cache" / "responses.jsonl")][1:]
     alone = [json.loads(line) for line in open(filled[0] / "cache" / "responses.jsonl")][1:]

@@ -121,8 +121,11 @@ def test_dtypes_and_attention_backends_agree(recorded, dtype, attention):
     found = results_of(recorded, dtype=dtype, attn_implementation=attention)
     assert {check.result for name, check in found.items() if name != "files"} == {AGREES}
     largest = max(found[name].difference for name in LOGITS)
-    exact = (dtype, attention) == ("float32", "eager")
-    assert (largest == 0) == exact and largest < TOLERANCES[dtype][attention] / 2
+    if (dtype, attention) == ("float32", "eager"):
+        assert largest == 0, "as it was recorded"
+    else:
+        assert largest < TOLERANCES[dtype][attention] / 2
+        assert largest > 0 or dtype == "float32", "nothing was rounded, nothing to tolerate"
     assert {found[name].tolerance for name in LOGITS} == {TOLERANCES[dtype][attention]}
 
 

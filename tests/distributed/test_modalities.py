@@ -1,7 +1,6 @@
 """Two ranks whose batches hold different media in one step: they do not wait for each other for ever."""
 
 import json
-import random
 import sys
 from pathlib import Path
 
@@ -9,9 +8,7 @@ import pytest
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
-from training import command, losses_of, make_setup, stage1_values, stage2_values  # noqa: E402
-
-TIMEOUT_S = 180  # a hang fails
+from training import command, free_port, losses_of, make_setup, stage1_values, stage2_values  # noqa: E402
 
 
 @pytest.mark.parametrize("values_of", [stage1_values, stage2_values])
@@ -28,9 +25,9 @@ def test_ranks_with_different_media_train_under_zero3_as_under_zero2(tmp_path, v
             deepspeed=str(folder / "engine.json"), cache_media=True,
         )  # fmt: skip
         (folder / "values.json").write_text(json.dumps(values))
-        launcher = ("deepspeed", "--num_gpus", "2", "--master_port", str(random.randrange(20000, 30000)))
+        launcher = ("deepspeed", "--num_gpus", "2", "--master_port", free_port())
         result = command(
-            HERE / "mixed_ranks.py", "--values", folder / "values.json", launcher=launcher, timeout_s=TIMEOUT_S,
+            HERE / "mixed_ranks.py", "--values", folder / "values.json", launcher=launcher,
             DS_ACCELERATOR="cpu",
         )  # fmt: skip
         assert result.returncode == 0, result.stderr[-4000:]
