@@ -92,7 +92,7 @@ setup(
         "av>=15,<16",
         "soundfile>=0.13,<0.15",
         "pillow>=11,<13",
-        "PyYAML>=6",
+        "PyYAML>=6.0.1",
         "safetensors>=0.8",
         "tensorboard>=2.18",
         "tqdm>=4.66.3",
