@@ -81,7 +81,7 @@ setup(
         "lmms-eval>=0.7.3,<0.8",
         "deepspeed>=0.19,<0.20",
         "peft>=0.21,<0.22",
-        "accelerate>=1.10,<2",
+        "accelerate>=1.15,<2",
         "datasets>=5.1,<6",
         "huggingface-hub>=2,<3",
         # lmms-eval 0.7.3 imports filelock._api, which 4.3 no longer has.
@@ -92,7 +92,7 @@ setup(
         "av>=15,<16",
         "soundfile>=0.13,<0.15",
         "pillow>=11,<13",
-        "PyYAML>=6",
+        "PyYAML>=6.0.1",
         "safetensors>=0.8",
         "tensorboard>=2.18",
         "tqdm>=4.66.3",

@@ -117,6 +117,8 @@ def main() -> int:
         try:
             versions = install(name, wheel)
         except subprocess.CalledProcessError as error:
+            installed.append((name, *["-" for _ in SHOWN]))
+            checked.append((name, *["-" for _ in CHECKS]))
             failures.append(f"{name}: not installed, `uv {error.cmd[1]} {error.cmd[2]}` failed (see above)")
             continue
         installed.append((name, *(str(versions[package]) for package in SHOWN)))
