@@ -4,11 +4,11 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import weakref
 from pathlib import Path
 
 import benchmark_files
+import fork_server
 import numpy as np
 import pytest
 import speaking_model
@@ -347,15 +347,9 @@ def test_outside_the_command_errors_are_raised():
         cli_exit.stop(InputError("x"))
 
 
-def lmms_eval(*arguments, cwd, dataset, module=("lmms_eval",), **environment) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", *module, *map(str, arguments)],
-        cwd=cwd, capture_output=True, text=True, timeout=300,
-        env={
-            **os.environ, "ARTEMO_DATASET": str(dataset), "HF_HOME": str(cwd / "hf"), "HF_HUB_OFFLINE": "1",
-            "VAEMOTIONLLM_CACHE": str(cwd / "cache"), "CUDA_VISIBLE_DEVICES": "", **environment,
-        },
-    )  # fmt: skip
+def lmms_eval(*arguments, cwd, dataset, run=fork_server.run, **environment) -> subprocess.CompletedProcess:
+    env = {**os.environ, "ARTEMO_DATASET": str(dataset), "VAEMOTIONLLM_CACHE": str(cwd / "cache"), **environment}
+    return run(["-m", "lmms_eval", *arguments], env, cwd)
 
 
 def test_a_run_of_the_command(model_folder, folder, documents, alone, tmp_path):

@@ -1,10 +1,10 @@
 """A tiny model, a tiny world and configs for training tests."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
+import fork_server
 import torch
 import yaml
 from media_files import write_world
@@ -63,15 +63,12 @@ def write_config(path: Path, values: dict) -> Path:
     return path
 
 
-def command(
-    *words: str, launcher: tuple[str, ...] = (), timeout_s: float = 240, check: bool = False, **environment: str
-):
-    """Runs `vaemotionllm train` (or it under a launcher) in a process of its own."""
-    program = launcher or (sys.executable, "-m", "vaemotionllm.cli.main", "train")
-    return subprocess.run(
-        [*program, *map(str, words)], env=process_environment(**environment), capture_output=True, text=True,
-        timeout=timeout_s, check=check,
-    )  # fmt: skip
+TRAIN = ("-m", "vaemotionllm.cli.main", "train")
+
+
+def command(*words: str):
+    """Runs `vaemotionllm train` in a process of its own."""
+    return fork_server.run([*TRAIN, *words], process_environment())
 
 
 def process_environment(**changes: str) -> dict[str, str]:
