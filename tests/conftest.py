@@ -1,11 +1,14 @@
 """One thread a process, here and in the processes that tests start: sums keep their order, so runs can be compared."""
 
 import os
+import sys
 from pathlib import Path
 
 import torch
 
 os.environ["OMP_NUM_THREADS"] = "1"
+# Where DeepSpeed's operators are compiled, which takes minutes: once for each environment.
+os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
 torch.set_num_threads(1)
 
 # Buffers of DeepSpeed's ranks on a CPU, 69 MB each; a rank that is killed early leaves its own in shared memory.

@@ -22,12 +22,20 @@ from multiprocessing import connection, forkserver
 from pathlib import Path
 
 # Not lmms_eval itself, which changes settings of other libraries when it is imported; what it imports is among these.
+# DeepSpeed imports torch's compiler for its optimizers, transformers timm (with it wandb) for its list of models.
 IMPORTED = (
     "vaemotionllm.train.run", "vaemotionllm.train.stage1_trainer", "vaemotionllm.train.stage2_trainer", "deepspeed",
-    "transformers.trainer", "datasets", "peft", "scipy.stats", "sklearn.metrics", "sacrebleu", "evaluate",
+    "deepspeed.runtime.zero.muon.muon_optimizer", "transformers.trainer", "timm", "datasets", "peft", "scipy.stats",
+    "sklearn.metrics", "sacrebleu", "evaluate",
 )  # fmt: skip
 # Read while those are imported, so all forks have the same values. Tests are for the CPU, and no hub is asked.
-FIXED = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+FIXED = {
+    "DS_ACCELERATOR": "cpu",
+    "CUDA_VISIBLE_DEVICES": "",
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "TORCHINDUCTOR_COMPILE_THREADS": "1",
+}
 
 
 def _context():
@@ -73,7 +81,7 @@ def run(words: Sequence, env=None, cwd=None, timeout_s: float = 300) -> subproce
 
 
 def run_together(commands: Sequence[Sequence], environments, cwd=None, timeout_s=300) -> subprocess.CompletedProcess:
-    """Runs processes side by side; the first that fails ends the others, and its code is returned."""
+    """Runs processes side by side; where one fails, the others have 10 s to end, and its code is returned."""
     with tempfile.TemporaryDirectory() as folder:
         stdout, stderr = Path(folder, "stdout"), Path(folder, "stderr")
         stdout.touch()
@@ -87,8 +95,10 @@ def run_together(commands: Sequence[Sequence], environments, cwd=None, timeout_s
                     raise subprocess.TimeoutExpired(commands[0], timeout_s, stderr=stderr.read_text())
                 code = next((p.exitcode for p in running if p.exitcode), 0)
                 running = [p for p in running if p.exitcode is None]
+            deadline = time.monotonic() + 10
         finally:
             for process in running:
+                process.join(max(0, deadline - time.monotonic()))
                 process.kill()
                 process.join()
         return subprocess.CompletedProcess(commands, code, stdout.read_text(), stderr.read_text())

@@ -190,7 +190,9 @@ def test_a_checkpoint_holds_trained_weights_and_optimizer_only(runs):
 def test_a_rank_that_is_killed_ends_the_launch_and_the_run_goes_on_as_if_it_had_not_been(setup, runs, tmp_path):
     expected = losses_of(runs(stage1_values)[1])
     # With frozen weights replicated: that changes neither a loss nor what a checkpoint holds.
-    values = stage1_values(*setup, tmp_path / "run", **OPTIONS, deepspeed="zero3", zero3_replicate_frozen=True)
+    values = stage1_values(
+        *setup, tmp_path / "run", **OPTIONS, deepspeed=str(CONFIGS / "zero3.json"), zero3_replicate_frozen=True
+    )
     step, rank = random.randrange(5, 9), random.randrange(2)
     process = benchmark.launch(tmp_path, "killed", sharded(tmp_path, values))
     deadline = time.monotonic() + TIMEOUT_S
@@ -258,16 +260,26 @@ def test_replicated_frozen_weights_are_not_gathered_and_change_no_loss(gathers):
     assert_same_losses(gathers["sharded"][1], losses)
 
 
+BF16 = dict(
+    max_steps=3, save_steps=3, bf16=True, use_cpu=True, gradient_checkpointing=True,
+    gradient_accumulation_steps=2, per_device_train_batch_size=2, cache_media=True,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def bf16_alone(setup, tmp_path_factory):
+    """The output folder of one process."""
+    folder = tmp_path_factory.mktemp("bf16") / "one"
+    train(stage1_values(*setup, folder, **BF16))
+    return folder
+
+
+# zero3_offload takes a minute more where DeepSpeed's Adam for CPUs has to be compiled first.
 @pytest.mark.parametrize("engine", ["zero2", "zero3", "zero3_offload"])
-def test_bf16_accumulation_and_gradient_checkpointing_follow_one_process(setup, tmp_path, engine):
-    options = dict(
-        max_steps=3, save_steps=3, bf16=True, use_cpu=True, gradient_checkpointing=True,
-        gradient_accumulation_steps=2, per_device_train_batch_size=2, cache_media=True,
-    )  # fmt: skip
-    train(stage1_values(*setup, tmp_path / "one", **options))
-    result = launch(tmp_path, stage1_values(*setup, tmp_path / "two", **options, deepspeed=engine))
+def test_bf16_accumulation_and_gradient_checkpointing_follow_one_process(setup, bf16_alone, tmp_path, engine):
+    result = launch(tmp_path, stage1_values(*setup, tmp_path / "two", **BF16, deepspeed=engine))
     assert result.returncode == 0, result.stderr[-4000:]
-    one, two = losses_of(tmp_path / "one"), losses_of(tmp_path / "two")
+    one, two = losses_of(bf16_alone), losses_of(tmp_path / "two")
     assert len(one) == len(two) == 3
     for left, right in zip(one, two):
         # bf16 weights there, float32 weights under autocast here.
