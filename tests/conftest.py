@@ -14,6 +14,14 @@ torch.set_num_threads(1)
 # Buffers of DeepSpeed's ranks on a CPU, 69 MB each; a rank that is killed early leaves its own in shared memory.
 BUFFERS = "deepspeed_allreduce_buffer_*"
 
+# Files of half a minute and more, so that no worker is left alone with one at the end.
+LONG = ("test_zero3.py", "test_demo.py", "test_modalities.py", "test_stock_adapters.py", "test_train.py",
+        "test_launch_scripts.py", "test_ablation.py", "test_lmms_eval.py")  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
 
 def pytest_sessionstart(session):
     session.config.buffers_before = set(Path("/dev/shm").glob(BUFFERS))
