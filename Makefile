@@ -26,8 +26,8 @@ $(STAMP): setup.py pyproject.toml constraints.txt patches/vaemotionllm_startup.p
 demo: setup
 	$(BIN)/vaemotionllm demo --seed $(SEED) --out $(OUT) --overwrite
 
-# No test may reach for a hub: what it needs it makes itself. WORKERS processes share the files, in their order: the
-# longest ones come early.
+# No test may reach for a hub: what it needs it makes itself. WORKERS processes share the files, the longest first
+# (tests/conftest.py).
 test: setup
 	HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest \
 		-n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)

@@ -1,6 +1,7 @@
 """As many threads a process as OMP_NUM_THREADS says, by default one, here and in the processes that tests start."""
 
 import os
+import sys
 from pathlib import Path
 
 # Before torch and numpy are imported, which read it then; processes, pytest-xdist's workers too, inherit it.
@@ -8,12 +9,23 @@ if not os.environ.get("OMP_NUM_THREADS"):
     os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("MKL_DYNAMIC", "FALSE")  # it would take no more threads than there are cores
 
+# Where DeepSpeed's operators are compiled, which takes minutes: once for each environment.
+os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
+
 import torch  # noqa: E402
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"].split(",")[0]))  # where a plugin of pytest imported it earlier
 
 # Buffers of DeepSpeed's ranks on a CPU, 69 MB each; a rank that is killed early leaves its own in shared memory.
 BUFFERS = "deepspeed_allreduce_buffer_*"
+
+# Files of half a minute and more, so that no worker is left alone with one at the end.
+LONG = ("test_zero3.py", "test_demo.py", "test_modalities.py", "test_stock_adapters.py", "test_train.py",
+        "test_launch_scripts.py", "test_ablation.py", "test_lmms_eval.py")  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 
 def pytest_sessionstart(session):

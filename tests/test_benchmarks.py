@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import benchmark_files
+import fork_server
 import pytest
 import speaking_model
 
@@ -13,8 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def test_the_benchmark_of_the_loss_measures_at_tiny_size():
     sizes = ["--vocabulary", "3000", "--hidden", "32", "--clips", "2", "--positions", "64", "--rounds", "1"]
-    command = [sys.executable, str(ROOT / "benchmarks" / "kl_loss.py"), *sizes]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    done = fork_server.run([ROOT / "benchmarks" / "kl_loss.py", *sizes])
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     ratios = {f"{what}_vs_{other}" for what in ("time", "memory") for other in ("all", "response")}
@@ -43,9 +43,8 @@ def test_the_benchmark_of_the_builder_measures_at_tiny_size():
 def test_the_benchmark_of_the_adapter_measures_at_tiny_size(tmp_path):
     model = speaking_model.make(tmp_path / "model")
     folder = benchmark_files.write_benchmark(tmp_path / "benchmark")
-    command = [sys.executable, str(ROOT / "benchmarks" / "eval_throughput.py"), "--model", str(model), "--benchmark"]
-    command += [str(folder), "--batch-size", "4", "--rounds", "1", "--limit", "3"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    words = ["--model", model, "--benchmark", folder, "--batch-size", "4", "--rounds", "1", "--limit", "3"]
+    done = fork_server.run([ROOT / "benchmarks" / "eval_throughput.py", *words])
     assert done.returncode == 0, done.stderr + done.stdout
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["questions"] == 6 * 3 and result["different_answers"] > 6

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fork_server
 import numpy as np
 import pytest
 import tiny
@@ -243,7 +244,7 @@ def test_init_makes_model_and_processor_that_agree(tmp_path, backbone):
 
 
 def test_the_whole_way(tmp_path, backbone):
-    """Media files to report through the commands that users type; a minute, most of it the start of processes."""
+    """Media files to report through the commands that users type; two minutes, most of it the start of processes."""
     out = tmp_path / "runs" / "demo"
     arguments = ["demo", "--scale", "tiny", "--backbone", str(backbone), "--out", "runs/demo", "--seed", "1"]
     run = subprocess.run(
@@ -275,6 +276,6 @@ def test_the_whole_way(tmp_path, backbone):
     assert main(["report", str(out)]) == 0
     assert json.loads((out / "report.json").read_text())["stages"] == json.loads(before)["stages"]
     example = (Path(__file__).parents[1] / "README.md").read_text().split("```python\n")[1].split("```")[0]
-    run = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True)
+    run = fork_server.run(["-c", example], cwd=tmp_path)
     assert run.returncode == 0, run.stderr[-2000:]
     assert "tensor([[" in run.stdout  # valence on three paths

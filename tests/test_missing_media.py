@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import benchmark_files
+import fork_server
 import numpy as np
 import pytest
 import speaking_model
@@ -102,17 +103,16 @@ def test_what_is_reported_is_bad_media_alone(model_folder, documents, monkeypatc
 
 
 def test_two_processes_answer_as_one_and_report_what_is_missing(model_folder, folder, documents, alone, tmp_path):
-    """lmms-eval shares the documents out by rank; `accelerate launch` starts the processes in the same way."""
+    """lmms-eval shares the documents out by rank; `accelerate launch` and torchrun tell it to them in the same way."""
     bad = shutil.copytree(folder, tmp_path / "bad")
     picture = bad / "media/clip-1.png"
     picture.write_bytes(picture.read_bytes()[:600])
     task = "artemo_emotion_visual"
-    launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "lmms_eval"]
     arguments = [
         "--model", "vaemotionllm", "--model_args", f"pretrained={model_folder},on_error=report", "--tasks", task,
         "--batch_size", 4, "--gen_kwargs", "max_new_tokens=6", "--log_samples", "--output_path", "out",
     ]  # fmt: skip
-    done = lmms_eval(*arguments, cwd=tmp_path, dataset=bad, module=launcher, ACCELERATE_USE_CPU="true")
+    done = lmms_eval(*arguments, cwd=tmp_path, dataset=bad, run=fork_server.run_ranks, ACCELERATE_USE_CPU="true")
     assert done.returncode == 0, done.stderr
     (file,) = (tmp_path / "out").glob(f"*/*_samples_{task}.jsonl")
     samples = {row["doc_id"]: row for row in map(json.loads, file.read_text().splitlines())}

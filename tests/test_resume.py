@@ -3,16 +3,15 @@
 import json
 import resource
 import shutil
-import signal
-import subprocess
-import sys
 import time
 
+import fork_server
 import pytest
 import torch
 from safetensors.torch import load_file
 from training import (
     HANG_S,
+    TRAIN,
     losses_of,
     make_setup,
     process_environment,
@@ -33,19 +32,16 @@ def setup(tmp_path_factory):
 
 def kill_when(values, config, condition, timeout_s=HANG_S):
     """Starts the command and sends SIGKILL as soon as `condition()` holds."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "vaemotionllm.cli.main", "train", "--config", write_config(config, values)],
-        env=process_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    process = fork_server.start([*TRAIN, "--config", write_config(config, values)], process_environment())
     deadline = time.monotonic() + timeout_s
     try:
         while not condition():
-            assert process.poll() is None, "the run ended before it could be killed"
+            assert process.exitcode is None, "the run ended before it could be killed"
             assert time.monotonic() < deadline
             time.sleep(0.002)
     finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
 
 
 @pytest.mark.parametrize("values_of", [stage1_values, stage2_values])

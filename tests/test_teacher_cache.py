@@ -4,19 +4,15 @@ import json
 import os
 import resource
 import shutil
-import signal
-import subprocess
-import sys
 import time
 
+import fork_server
 import pytest
 import torch
 from media_files import write_wav
 from safetensors.torch import load_file, save_file
 from training import (
     HANG_S,
-    command,
-    free_port,
     losses_of,
     make_model,
     make_setup,
@@ -287,16 +283,13 @@ def test_a_killed_cache_goes_on(setup, tmp_path):
         "import sys; from vaemotionllm.train.shard_store import ShardStore; from vaemotionllm.cli.main import main;"
         "ShardStore.__init__.__defaults__ = (0, 600, 60); sys.exit(main(sys.argv[1:]))"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, "cache-teacher", "--config", str(config)],
-        env=process_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    process = fork_server.start(["-c", code, "cache-teacher", "--config", config], process_environment())
     part, deadline = tmp_path / "cache" / "responses.parts" / "rank00000.jsonl", time.monotonic() + HANG_S
     while not (part.is_file() and len(part.read_text().splitlines()) > 9):
-        assert process.poll() is None and time.monotonic() < deadline
+        assert process.exitcode is None and time.monotonic() < deadline
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     kept = [json.loads(line) for line in part.read_text().splitlines(keepends=True)[1:] if line.endswith("\n")]
     assert 8 <= len(kept) < 96
     (tmp_path / "cache" / "responses-00000-00099.safetensors.tmp").write_bytes(b"half a shard")
@@ -358,11 +351,8 @@ def test_the_command_tells_the_size_before_it_works(setup, tmp_path, capsys):
 def test_two_ranks_fill_one_cache(setup, tmp_path, filled):
     values = cache_values(setup, tmp_path, generation_batch_size=4)
     config = write_config(tmp_path / "c.yaml", values)
-    launcher = (
-        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", free_port(),
-        "-m", "vaemotionllm.cli.cache_teacher",
-    )  # fmt: skip
-    result = command("--config", config, launcher=launcher)
+    words = ["-m", "vaemotionllm.cli.cache_teacher", "--config", config]
+    result = fork_server.run_ranks(words, process_environment())
     assert result.returncode == 0, result.stderr[-3000:]
     rows = [json.loads(line) for line in open(tmp_path / "cache" / "responses.jsonl")][1:]
     alone = [json.loads(line) for line in open(filled[0] / "cache" / "responses.jsonl")][1:]

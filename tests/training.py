@@ -1,18 +1,14 @@
 """A tiny model, a tiny world and configs for training tests."""
 
 import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
+import fork_server
 import torch
 import yaml
 from media_files import write_world
 from tiny import make_vaemotionllm
-
-# A command that takes longer hangs: several times what a slow and busy machine needs.
-HANG_S = 900
 
 
 def make_model(folder: Path, **config_fields) -> Path:
@@ -62,26 +58,17 @@ def train(values: dict) -> str:
     return run(build_config(CONFIGS[values["stage"]], values))
 
 
-def free_port() -> str:
-    """A port for ranks to meet at, which nobody has at the moment."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return str(server.getsockname()[1])
-
-
 def write_config(path: Path, values: dict) -> Path:
     path.write_text(yaml.safe_dump(values))
     return path
 
 
-def command(
-    *words: str, launcher: tuple[str, ...] = (), timeout_s: float = HANG_S, check: bool = False, **environment: str
-):
-    """Runs `vaemotionllm train` (or it under a launcher) in a process of its own."""
-    program = launcher or (sys.executable, "-m", "vaemotionllm.cli.main", "train")
-    return subprocess.run(
-        [*program, *map(str, words)], env=process_environment(**environment), capture_output=True, text=True,
-        timeout=timeout_s, check=check,
-    )  # fmt: skip
+TRAIN = ("-m", "vaemotionllm.cli.main", "train")
+
+
+def command(*words: str):
+    """Runs `vaemotionllm train` in a process of its own."""
+    return fork_server.run([*TRAIN, *words], process_environment())
 
 
 def process_environment(**changes: str) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """Runs a training in which the ranks' batches hold different media in one step, against what the sampler promises.
 
-    deepspeed --num_gpus 2 mixed_ranks.py --values VALUES.json
+    torchrun --nproc_per_node 2 mixed_ranks.py --values VALUES.json
 
 Rank 0 gets pictures, rank 1 a picture and a film in each batch; in stage 2 the ranks also take different paths. What a
 rank's batches held is written to `output_dir/../media.RANK.json`.
@@ -57,7 +57,6 @@ def record_batches(file: Path, made: list) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--values", type=Path)
-    parser.add_argument("--local_rank", type=int)
     values = json.loads(parser.parse_args().values.read_text())
     mix_batches()
     if values["stage"] == 2:

@@ -1,11 +1,11 @@
 """`from_pretrained` where DeepSpeed shards a model while it is made: whole folders, and those without a backbone."""
 
-import subprocess
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import fork_server  # noqa: E402
 import tiny  # noqa: E402
 import training  # noqa: E402
 
@@ -40,11 +40,6 @@ print("equal")
 def test_sharded_loading_gives_the_saved_weights(tmp_path):
     whole = tiny.make_vaemotionllm(tmp_path)
     write_audio_only(whole, tmp_path / "alone")
-    environment = training.process_environment(
-        DS_ACCELERATOR="cpu", RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=training.free_port(),
-    )  # fmt: skip
-    command = [sys.executable, "-c", SCRIPT, str(whole), str(tmp_path / "alone")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=training.HANG_S, env=environment)
+    done = fork_server.run_ranks(["-c", SCRIPT, whole, tmp_path / "alone"], training.process_environment(), ranks=1)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.splitlines()[-1] == "equal"

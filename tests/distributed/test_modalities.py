@@ -8,7 +8,8 @@ import pytest
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
-from training import command, free_port, losses_of, make_setup, stage1_values, stage2_values  # noqa: E402
+import fork_server  # noqa: E402
+from training import losses_of, make_setup, process_environment, stage1_values, stage2_values  # noqa: E402
 
 
 @pytest.mark.parametrize("values_of", [stage1_values, stage2_values])
@@ -25,11 +26,8 @@ def test_ranks_with_different_media_train_under_zero3_as_under_zero2(tmp_path, v
             deepspeed=str(folder / "engine.json"), cache_media=True,
         )  # fmt: skip
         (folder / "values.json").write_text(json.dumps(values))
-        launcher = ("deepspeed", "--num_gpus", "2", "--master_port", free_port())
-        result = command(
-            HERE / "mixed_ranks.py", "--values", folder / "values.json", launcher=launcher,
-            DS_ACCELERATOR="cpu",
-        )  # fmt: skip
+        words = [HERE / "mixed_ranks.py", "--values", folder / "values.json"]
+        result = fork_server.run_ranks(words, process_environment())
         assert result.returncode == 0, result.stderr[-4000:]
         media[engine] = [json.loads((folder / f"media.{rank}.json").read_text()) for rank in (0, 1)]
     first, second = media["zero3"]
