@@ -38,8 +38,8 @@ BENCHMARKS := kl_loss.py teacher_cache.py kl_peers.py padding.py zero3.py adapte
 bench: setup
 	@set -e; for script in $(BENCHMARKS); do echo "== benchmarks/$$script"; $(BIN)/python benchmarks/$$script; done
 
-# A run for each seed, then the report of all. Runs share nothing: where cores are idle, `make -j3 ablation
-# OMP_NUM_THREADS=1` makes them side by side. What was stopped goes on.
+# A run for each seed, then the report of all. Runs share nothing: where cores are idle, `make -j3 ablation` makes them
+# side by side. What was stopped goes on.
 ABLATIONS := $(SEEDS:%=runs/ablation/seed%)
 ablation: $(ABLATIONS:=/.run)
 	$(BIN)/vaemotionllm ablation report $(ABLATIONS) --out docs
