@@ -7,13 +7,13 @@ from importlib import metadata
 def unsupported() -> list[str]:
     """Installed packages whose version lies outside the stated range: "NAMERANGE (VERSION is installed)" each.
 
-    Empty where this package was not installed but put on the path: then nothing states a range.
+    Empty where this package or its requirements were not installed: then nothing states a range, or has one.
     """
-    from packaging.requirements import Requirement
-
     try:
+        from packaging.requirements import Requirement
+
         stated = metadata.requires("vaemotionllm") or []
-    except metadata.PackageNotFoundError:
+    except ImportError:  # also of the package's own metadata
         return []
     outside = []
     for requirement in map(Requirement, stated):

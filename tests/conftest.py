@@ -12,6 +12,7 @@ os.environ.setdefault("MKL_DYNAMIC", "FALSE")  # it would take no more threads t
 # Where DeepSpeed's operators are compiled, which takes minutes: once for each environment.
 os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
 
+import pytest  # noqa: E402
 import torch  # noqa: E402
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"].split(",")[0]))  # where a plugin of pytest imported it earlier
@@ -26,6 +27,16 @@ LONG = ("test_zero3.py", "test_demo.py", "test_modalities.py", "test_stock_adapt
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
+@pytest.fixture(autouse=True)
+def same_environment():
+    """What a command sets in its process, such as the demo's arithmetic, stays with its test."""
+    before = dict(os.environ)
+    yield
+    if os.environ != before:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def pytest_sessionstart(session):

@@ -63,6 +63,12 @@ def test_fixed_arithmetic_takes_the_place_of_the_users_settings():
     assert environment == {"PATH": "/bin", **SPIN, **FIXED_ARITHMETIC}
 
 
+def test_numpy_uses_nothing_above_avx2():
+    code = "import numpy; print(numpy.show_config(mode='dicts')['SIMD Extensions']['found'])"
+    found = run(code, fixed_environment(CLEAN))
+    assert "AVX512" not in found and "V4" not in found and ("V3" in found or "AVX2" in found)
+
+
 SUMS = """
 import hashlib, numpy, torch
 from torch.nn import functional as F

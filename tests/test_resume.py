@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from training import (
-    HANG_S,
     TRAIN,
     losses_of,
     make_setup,
@@ -30,7 +29,7 @@ def setup(tmp_path_factory):
     return make_setup(tmp_path_factory.mktemp("setup"))
 
 
-def kill_when(values, config, condition, timeout_s=HANG_S):
+def kill_when(values, config, condition, timeout_s=fork_server.HANG_S):
     """Starts the command and sends SIGKILL as soon as `condition()` holds."""
     process = fork_server.start([*TRAIN, "--config", write_config(config, values)], process_environment())
     deadline = time.monotonic() + timeout_s

@@ -12,7 +12,6 @@ import torch
 from media_files import write_wav
 from safetensors.torch import load_file, save_file
 from training import (
-    HANG_S,
     losses_of,
     make_model,
     make_setup,
@@ -284,7 +283,7 @@ def test_a_killed_cache_goes_on(setup, tmp_path):
         "ShardStore.__init__.__defaults__ = (0, 600, 60); sys.exit(main(sys.argv[1:]))"
     )
     process = fork_server.start(["-c", code, "cache-teacher", "--config", config], process_environment())
-    part, deadline = tmp_path / "cache" / "responses.parts" / "rank00000.jsonl", time.monotonic() + HANG_S
+    part, deadline = tmp_path / "cache" / "responses.parts" / "rank00000.jsonl", time.monotonic() + fork_server.HANG_S
     while not (part.is_file() and len(part.read_text().splitlines()) > 9):
         assert process.exitcode is None and time.monotonic() < deadline
         time.sleep(0.002)

@@ -10,9 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
+import fork_server  # noqa: E402
 from training import (  # noqa: E402
-    HANG_S,
-    free_port,
     losses_of,
     make_setup,
     process_environment,
@@ -44,7 +43,7 @@ def test_two_ranks_train(tmp_path, script):
     for name, content in (("srun", SRUN), ("ssh", SSH)):
         (tmp_path / name).write_text(content)
         (tmp_path / name).chmod(0o755)
-    port = free_port()
+    port = fork_server.free_port()
     environment = process_environment(
         DS_ACCELERATOR="cpu", MASTER_PORT=port, SLURM_JOB_ID="1", SLURM_NNODES="2",
         SLURM_JOB_NODELIST="unused", HEAD_NODE="localhost", GPUS_PER_NODE="1",
@@ -53,7 +52,7 @@ def test_two_ranks_train(tmp_path, script):
     words = ["--config", str(write_config(tmp_path / "config.yaml", values)), "deepspeed=zero2"]
     result = subprocess.run(
         ["bash", str(ROOT / "configs" / "launch" / script), *words], env=environment, cwd=tmp_path,
-        capture_output=True, text=True, timeout=HANG_S,
+        capture_output=True, text=True, timeout=fork_server.HANG_S,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-4000:]
     assert (tmp_path / "run" / "finished.json").is_file() and len(losses_of(tmp_path / "run")) == 2

@@ -26,8 +26,6 @@ import fork_server  # noqa: E402
 import zero3 as benchmark  # noqa: E402
 from chat_files import write_general  # noqa: E402
 from training import (  # noqa: E402
-    HANG_S,
-    free_port,
     losses_of,
     make_setup,
     process_environment,
@@ -195,15 +193,15 @@ def test_a_rank_that_is_killed_ends_the_launch_and_the_run_goes_on_as_if_it_had_
     )
     step, rank = 5, 1  # after the first checkpoint, and long before the end
     process = benchmark.launch(tmp_path, "killed", sharded(tmp_path, values))
-    deadline = time.monotonic() + HANG_S
+    deadline = time.monotonic() + fork_server.HANG_S
     while not any(row["step"] >= step for row in losses_of(tmp_path / "run")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.002)
     children = psutil.Process(process.pid).children(recursive=True)
     (victim,) = [child for child in children if f"--local_rank={rank}" in child.cmdline()]
     os.kill(victim.pid, signal.SIGKILL)
-    assert process.wait(timeout=HANG_S) != 0, "the launcher must end, and say that something failed"
-    _, alive = psutil.wait_procs(children, timeout=HANG_S)
+    assert process.wait(timeout=fork_server.HANG_S) != 0, "the launcher must end, and say that something failed"
+    _, alive = psutil.wait_procs(children, timeout=fork_server.HANG_S)
     assert not alive, "the other rank must not wait for ever"
     assert not (tmp_path / "run" / "finished.json").exists()
     result = launch(tmp_path, values)
@@ -300,11 +298,11 @@ def test_bad_input_ends_all_ranks_with_code_2_and_one_line(setup, tmp_path):
     manifest = tmp_path / "manifest.jsonl"
     manifest.write_text('{"id": "a", "split": "train", "source": "s"}\n')
     values = sharded(tmp_path, stage1_values(setup[0], manifest, tmp_path / "run"))
-    port = free_port()
+    port = fork_server.free_port()
     launcher = ["deepspeed", "--num_gpus", "2", "--master_port", port, "--module", "vaemotionllm.cli.train"]
     result = subprocess.run(
         [*launcher, "--config", write_config(tmp_path / "c.yaml", values)], capture_output=True, text=True,
-        env=process_environment(DS_ACCELERATOR="cpu"), timeout=HANG_S,
+        env=process_environment(DS_ACCELERATOR="cpu"), timeout=fork_server.HANG_S,
     )  # fmt: skip
     assert result.returncode == 2
     assert result.stderr.count("vaemotionllm train: error:") + result.stdout.count("vaemotionllm train: error:") == 1
