@@ -87,6 +87,7 @@ setup(
         # lmms-eval 0.7.3 imports filelock._api, which 4.3 no longer has.
         "filelock>=3.16,<4.3",
         "numpy>=2,<3",
+        "packaging>=23",
         "pyarrow>=24",
         "scipy>=1.13",
         "av>=15,<16",
