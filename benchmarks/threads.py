@@ -73,7 +73,7 @@ def steps_per_second(setting: dict[str, str], seconds: float) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--busy", type=int, default=4, help="busy processes beside (4)")
     parser.add_argument("--measure", type=float, help=argparse.SUPPRESS)
