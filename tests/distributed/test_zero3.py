@@ -98,7 +98,9 @@ def test_two_ranks_follow_one_process(runs, values_of):
     first, second = load_file(one / "model.safetensors"), load_file(two / "model.safetensors")
     assert first.keys() == second.keys()
     for name in first:
-        torch.testing.assert_close(first[name], second[name], atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(
+            first[name], second[name], atol=1e-3, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}"
+        )
     if values_of is stage2_values:
         assert_same_adapter(one, two, atol=1e-3, rtol=1e-3)
 
@@ -108,7 +110,9 @@ def assert_same_adapter(expected, found, **tolerance):
     first, second = (load_file(run / "adapter" / "adapter_model.safetensors") for run in (expected, found))
     assert first.keys() == second.keys() and any(".lora_A." in name for name in first)
     for name in first:
-        torch.testing.assert_close(first[name], second[name], **tolerance)
+        torch.testing.assert_close(
+            first[name], second[name], msg=lambda text, name=name: f"{name}: {text}", **tolerance
+        )
     assert any(tensor.abs().max() > 1e-3 for name, tensor in second.items() if ".lora_B." in name)
     configs = [json.loads((run / "adapter" / "adapter_config.json").read_text()) for run in (expected, found)]
     assert configs[0] == configs[1]
