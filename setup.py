@@ -79,7 +79,9 @@ setup(
         "torchaudio>=2.11,<2.12",
         "transformers>=5.23,<5.25",
         "lmms-eval>=0.7.3,<0.8",
-        "deepspeed>=0.19,<0.20",
+        # Before 0.19.8 ZeRO-3 could read weights that were still being gathered (on CPU ranks garbage was saved), and
+        # on a GPU find a released weight empty.
+        "deepspeed>=0.19.8,<0.20",
         "peft>=0.21,<0.22",
         "accelerate>=1.15,<2",
         "datasets>=5.1,<6",
