@@ -22,7 +22,7 @@ import torch
 from common import against_goals, in_child, last_line, machine, paired_times, peak_bytes, quiet, ratio, table
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))  # the builder of a small model, for the warm-up
+sys.path.insert(0, str(ROOT / "tests" / "helpers"))  # the builder of a small model, for the warm-up
 
 OURS = ("whole", "audio_only")
 DTYPES = {"as_saved": torch.bfloat16, "converted": torch.float32}

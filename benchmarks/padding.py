@@ -18,11 +18,11 @@ import torch
 from common import against_goals, last_line, machine, quiet, table
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))  # the builders of small models and media
+sys.path.insert(0, str(ROOT / "tests" / "helpers"))  # the builders of small models and media
 
 GOALS = {"padding": 0.03, "packed_loss_difference": 1e-5}
 BATCH, RANKS, ACCUMULATION = 4, 8, 4
-PATHS = {"audio": 0.5, "av": 0.5}
+MODALITIES = {"audio": 0.5, "av": 0.5}
 
 
 def realistic_rows(count: int, rng: np.random.Generator) -> tuple[dict[str, list[dict]], list[str]]:
@@ -47,7 +47,7 @@ def padding_share(rows: dict[str, list[dict]], groups: list[str], grouped: bool)
     from vaemotionllm.data.collator import Stage1Collator
     from vaemotionllm.data.samplers import ScheduledBatchSampler
 
-    collator = Stage1Collator(None, rows, PATHS, seed=0)
+    collator = Stage1Collator(None, rows, MODALITIES, seed=0)
 
     def length_of(index: int, epoch: int, step: int) -> int:
         return collator.length_of(str(index), epoch, index, step)
@@ -66,9 +66,9 @@ def packed_loss_difference() -> float:
     from media_files import write_world
     from training import make_model, stage1_values
 
+    from vaemotionllm.config_file import build_config
     from vaemotionllm.data.samplers import SampleKey
     from vaemotionllm.train import stage1_data
-    from vaemotionllm.train.config_file import build_config
     from vaemotionllm.train.losses import divergence
     from vaemotionllm.train.run import load_model
     from vaemotionllm.train.stage1_config import Stage1Config

@@ -21,7 +21,7 @@ import torch
 from common import against_goals, last_line, machine, quiet, table
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))  # the builders of small models and media
+sys.path.insert(0, str(ROOT / "tests" / "helpers"))  # the builders of small models and media
 
 GOALS = {"gradient_error": 1e-6, "step_time": 0.60, "step_time_checkpointing": 0.68}
 CLIPS, FRAME_PX, SOUND_S, RESPONSE_TOKENS, BATCH = 8, 336, 10.0, 48, 2
@@ -114,9 +114,9 @@ def step_times(values: dict) -> list[float]:
 
 def gradient_error(values: dict) -> float:
     """Largest relative difference of the projector's gradient over the first steps' batches."""
+    from vaemotionllm.config_file import build_config
     from vaemotionllm.data.samplers import SampleKey
     from vaemotionllm.train import stage1_data
-    from vaemotionllm.train.config_file import build_config
     from vaemotionllm.train.losses import divergence
     from vaemotionllm.train.run import load_model
     from vaemotionllm.train.stage1_config import Stage1Config
@@ -155,8 +155,8 @@ def gradient_error(values: dict) -> float:
 def main() -> None:
     from training import stage1_values
 
+    from vaemotionllm.config_file import build_config
     from vaemotionllm.train import stage1_data
-    from vaemotionllm.train.config_file import build_config
     from vaemotionllm.train.run import load_model
     from vaemotionllm.train.stage1_config import Stage1Config
 

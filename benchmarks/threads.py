@@ -14,7 +14,7 @@ import sys
 
 import common
 
-from vaemotionllm.cpu_environment import FIXED_ARITHMETIC, SPIN
+from vaemotionllm.utils import FIXED_ARITHMETIC, SPIN
 
 SETTINGS: dict[str, dict[str, str]] = {
     "libgomp's default": {},

@@ -5,7 +5,7 @@
 The checks are those that transformers holds every model against: `ModelTesterMixin`, `TrainingTesterMixin` and
 `ConfigTester`. They are not in its wheel: the source distribution of the installed version is downloaded into
 build/transformers_checks once (`--source` names one that is unpacked already). It lacks the checks of `generate` and
-of `torch.export`: tests/test_conformity_*.py has ours.
+of `torch.export`: tests/model/test_conformity_*.py has ours.
 
 Every check counts as passed, failed, or skipped with the reason that it gave itself; one that finds nothing to check
 in a model of this kind counts as passed. `LEFT_OUT` names those that do not apply, and `ON_PURPOSE` those that fail
@@ -33,7 +33,7 @@ import torch
 from common import last_line, machine, quiet, table
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))  # the builders of small models
+sys.path.insert(0, str(ROOT / "tests" / "helpers"))  # the builders of small models
 
 FOLDER = ROOT / "build" / "transformers_checks"
 NEEDED = "parameterized==0.9.0"  # what transformers' tests import beside pytest

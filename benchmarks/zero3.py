@@ -30,7 +30,7 @@ from pathlib import Path
 from common import against_goals, last_line, quiet
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests" / "helpers"))
 
 STEPS, SAVE_STEPS, COUNTED_STEPS, TIMEOUT_S = 10, 4, 4, 240
 LLM = "vlm.model.language_model.layers"
@@ -89,8 +89,8 @@ class GatherCounter:
 def rank_main(values_file: str, counts_file: str) -> None:
     """What the launcher runs: the real training, with a counter where the main rank is."""
     from vaemotionllm.cli.launched import leave_ranks
+    from vaemotionllm.config_file import build_config
     from vaemotionllm.train import run as training
-    from vaemotionllm.train.config_file import build_config
 
     values = json.loads(Path(values_file).read_text())
     make_trainer = training.make_trainer
@@ -187,8 +187,8 @@ def deepspeed_config(folder: Path, name: str, **zero) -> str:
 
 def fill_cache(values: dict) -> None:
     """Ask the teacher, in this process alone."""
+    from vaemotionllm.config_file import build_config
     from vaemotionllm.train import stage1_data
-    from vaemotionllm.train.config_file import build_config
     from vaemotionllm.train.run import load_model
     from vaemotionllm.train.stage1_config import Stage1Config
 

@@ -1,6 +1,6 @@
 """Lets the threads of OpenMP sleep early in processes of lmms-eval, before it imports torch."""
 
-from vaemotionllm.cpu_environment import bound_spinning
+from vaemotionllm.utils import bound_spinning
 
 
 def apply(loaded: str) -> bool:

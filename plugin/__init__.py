@@ -1,6 +1,6 @@
 """VAEmotionLLM: vision-language models that hear, and understand the emotion that art expresses.
 
-Importing the package is cheap: torch and transformers are imported when a class is first asked for.
+Importing the package is cheap: torch and transformers are imported when a class is first used.
 """
 
 import importlib
@@ -11,7 +11,7 @@ _EXPORTS = {
     "VAEmotionLLMConfig": ".model.configuration_vaemotionllm",
     "VAEmotionLLMForConditionalGeneration": ".model.modeling_vaemotionllm",
     "VAEmotionLLMProcessor": ".model.processing_vaemotionllm",
-    "InputError": ".errors",
+    "InputError": ".utils",
 }
 
 __all__ = ["__version__", *_EXPORTS]

@@ -13,12 +13,12 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import vaemotionllm
+from vaemotionllm.config_file import build_config, read_config
 from vaemotionllm.model import transformers_api
+from vaemotionllm.model.versions import unsupported
 from vaemotionllm.patches import PATCHES
 from vaemotionllm.patches.private_api import PRIVATE
-from vaemotionllm.train.config_file import build_config, read_config
 from vaemotionllm.train.run import CONFIGS
-from vaemotionllm.versions import unsupported
 
 PACKAGE = Path(vaemotionllm.__file__).parent
 ROOT = Path(__file__).resolve().parents[1]

@@ -33,14 +33,14 @@ SHOWN = (
 # What a user does, and the tests that do it.
 CHECKS = {
     "import": ["tests/test_patches.py"],
-    "forward": ["tests/test_model.py"],
-    "generate": ["tests/test_conformity_generation.py"],
-    "train": ["tests/test_train.py"],
-    "LoRA": ["tests/test_lora.py"],
-    "ZeRO-3": ["tests/distributed/test_zero3.py::test_two_ranks_follow_one_process"],
-    "lmms-eval": ["tests/test_lmms_eval.py"],
-    "load": ["tests/test_ecosystem.py", "tests/test_remote_code.py"],
-    "Hub": ["tests/test_push_whole.py", "tests/test_hub_loading.py"],
+    "forward": ["tests/model/test_model.py"],
+    "generate": ["tests/model/test_conformity_generation.py"],
+    "train": ["tests/train/test_train.py"],
+    "LoRA": ["tests/train/test_lora.py"],
+    "ZeRO-3": ["tests/train/test_zero3.py::test_two_ranks_follow_one_process"],
+    "lmms-eval": ["tests/evaluation/test_lmms_eval.py"],
+    "load": ["tests/model/test_ecosystem.py", "tests/hub/test_remote_code.py"],
+    "Hub": ["tests/hub/test_push_whole.py", "tests/hub/test_hub_loading.py"],
 }
 
 

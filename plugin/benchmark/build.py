@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.manifest import MEDIA_FIELDS, Clip, Media, read_manifest
-from ..errors import InputError
+from ..utils import InputError
 from .build_config import BuildConfig
 from .card import card
 from .media_checks import sha256_of

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..data.manifest import SPLITS
-from ..errors import InputError
-from .schema import ASPECTS, MODALITIES
+from ..model.configuration_vaemotionllm import MODALITIES
+from ..utils import InputError
+from .schema import ASPECTS
 
 # What to do with a clip that a rule cannot use: end the build and name it, or leave it out and count it.
 POLICIES = ("refuse", "drop")
@@ -126,7 +127,7 @@ def read_build_config(path: str, overrides: Sequence[str] = ()) -> BuildConfig:
     Raises:
         InputError: naming the field and what is allowed.
     """
-    from ..train.config_file import build_config, read_config
+    from ..config_file import build_config, read_config
 
     fields = ", ".join(field.name for field in dataclasses.fields(BuildConfig))
     return build_config(BuildConfig, read_config(path, overrides, "benchmark"), f"the fields are {fields}.")

@@ -12,8 +12,8 @@ import numpy as np
 
 from ..data.manifest import Clip, Media
 from ..data.media import load_audio, load_image, load_video
-from ..errors import InputError
 from ..model.media import open_av
+from ..utils import InputError
 from .unpack import suffix_of
 
 # A part that ends this near to the end of the file is the whole file.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import InputError
+from ..utils import InputError
 from .schema import Benchmark, Item
 
 SEED = 0

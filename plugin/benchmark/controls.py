@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import InputError
-from ..paths import cache_dir
+from ..utils import InputError, cache_dir
 from .schema import Benchmark, Item
 
 KINDS = ("silence", "noise", "mismatch")
@@ -20,7 +19,7 @@ SEED = 0
 NOISE_RMS = 0.1
 
 
-def control_sounds(benchmark: Benchmark, kind: str) -> dict[str, str]:
+def control_audio(benchmark: Benchmark, kind: str) -> dict[str, str]:
     """For each clip with an audio-only item, the path of the sound that takes the place of its own.
 
     Args:

@@ -2,7 +2,7 @@
 
 Both are vectors of +1, -1 and 0: signs of differences that survive coding, scaling and gain, and 0 where a difference
 is too small to survive. Two of them match where enough places are informative in both and nearly all of these agree.
-Thresholds are our choice; `tests/test_benchmark_validate.py` holds copies that must match and others that must not.
+Thresholds are ours; `tests/benchmark/test_benchmark_validate.py` has copies that must match, and others that must not.
 """
 
 from collections.abc import Iterator

@@ -12,8 +12,9 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
+from ..model.configuration_vaemotionllm import MODALITIES
 from .findings import Report
-from .schema import MEDIA, MODALITIES, Item
+from .schema import MEDIA, Item
 
 # Below this the counts are no chance: a test that asks a benchmark's six cells errs once in 170 fair benchmarks.
 P_VALUE = 0.001

@@ -7,8 +7,8 @@ import numpy as np
 
 from ..data.manifest import Media
 from ..data.media import SAMPLING_RATE_HZ, load_audio, load_image, load_video
-from ..errors import InputError
 from ..model.media import open_av
+from ..utils import InputError
 from . import fingerprints
 
 # All thresholds are our choice and stand in the report.

@@ -9,7 +9,7 @@ from math import log
 
 import numpy as np
 
-from ..evaluation.intervals import ccc
+from .intervals import ccc
 
 __all__ = [
     "accuracy", "ccc", "jensen_shannon", "kl_divergence", "macro_f1", "pearson", "per_class", "rmse", "uar", "war",

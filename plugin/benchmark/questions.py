@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..data.manifest import Clip
-from ..errors import InputError
+from ..utils import InputError
 from .build_config import BuildConfig
 from .distractors import Dealer, banded_sets, drawn_sets, nearest_to_bands
 from .item_checks import normalised

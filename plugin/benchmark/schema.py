@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..model.configuration_vaemotionllm import MODALITIES
+from ..utils import InputError
 
 ITEMS_FILE = "test.jsonl"
 INFO_FILE = "benchmark.json"
 FORMAT = 1
 
-MODALITIES = ("audio", "visual", "av")
 ASPECTS = ("content", "emotion")
 REQUIRED = ("id", "clip_id", "modality", "aspect", "question", "options", "answer")
 MEDIA = ("audio", "image", "video")

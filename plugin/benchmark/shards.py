@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ..data.manifest import Clip
-from ..errors import InputError
+from ..model.configuration_vaemotionllm import MODALITIES
+from ..utils import InputError
 from .clip_media import picture_of, sound_of
 from .questions import Question
-from .schema import MEDIA, MODALITIES
+from .schema import MEDIA
 
 # Raise it when the same questions give other bytes than before.
 WRITING = 1

@@ -13,8 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
-from ..paths import cache_dir
+from ..utils import InputError, cache_dir
 from .schema import INFO_FILE, ITEMS_FILE, MEDIA, OPTIONAL, REQUIRED
 
 logger = logging.getLogger(__name__)

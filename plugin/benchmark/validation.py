@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data.manifest import read_manifest
-from ..errors import InputError
+from ..utils import InputError
 from . import fingerprints, item_checks, media_checks, schema
 from .findings import Report
 from .media_checks import Facts, Medium

@@ -6,8 +6,9 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from ..benchmark import schema, select
-from ..errors import InputError
+from ..benchmark import schema
+from ..nano import select
+from ..utils import InputError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -137,7 +138,7 @@ def _add_push(parser: argparse.ArgumentParser) -> None:
 
 
 def _push(args: argparse.Namespace) -> int:
-    from ..benchmark.push import push
+    from ..hub.push_benchmark import push
 
     done = push(args.folder, args.repo, args.private, args.dry_run)
     size = f"{len(done.files)} files, {done.size / 1e6:.1f} MB"

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..errors import InputError
+from ..utils import InputError
 from .launched import run_as_rank, shown_log
 
 DESCRIPTION = """ask the teacher of a stage-1 config once: its responses, its states at them, its scores
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..train.config_file import build_config, read_config
+    from ..config_file import build_config, read_config
 
     values = read_config(args.config, args.overrides)
     if values.get("stage") != 1:

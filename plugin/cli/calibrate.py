@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ..errors import InputError
+from ..utils import InputError
 
 DESCRIPTION = """fit a temperature for the labels' probabilities and intervals for valence and arousal
 
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> None:
         raise InputError(f"--batch-size is {args.batch_size}; at least 1 is needed.")
     from ..data.manifest import read_manifest
     from ..evaluation.calibration import calibrate
-    from ..evaluation.loading import check_model_folder, load_model, load_processor
+    from ..model.loading import check_model_folder, load_model, load_processor
 
     clips = read_manifest(args.manifest, args.split)
     if not Path(args.model).is_dir():

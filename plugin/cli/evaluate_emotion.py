@@ -5,7 +5,7 @@ import json
 import os
 from pathlib import Path
 
-from ..errors import InputError
+from ..utils import InputError
 
 COLUMNS = {
     "valence_ccc": "valence CCC",
@@ -33,8 +33,10 @@ def run(args: argparse.Namespace) -> None:
     out = Path(args.out)
     if out.suffix != ".json":
         raise InputError(f"--out is {args.out!r}; give the name of a .json file.")
-    from ..benchmark import schema, select
-    from ..evaluation.emotion import PATHS, evaluate
+    from ..benchmark import schema
+    from ..evaluation.emotion import evaluate
+    from ..model.configuration_vaemotionllm import MODALITIES
+    from ..nano import select
 
     benchmark = schema.load(select.find(args.benchmark)) if args.benchmark else select.resolve()
     result = evaluate(args.model, benchmark.folder, batch_size=args.batch_size, device=args.device, progress=True)
@@ -43,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
     temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     os.replace(temporary, out)
     print(f"{'path':8} " + " ".join(f"{head:>16}" for head in COLUMNS.values()) + f" {'clips':>6}")
-    for path in PATHS:
+    for path in MODALITIES:
         row = result[path]
         cells = " ".join(f"{number(row[key]):>16}" for key in COLUMNS)
         print(f"{path:8} {cells} {row['n']:>6}")

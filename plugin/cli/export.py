@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ..paths import new_folder
+from ..utils import new_folder
 
 DESCRIPTION = """make a model folder that from_pretrained loads from a checkpoint of a training run
 

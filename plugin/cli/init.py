@@ -3,8 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ..errors import InputError
-from ..paths import check_new, new_folder
+from ..utils import InputError, check_new, new_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     out = Path(args.out)
     check_new(out, "--out")  # before the model is made
-    from ..train.config_file import parse_overrides, read_config
+    from ..config_file import parse_overrides, read_config
 
     like = read_config(args.like) if args.like else {}
     fields = {**(like.get("model_fields") or {}), **parse_overrides(args.fields)}

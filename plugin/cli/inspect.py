@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import json
 
-from ..errors import InputError
+from ..utils import InputError
 
 DESCRIPTION = """show a clip's teacher (it sees) and student (it hears) side by side
 
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="train", help="split of the clip (default train)")
     parser.add_argument("--id", help="id of the clip (default: the split's first)")
     parser.add_argument("--prompt", default="Describe this and the emotion that it expresses.", help="the question")
-    parser.add_argument("--path", default="audio", choices=("audio", "av"), help="what the student is given")
+    parser.add_argument("--modality", default="audio", choices=("audio", "av"), help="what the student is given")
     parser.add_argument("--top", type=int, default=3, help="tokens shown at each position (default 3)")
     parser.add_argument("--max-response-tokens", type=int, default=32, help="longest answer (default 32)")
     parser.add_argument("--device", default=None, help="default: the accelerator, where there is one")
@@ -40,12 +40,12 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--id {args.id} is not in split {args.split} of {args.manifest}; the first is {first}.")
     clip = clips[args.id] if args.id is not None else next(iter(clips.values()))
 
-    from ..evaluation.loading import check_model_folder, load_model, load_processor
+    from ..model.loading import check_model_folder, load_model, load_processor
     from ..train.inspection import compare
 
     check_model_folder(args.model)
     model, processor = load_model(args.model, args.device), load_processor(args.model)
-    found = compare(model, processor, clip, args.prompt, args.path, args.max_response_tokens, args.top)
+    found = compare(model, processor, clip, args.prompt, args.modality, args.max_response_tokens, args.top)
     if args.json:
         print(json.dumps(dataclasses.asdict(found) | {"kl": found.kl, "agreement": found.agreement}))
     else:
@@ -60,7 +60,7 @@ def describe(found) -> str:
         rows.append((repr(position.token), _words(position.teacher), _words(position.student), f"{position.kl:.3f}"))
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
     lines = [
-        f"clip {found.clip}, student path {found.path}: {found.prompt}",
+        f"clip {found.clip}, student modality {found.modality}: {found.prompt}",
         f"teacher: {found.response}",
         f"student: {found.student_response}",
         "",

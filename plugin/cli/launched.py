@@ -8,8 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from ..cpu_environment import bound_spinning
-from ..errors import RankError
+from ..utils import RankError, bound_spinning
 from .main import USER_ERRORS, in_words
 
 

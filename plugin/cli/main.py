@@ -5,8 +5,7 @@ import importlib
 import sys
 
 from .. import __version__
-from ..cpu_environment import bound_spinning
-from ..errors import InputError
+from ..utils import InputError, bound_spinning
 
 # Command -> one line for --help. Each names a module in this folder ("-" as "_") with `add_arguments(parser)` and
 # `run(args)`.

@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.part == "recall":
         from ..nano.recall import recall
-        from ..train.checkpoint import write_json
+        from ..utils import write_json
 
         found = recall(args.model, args.seed, args.batch_size, args.device, progress=True)
         out = Path(args.out)

@@ -5,7 +5,7 @@ import dataclasses
 import json
 from typing import Any
 
-from ..errors import InputError
+from ..utils import InputError
 
 DESCRIPTION = """say what a stage-1 run will need: parameters, memory in each ZeRO stage, FLOPs, clips a second, disk
 
@@ -65,7 +65,7 @@ def read_stage1(name: str, overrides: list[str]):
     Raises:
         InputError: a config that is not for stage 1, or that cannot be used.
     """
-    from ..train.config_file import build_config, read_config, shipped_file
+    from ..config_file import build_config, read_config, shipped_file
     from ..train.stage1_config import Stage1Config
 
     values = read_config(name, overrides)

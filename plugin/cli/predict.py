@@ -5,7 +5,7 @@ import dataclasses
 import json
 from pathlib import Path
 
-from ..errors import InputError
+from ..utils import InputError
 
 DESCRIPTION = """say which emotion images, sounds and films express: valence, arousal and labels on each path
 
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
 
         require_matplotlib()
         Path(args.plot).parent.mkdir(parents=True, exist_ok=True)
-    from ..evaluation.loading import check_model_folder, load_model, load_processor
+    from ..model.loading import check_model_folder, load_model, load_processor
 
     check_model_folder(args.model)
     model, processor = load_model(args.model, args.device), load_processor(args.model)

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ..errors import InputError
+from ..utils import InputError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from ..errors import InputError
+from ..utils import InputError
 from .launched import run_as_rank, shown_log
 
 DESCRIPTION = """train stage 1 (VG-Align) or stage 2 (EmoAdapter) from a YAML config
@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if not args.config:
         raise InputError("--config is missing: give a YAML file, or the name of a shipped config such as stage1_nano.")
-    from ..train.config_file import build_config, read_config, shipped_file
+    from ..config_file import build_config, read_config, shipped_file
 
     values = read_config(args.config, args.overrides)
     stage = values.get("stage")
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def print_fields() -> None:
-    from ..train.config_file import own_fields
+    from ..config_file import own_fields
     from ..train.run import CONFIGS
 
     for stage, cls in CONFIGS.items():

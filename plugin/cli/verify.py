@@ -5,7 +5,7 @@ import dataclasses
 import json
 from pathlib import Path
 
-from ..errors import InputError
+from ..utils import InputError
 
 DESCRIPTION = """check a model, of a folder or of the Hub, against what was recorded of it
 

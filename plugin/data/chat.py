@@ -4,8 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
-from .manifest import read_json_lines
+from ..utils import InputError, read_json_lines
 
 ROLES = ("system", "user", "assistant")
 MEDIA_KINDS = ("image", "video", "audio")

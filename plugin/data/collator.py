@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from ..errors import InputError
+from ..utils import InputError
 from .chat import Messages
-from .dataset import MODALITIES_OF_PATH, Failure, Sample, path_of_media
+from .dataset import MEDIA_OF_MODALITY, Failure, Sample, modality_of_media
 from .general import GENERAL, GeneralSample
-from .samplers import path_of_step, seeded_random
+from .samplers import modality_of_step, seeded_random
 
 Batch = dict[str, Any]
 
@@ -106,11 +106,11 @@ def build_inputs(
     return inputs
 
 
-def path_inputs(processor, renderer, samples, path, prompts, responses) -> dict[str, torch.Tensor]:
-    """Inputs of samples that all take one path."""
+def modality_inputs(processor, renderer, samples, modality, prompts, responses) -> dict[str, torch.Tensor]:
+    """Inputs of samples that all take one modality."""
     texts, media = [], []
     for sample, prompt in zip(samples, prompts):
-        features = [sample.media[modality] for modality in MODALITIES_OF_PATH[path]]
+        features = [sample.media[medium] for medium in MEDIA_OF_MODALITY[modality]]
         texts.append(renderer.prompt([feature.kind for feature in features], prompt))
         media += features
     return build_inputs(processor, texts, media, responses)
@@ -122,43 +122,43 @@ class Stage1Collator:
     Args:
         processor: a `VAEmotionLLMProcessor`.
         responses: clip id -> the teacher's rows (see `train.teacher`) with their `weight`.
-        student_paths: weight of each student path.
-        seed: of the choice of path and response.
+        student_modalities: weight of each student modality.
+        seed: of the choice of modality and response.
         states: gives a row's cached states (R, D); None where the teacher runs in each step.
 
-    A batch is {"path", "ids", "student", and "teacher" (its inputs) or "teacher_states" (N, D)}; "weights" and "kinds"
-    (of prompts) are lists of B; "places" (N,) int64 is the place of each response token, row by row, in its response.
-    The teacher sees, the student takes the step's path.
+    A batch is {"modality", "ids", "student", and "teacher" (its inputs) or "teacher_states" (N, D)}; "weights" and
+    "kinds" (of prompts) are lists of B; "places" (N,) int64 is the place of each response token, row by row, in its
+    response. The teacher sees, the student takes the step's modality.
     """
 
     def __init__(
         self,
         processor,
         responses: Mapping[str, Sequence[dict[str, Any]]],
-        student_paths: dict[str, float],
+        student_modalities: dict[str, float],
         seed: int,
         states: Callable[[dict[str, Any]], torch.Tensor] | None = None,
     ):
         self.processor, self.responses = processor, responses
-        self.student_paths, self.seed, self.states = student_paths, seed, states
+        self.student_modalities, self.seed, self.states = student_modalities, seed, states
         self.renderer = ConversationRenderer(processor)
 
     def __call__(self, samples: Sequence[Sample | Failure]) -> Batch:
         if failure := first_failure(samples):
             return failure
-        path = self.path_of(samples[0].key.step)
+        modality = self.modality_of(samples[0].key.step)
         rows = [self.row_of(sample.clip.id, sample.key.epoch, sample.key.index) for sample in samples]
         prompts, tokens = [row["prompt"] for row in rows], [row["tokens"] for row in rows]
         batch: Batch = {
-            "path": path,
+            "modality": modality,
             "ids": [sample.clip.id for sample in samples],
             "kinds": [row["kind"] for row in rows],
             "weights": [row["weight"] for row in rows],
             "places": torch.tensor([place for row in rows for place in range(len(row["tokens"]))]),
-            "student": path_inputs(self.processor, self.renderer, samples, path, prompts, tokens),
+            "student": modality_inputs(self.processor, self.renderer, samples, modality, prompts, tokens),
         }
         if self.states is None:
-            batch["teacher"] = path_inputs(self.processor, self.renderer, samples, "visual", prompts, tokens)
+            batch["teacher"] = modality_inputs(self.processor, self.renderer, samples, "visual", prompts, tokens)
         else:
             try:
                 batch["teacher_states"] = torch.cat([self.states(row) for row in rows])  # (N, D)
@@ -166,8 +166,8 @@ class Stage1Collator:
                 return {"error": str(error)}
         return batch
 
-    def path_of(self, step: int) -> str:
-        return path_of_step(self.seed, step, self.student_paths)
+    def modality_of(self, step: int) -> str:
+        return modality_of_step(self.seed, step, self.student_modalities)
 
     def row_of(self, clip_id: str, epoch: int, index: int) -> dict[str, Any]:
         """The response that a clip has in an epoch."""
@@ -177,7 +177,7 @@ class Stage1Collator:
     def length_of(self, clip_id: str, epoch: int, index: int, step: int) -> int:
         """Tokens of the student's input for a clip in a step."""
         row = self.row_of(clip_id, epoch, index)
-        visual = row["visual_tokens"] if self.path_of(step) == "av" else 0
+        visual = row["visual_tokens"] if self.modality_of(step) == "av" else 0
         return row["text_tokens"] + len(row["tokens"]) + row["audio_tokens"] + visual
 
 
@@ -186,16 +186,16 @@ class Stage2Collator:
 
     Args:
         processor: a `VAEmotionLLMProcessor`.
-        instruction: (random generator, clip, path) -> an instruction with `prompt` and `answer`.
+        instruction: (random generator, clip, modality) -> an instruction with `prompt` and `answer`.
         seed: of the choice of instruction.
         repeats: whether clips come more than once in an epoch: an instruction is then drawn for each step, and not
             for each epoch.
         emotion_labels: names of the K emotions, in the model's order.
 
-    The samples of a batch carry the media of one path, and the batch has that path; general samples have their own.
+    The samples of a batch carry the media of one modality, which is the batch's; general samples have their own.
 
-    A batch is {"path", "ids", "inputs", "valence" (B,), "arousal" (B,), "emotion" (B, K) distributions}; labels are
-    NaN where a clip has none.
+    A batch is {"modality", "ids", "inputs", "valence" (B,), "arousal" (B,), "emotion" (B, K) distributions}; labels
+    are NaN where a clip has none.
     """
 
     def __init__(
@@ -214,15 +214,15 @@ class Stage2Collator:
         if failure := first_failure(samples):
             return failure
         if isinstance(samples[0], GeneralSample):
-            path, inputs = GENERAL, self._general_inputs(samples)
+            modality, inputs = GENERAL, self._general_inputs(samples)
         else:
-            path = path_of_media(samples[0].media)
-            drawn = [self._draw(sample, path) for sample in samples]
+            modality = modality_of_media(samples[0].media)
+            drawn = [self._draw(sample, modality) for sample in samples]
             prompts = [instruction.prompt for instruction in drawn]
             tokens = [self.renderer.answer_ids(instruction.answer) for instruction in drawn]
-            inputs = path_inputs(self.processor, self.renderer, samples, path, prompts, tokens)
+            inputs = modality_inputs(self.processor, self.renderer, samples, modality, prompts, tokens)
         return {
-            "path": path,
+            "modality": modality,
             "ids": [s.clip.id for s in samples],
             "inputs": inputs,
             "valence": _labels([s.clip.valence for s in samples]),
@@ -230,10 +230,10 @@ class Stage2Collator:
             "emotion": torch.stack([emotion_target(s.clip.emotion, self.emotion_labels) for s in samples]),
         }
 
-    def _draw(self, sample: Sample, path: str):
+    def _draw(self, sample: Sample, modality: str):
         key = sample.key
         turn = key.step if self.repeats else key.epoch
-        return self.instruction(seeded_random(self.seed, "instruction", turn, key.index), sample.clip, path)
+        return self.instruction(seeded_random(self.seed, "instruction", turn, key.index), sample.clip, modality)
 
     def _general_inputs(self, samples: Sequence[GeneralSample]) -> dict[str, torch.Tensor]:
         texts = [self.renderer.conversation(sample.messages[:-1]) for sample in samples]

@@ -7,31 +7,31 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from ..errors import InputError
+from ..utils import InputError
 from .manifest import Clip
 from .media import load_audio, load_image, load_video
 from .samplers import SampleKey
 
-MODALITIES_OF_PATH = {"audio": ("audio",), "visual": ("visual",), "av": ("visual", "audio"), "text": ()}
-"""What a sample carries on each path, in the order of the conversation: the picture first, then the sound."""
+MEDIA_OF_MODALITY = {"audio": ("audio",), "visual": ("visual",), "av": ("visual", "audio"), "text": ()}
+"""What a sample carries under each modality, in the order of the conversation: the picture first, then the sound."""
 
 
-def path_of_media(media: Collection[str]) -> str:
-    """The path of a sample that carries these modalities, see `MODALITIES_OF_PATH`."""
-    return next(path for path, modalities in MODALITIES_OF_PATH.items() if set(modalities) == set(media))
+def modality_of_media(media: Collection[str]) -> str:
+    """The modality of a sample that carries these media, see `MEDIA_OF_MODALITY`."""
+    return next(modality for modality, parts in MEDIA_OF_MODALITY.items() if set(parts) == set(media))
 
 
-def carries(clip: Clip, modality: str) -> bool:
+def carries(clip: Clip, medium: str) -> bool:
     """Whether a clip has a "visual" or an "audio"."""
-    return (clip.visual if modality == "visual" else clip.audio) is not None
+    return (clip.visual if medium == "visual" else clip.audio) is not None
 
 
-def possible_paths(clip: Clip, paths: Mapping[str, float]) -> tuple[str, ...]:
-    """The paths of weight above 0 that a clip can take: those whose every modality it carries."""
+def possible_modalities(clip: Clip, modalities: Mapping[str, float]) -> tuple[str, ...]:
+    """The modalities of weight above 0 that a clip can take: those whose every medium it carries."""
     return tuple(
-        path
-        for path, weight in paths.items()
-        if weight > 0 and all(carries(clip, m) for m in MODALITIES_OF_PATH[path])
+        modality
+        for modality, weight in modalities.items()
+        if weight > 0 and all(carries(clip, m) for m in MEDIA_OF_MODALITY[modality])
     )
 
 
@@ -77,18 +77,18 @@ class ClipEncoder:
         except InputError as error:
             raise InputError(f"clip {clip.id!r}: {error}") from error
 
-    def encode(self, clip: Clip, modality: str, num_frames: int | None = None):
+    def encode(self, clip: Clip, medium: str, num_frames: int | None = None):
         """`MediaFeatures` of the clip's "audio" or "visual".
 
         Args:
             clip: the clip.
-            modality: "audio" or "visual".
+            medium: "audio" or "visual".
             num_frames: frames of a video, where another number than usual is wanted.
 
         Raises:
             InputError: naming the clip's id and the file.
         """
-        if modality == "audio":
+        if medium == "audio":
             return self.processor.encode_audio(self.waveform(clip))
         try:
             if clip.video is not None:
@@ -107,7 +107,7 @@ class ClipDataset(Dataset):
     Args:
         clips: the clips.
         encoder: turns media into features.
-        modalities: (step number, clip) -> the modalities that are needed, see `MODALITIES_OF_PATH`.
+        media: (step number, clip) -> the media that are needed, see `MEDIA_OF_MODALITY`.
         audio_features: gives a clip's `MediaFeatures` of the sound in place of the encoder, where an audio tower's
             states are cached.
         cache_media: keep every clip's features in memory, because decoding again in each epoch is dear. Each worker
@@ -118,11 +118,11 @@ class ClipDataset(Dataset):
         self,
         clips: Sequence[Clip],
         encoder: ClipEncoder,
-        modalities: Callable[[int, Clip], tuple[str, ...]],
+        media: Callable[[int, Clip], tuple[str, ...]],
         cache_media: bool = False,
         audio_features: Callable[[Clip], Any] | None = None,
     ):
-        self.clips, self.encoder, self.modalities = clips, encoder, modalities
+        self.clips, self.encoder, self.media = clips, encoder, media
         self.audio_features = audio_features
         self.cache: dict[tuple[int, str], Any] | None = {} if cache_media else None
 
@@ -131,8 +131,8 @@ class ClipDataset(Dataset):
 
     @property
     def groups(self) -> list[str]:
-        """Clips of one group can take the same paths and make the model run the same modules: what holds the picture,
-        and whether there is sound."""
+        """The kind of visual medium, and whether there is audio. Clips of one group can take the same modalities and
+        make the model run the same modules."""
         return [(clip.visual or "none") + ("" if clip.audio is not None else "-silent") for clip in self.clips]
 
     def __getitem__(self, key: SampleKey | int) -> Sample | Failure:
@@ -140,35 +140,35 @@ class ClipDataset(Dataset):
             key = SampleKey(int(key), 0, 0)
         clip = self.clips[key.index]
         try:
-            media = {modality: self.features(key.index, modality) for modality in self.modalities(key.step, clip)}
+            media = {medium: self.features(key.index, medium) for medium in self.media(key.step, clip)}
         except InputError as error:
             return Failure(str(error))
         # The bytes of embedded media are not needed any more, and would be sent from the worker to the trainer.
         return Sample(key, replace(clip, audio=None, video=None, image=None), media)
 
-    def features(self, index: int, modality: str):
+    def features(self, index: int, medium: str):
         """`MediaFeatures` of one clip, from the cache where there is one."""
-        if modality == "audio" and self.audio_features is not None:
+        if medium == "audio" and self.audio_features is not None:
             return self.audio_features(self.clips[index])
         if self.cache is None:
-            return self.encoder.encode(self.clips[index], modality)
-        if (index, modality) not in self.cache:
-            self.cache[index, modality] = self.encoder.encode(self.clips[index], modality)
-        return self.cache[index, modality]
+            return self.encoder.encode(self.clips[index], medium)
+        if (index, medium) not in self.cache:
+            self.cache[index, medium] = self.encoder.encode(self.clips[index], medium)
+        return self.cache[index, medium]
 
     def only(self, ids: Collection[str]) -> "ClipDataset":
         """The data set of these clips, with what is cached of them."""
         keep = [index for index, clip in enumerate(self.clips) if clip.id in ids]
         found = ClipDataset(
-            [self.clips[index] for index in keep], self.encoder, self.modalities, self.cache is not None,
+            [self.clips[index] for index in keep], self.encoder, self.media, self.cache is not None,
             self.audio_features,
         )  # fmt: skip
         if self.cache is not None:
             new = {old: number for number, old in enumerate(keep)}
-            found.cache = {(new[i], modality): value for (i, modality), value in self.cache.items() if i in new}
+            found.cache = {(new[i], medium): value for (i, medium), value in self.cache.items() if i in new}
         return found
 
-    def fill_cache(self, modalities: Sequence[str], progress: bool = True) -> None:
+    def fill_cache(self, media: Sequence[str], progress: bool = True) -> None:
         """Decode everything now, so that a bad file is named before training starts.
 
         Without a cache that would cost as much as an epoch, and nothing is done: the manifest has already told that
@@ -179,6 +179,6 @@ class ClipDataset(Dataset):
         from tqdm import tqdm
 
         for index in tqdm(range(len(self)), desc="decode clips", unit="clip", disable=not progress):
-            for modality in modalities:
-                if carries(self.clips[index], modality):
-                    self.features(index, modality)
+            for medium in media:
+                if carries(self.clips[index], medium):
+                    self.features(index, medium)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from ..errors import InputError
+from ..utils import InputError
 from .chat import Messages, media_of, read_chat, text_of
 from .dataset import ClipDataset, Failure, Sample
 from .manifest import Clip, parse_medium
@@ -102,9 +102,9 @@ class WithGeneral(Dataset):
         """Those of the clips: general samples are no group, they have steps of their own."""
         return self.clips.groups
 
-    def fill_cache(self, modalities: Sequence[str], progress: bool = True) -> None:
+    def fill_cache(self, media: Sequence[str], progress: bool = True) -> None:
         """See `ClipDataset.fill_cache`; of general samples nothing is kept in memory."""
-        self.clips.fill_cache(modalities, progress)
+        self.clips.fill_cache(media, progress)
 
     def __getitem__(self, key: SampleKey) -> Sample | GeneralSample | Failure:
         if key.index < len(self.clips):

@@ -1,13 +1,12 @@
 """The clip manifest: one clip a row, in JSONL or parquet, checked before anything is decoded."""
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..utils import InputError, read_json_lines, write_json_lines
 
 SPLITS = ("train", "validation", "test", "benchmark")
 MEDIA_FIELDS = ("audio", "video", "image")
@@ -96,12 +95,8 @@ def read_manifest(
 
 
 def write_manifest(path: str | os.PathLike, rows: Iterable[dict[str, Any]]) -> None:
-    """Write rows as JSONL, first to a temporary name so that a kill leaves no half manifest."""
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as out:
-        out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    os.replace(temporary, path)
+    """Write rows as JSONL; a kill leaves no half manifest."""
+    write_json_lines(Path(path), rows)
 
 
 def _read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -123,23 +118,6 @@ def _read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     if path.suffix not in (".jsonl", ".json"):
         raise InputError(f"manifest {path} ends in {path.suffix!r}: allowed are .jsonl and .parquet.")
     yield from read_json_lines(path, "row")
-
-
-def read_json_lines(path: Path, unit: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields (number, object) of each line that is not empty; `unit` is what errors call a line."""
-    with open(path, "rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:  # no JSON, or no UTF-8
-                raise InputError(
-                    f"{path}, {unit} {number}: not valid JSON ({error}). Write one JSON object a line, in UTF-8."
-                ) from None
-            if not isinstance(row, dict):
-                raise InputError(f"{path}, {unit} {number}: expected a JSON object, found {type(row).__name__}.")
-            yield number, row
 
 
 def _parse_row(row: dict[str, Any], number: int, root: Path, path: Path) -> Clip:

@@ -1,4 +1,4 @@
-"""Which clip, prompt and path each step sees: pure functions of the seed and the step, with no hidden state.
+"""Which clip, prompt and modality each step sees: pure functions of the seed and the step, with no hidden state.
 
 So a run that was killed goes on exactly as if it had not been, and two ranks see what one process would see.
 """
@@ -26,20 +26,25 @@ def seeded_random(seed: int, *parts: int | str) -> np.random.Generator:
     return np.random.default_rng(int.from_bytes(digest[:8], "little"))
 
 
-def path_of_step(seed: int, step: int, weights: Mapping[str, float], possible: Collection[str] | None = None) -> str:
-    """The path (audio, visual, av) that all samples of an optimizer step take, on all ranks.
+def modality_of_step(
+    seed: int, step: int, weights: Mapping[str, float], possible: Collection[str] | None = None
+) -> str:
+    """The modality (audio, visual, av) that all samples of an optimizer step take, on all ranks.
 
-    One path a step, because under ZeRO-3 every rank must run the same modules.
+    One modality a step, because under ZeRO-3 every rank must run the same modules.
 
     Args:
         seed, step: what it depends on.
-        weights: how often each path is taken.
-        possible: the paths that the step's clips can take, where these are not all. It is the same on all ranks where
-            it is a function of the clips' group, see `ScheduledBatchSampler`.
+        weights: how often each modality is taken.
+        possible: the modalities that the step's clips can take, where these are not all. It is the same on all ranks
+            where it is a function of the clips' group, see `ScheduledBatchSampler`.
     """
-    paths = [path for path, weight in weights.items() if weight > 0 and (possible is None or path in possible)]
-    shares = np.array([weights[path] for path in paths], dtype=np.float64)
-    return paths[int(seeded_random(seed, "path", step).choice(len(paths), p=shares / shares.sum()))]
+    modalities = [
+        modality for modality, weight in weights.items() if weight > 0 and (possible is None or modality in possible)
+    ]
+    shares = np.array([weights[modality] for modality in modalities], dtype=np.float64)
+    # "path" is part of the seed: with another word all runs would draw other modalities.
+    return modalities[int(seeded_random(seed, "path", step).choice(len(modalities), p=shares / shares.sum()))]
 
 
 def class_weights(labels: Sequence[str | None], exponent: float) -> np.ndarray:

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..model.configuration_vaemotionllm import MODALITIES
 from ..nano.language import CAPTION_PROMPTS
 from ..nano.world import DEFAULT_SIZES
 from .demo import Sizes, calibrate_step, evaluate, facts, nano_steps, train_step
-from .results import PATHS
 from .steps import Step
 
 # Twice the demo's: differences of two points are to be told from none.
@@ -34,7 +34,7 @@ class Variant:
         start: the model that its stage 2 starts from; None where `name` is itself such a start.
         words: `key=value` words of its stage 2, beside those of the full model.
         share: the part of the training clips that both its stages see.
-        paths: the paths that it is compared on; a baseline of one path alone was taught nothing on the others.
+        modalities: those that it is compared on; a baseline of one modality alone was taught nothing on the others.
         part: what it lacks, where that is a part of the method that has to earn its place.
     """
 
@@ -43,7 +43,7 @@ class Variant:
     start: str | None = "stage1"
     words: tuple[str, ...] = ()
     share: float = 1.0
-    paths: tuple[str, ...] = PATHS
+    modalities: tuple[str, ...] = MODALITIES
     part: str | None = None
 
     @property
@@ -66,9 +66,9 @@ VARIANTS = (
     ),
     Variant("lora", "with LoRA", words=(f"lora={LORA}",)),
     Variant("captions_full", "stage 1 by captions", start="captions"),
-    Variant("audio_alone", "trained on sound alone", words=("paths={audio: 1}",), paths=("audio",)),
-    Variant("visual_alone", "trained on pictures alone", words=("paths={visual: 1}",), paths=("visual",)),
-    Variant("av_alone", "trained on sound with picture alone", words=("paths={av: 1}",), paths=("av",)),
+    Variant("audio_alone", "trained on sound alone", words=("modalities={audio: 1}",), modalities=("audio",)),
+    Variant("visual_alone", "trained on pictures alone", words=("modalities={visual: 1}",), modalities=("visual",)),
+    Variant("av_alone", "trained on sound with picture alone", words=("modalities={av: 1}",), modalities=("av",)),
     *(
         Variant(f"full_{100 * share:.0f}", f"{share:.0%} of the clips", f"stage1_{100 * share:.0f}", share=share)
         for share in SHARES
@@ -138,10 +138,10 @@ def caption_words() -> list[str]:
     folder = importlib.resources.files("vaemotionllm.configs") / "train"
     stage1 = yaml.safe_load((folder / "stage1_nano.yaml").read_text(encoding="utf-8"))
     asked = ", ".join(f'{{prompt: "{prompt}", answer: "{{caption}}"}}' for prompt in CAPTION_PROMPTS)
-    paths = ", ".join(f"{path}: {share}" for path, share in stage1["student_paths"].items())
+    modalities = ", ".join(f"{modality}: {share}" for modality, share in stage1["student_modalities"].items())
     return [
         f"instructions=[{asked}]",
-        f"paths={{{paths}}}",
+        f"modalities={{{modalities}}}",
         "train_emotion_adapter=false",
         "emotion_labels=null",
         *NO_SUPERVISOR,

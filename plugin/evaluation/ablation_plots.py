@@ -3,10 +3,11 @@
 import io
 from collections.abc import Callable, Sequence
 
+from ..benchmark.schema import ASPECTS
+from ..model.configuration_vaemotionllm import MODALITIES
 from .ablation import VARIANTS, Variant
 from .figures import LIGHT
-from .plots import MARKERS, PATH_LABELS, axes_of, spread
-from .results import ASPECTS, PATHS
+from .plots import MARKERS, MODALITY_LABELS, axes_of, spread
 
 KINDS = (*ASPECTS, "ccc")
 TICKS = (-50, -5, -2, 0, 2, 5, 50)
@@ -28,7 +29,7 @@ def draw_parts(found: dict, c: dict):
     for axis, kind in zip(axes, KINDS, strict=True):
         axis.axvline(0, color=c["muted"], lw=1, ls=(0, (4, 3)), zorder=1)
         for row, variant in enumerate(rows):
-            for place, path in enumerate(PATHS):
+            for place, path in enumerate(MODALITIES):
                 value = found["variants"][variant.name]["full_minus_it"].get(f"{kind}_{path}")
                 if value is None:
                     continue
@@ -36,7 +37,7 @@ def draw_parts(found: dict, c: dict):
                 axis.plot([low, high], [y, y], color=c[path], lw=1.5, solid_capstyle="butt", zorder=2)
                 axis.plot(
                     [100 * value["mean"]], [y], color=c[path], marker=MARKERS[path], ms=6, mec=c["paper"], mew=0.8,
-                    ls="", zorder=3, label=PATH_LABELS[path] if row == 0 else None,
+                    ls="", zorder=3, label=MODALITY_LABELS[path] if row == 0 else None,
                 )  # fmt: skip
         axis.set_yticks(range(len(rows)), [variant.part for variant in rows])
         axis.set_ylim(len(rows) - 0.4, -0.6)
@@ -71,7 +72,7 @@ def draw_clips(found: dict, c: dict):
     clips = np.array([row["share"] * found["train_clips"] for row in rows])
     for axis, aspect in zip(axes, ASPECTS, strict=True):
         ends = []
-        for shift, path in zip((0.97, 1.0, 1.03), PATHS, strict=True):
+        for shift, path in zip((0.97, 1.0, 1.03), MODALITIES, strict=True):
             cells = [row["cells"][f"{aspect}_{path}"] for row in rows]
             y = np.array([100 * cell["mean"] for cell in cells])
             low, high = (np.array([100 * cell["ci95"][i] for cell in cells]) for i in (0, 1))
@@ -82,8 +83,8 @@ def draw_clips(found: dict, c: dict):
             ends.append((y[-1], path))
         for height, (value, path) in zip(spread([end[0] for end in ends], 4.5), ends, strict=True):
             axis.text(
-                clips[-1] * 1.12, height, f"{PATH_LABELS[path]} {value:.0f}", color=c[path], fontsize=9, va="center",
-                weight="bold",
+                clips[-1] * 1.12, height, f"{MODALITY_LABELS[path]} {value:.0f}", color=c[path], fontsize=9,
+                va="center", weight="bold",
             )  # fmt: skip
         axis.axhline(25, color=c["muted"], lw=1, ls=(0, (4, 3)), zorder=1)
         axis.set_xscale("log")

@@ -4,12 +4,13 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..benchmark.schema import ASPECTS
+from ..model.configuration_vaemotionllm import MODALITIES
 from . import ablation_plots
 from .ablation import BY_NAME, FULL, LORA, VARIANTS
 from .ablation_results import ALL_CELLS, DRAWS, SURENESS, measure, read_runs
 from .report_markdown import checks_table, table
-from .report_words import PATH_WORDS, percent, points, span, two
-from .results import ASPECTS, PATHS
+from .report_words import MODALITY_WORDS, percent, points, span, two
 
 FORMAT = 1
 # What is asked; ours, as are all thresholds.
@@ -96,7 +97,7 @@ def asked(found: dict) -> list[dict]:
             "; ".join(f"{cell_words(cell)} {change(losses[cell], cell)}" for cell in gains) or "no interval above 0",
             "an interval above 0 on one path",
         )
-        worst = min((f"content_{path}" for path in PATHS), key=lambda cell: losses[cell]["mean"])
+        worst = min((f"content_{path}" for path in MODALITIES), key=lambda cell: losses[cell]["mean"])
         add(
             f"{BY_NAME[name].part} does not hurt content",
             losses[worst]["mean"] >= -CONTENT_LOSS,
@@ -105,7 +106,7 @@ def asked(found: dict) -> list[dict]:
         )
     gain = full["av_gain"]
     add(
-        f"emotion by sound and picture above {PATH_WORDS[full['better_single']]} alone",
+        f"emotion by sound and picture above {MODALITY_WORDS[full['better_single']]} alone",
         gain["mean"] > 0,
         change(gain, "emotion_av"),
         "above 0",
@@ -117,22 +118,22 @@ def asked(found: dict) -> list[dict]:
         f"AUROC {of_seeds(auroc, two)}",
         f"at least {AUROC_FLOOR:.2f}",
     )
-    for path in PATHS:
+    for path in MODALITIES:
         error = full["ece"][path]
         add(
-            f"calibration error of the labels, {PATH_WORDS[path]}",
+            f"calibration error of the labels, {MODALITY_WORDS[path]}",
             error["mean"] is not None and error["mean"] <= ECE_CEILING,
             of_seeds(error, "{:.3f}".format),
             f"at most {ECE_CEILING:.2f}",
         )
     for name in SURENESS[1:]:
-        means = [full[name][path]["mean"] for path in PATHS]
+        means = [full[name][path]["mean"] for path in MODALITIES]
         whole = None if None in means else sum(means) / len(means)
         add(
             f"90% intervals of {name.removesuffix('_coverage')} hold the value",
             whole is not None and COVERAGE[0] <= whole <= COVERAGE[1],
             "n/a" if whole is None else percent(whole) + " (" + ", ".join(
-                f"{PATH_WORDS[path]} {percent(mean)}" for path, mean in zip(PATHS, means)
+                f"{MODALITY_WORDS[path]} {percent(mean)}" for path, mean in zip(MODALITIES, means)
             ) + ")",
             f"{percent(COVERAGE[0], 0)} to {percent(COVERAGE[1], 0)}, mean of the paths",
         )  # fmt: skip
@@ -235,7 +236,7 @@ def differences_table(found: dict) -> str:
 
 def cell_words(cell: str) -> str:
     kind, path = cell.split("_")
-    return f"{kind if kind in ASPECTS else kind.upper()}, {PATH_WORDS[path]}"
+    return f"{kind if kind in ASPECTS else kind.upper()}, {MODALITY_WORDS[path]}"
 
 
 def change(value: dict, cell: str) -> str:

@@ -12,14 +12,15 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import InputError
+from ..benchmark.intervals import BOOTSTRAP_SEED, ccc, draw_weights, percentile_interval
+from ..model.configuration_vaemotionllm import MODALITIES
+from ..utils import InputError
 from .ablation import FULL, RECALLED, VARIANTS, Variant
-from .intervals import BOOTSTRAP_SEED, ccc, draw_weights, percentile_interval
-from .results import CELLS, PATHS, PathPredictions, cell_items, read_emotion, read_items, read_json, read_task
+from .results import CELLS, ModalityPredictions, cell_items, read_emotion, read_items, read_json, read_task
 from .steps import STATE_FILE
 
 DRAWS = 4_000
-CCC_CELLS = tuple(f"ccc_{path}" for path in PATHS)
+CCC_CELLS = tuple(f"ccc_{path}" for path in MODALITIES)
 ALL_CELLS = (*CELLS, *CCC_CELLS)
 # Which scores of `emotion.json` say how sure the calibrated model is.
 SURENESS = ("ece", "valence_coverage", "arousal_coverage")
@@ -32,7 +33,7 @@ class SeedRun:
     folder: Path
     state: dict
     right: dict[str, dict[str, np.ndarray]]  # variant, cell -> (clips,) 1.0 where the answer was right
-    planes: dict[str, dict[str, PathPredictions]]  # variant, path
+    planes: dict[str, dict[str, ModalityPredictions]]  # variant, path
     emotion: dict  # what `evaluate-emotion` wrote of the full model
     recalled: dict[str, dict]  # variant -> what `nano recall` wrote
     clips: int
@@ -100,10 +101,10 @@ def _read_run(folder: Path) -> SeedRun:
     return SeedRun(folder, state, right, planes, read_json(full, "the full model's readings"), recalled, counts.pop())
 
 
-def _sorted(plane: PathPredictions) -> PathPredictions:
+def _sorted(plane: ModalityPredictions) -> ModalityPredictions:
     order = np.argsort(plane.clip_ids)
     names = tuple(plane.clip_ids[i] for i in order)
-    return PathPredictions(
+    return ModalityPredictions(
         names, plane.valence[order], plane.arousal[order], plane.true_valence[order], plane.true_arousal[order]
     )
 
@@ -129,7 +130,7 @@ class Ablation:
 
     def has(self, variant: Variant, cell: str) -> bool:
         """Whether a variant was taught what a cell asks."""
-        return cell.split("_")[1] in variant.paths and (not cell.startswith("ccc") or variant.supervised)
+        return cell.split("_")[1] in variant.modalities and (not cell.startswith("ccc") or variant.supervised)
 
     def score(self, variant: str, cell: str) -> dict:
         """`{"mean", "ci95", "by_seed"}` of a cell: an accuracy, or the mean of valence's and arousal's CCC."""
@@ -203,7 +204,7 @@ def measure(runs: Sequence[SeedRun], draws: int = DRAWS) -> dict:
             "better_single": better,
             "av_gain": ablation.difference((FULL.name, "emotion_av"), (FULL.name, f"emotion_{better}")),
             "conflict_auroc": ablation.of_full("conflict", "auroc"),
-            **{name: {path: ablation.of_full(path, name) for path in PATHS} for name in SURENESS},
+            **{name: {path: ablation.of_full(path, name) for path in MODALITIES} for name in SURENESS},
         },
         "kept": {
             name: {

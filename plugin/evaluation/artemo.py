@@ -6,13 +6,15 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..benchmark import metrics, prompts, select
+from ..benchmark import metrics, prompts
 from ..benchmark.conflict import ConflictItem, conflict_items
-from ..benchmark.controls import KINDS, control_sounds
-from ..benchmark.schema import ASPECTS, ITEMS_FILE, MODALITIES, Benchmark, Item
-from ..errors import InputError
+from ..benchmark.controls import KINDS, control_audio
+from ..benchmark.intervals import accuracy_interval
+from ..benchmark.schema import ASPECTS, ITEMS_FILE, Benchmark, Item
+from ..model.configuration_vaemotionllm import MODALITIES
+from ..nano import select
+from ..utils import InputError
 from .cli_exit import stop
-from .intervals import accuracy_interval
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +36,7 @@ def benchmark() -> Benchmark:
 
 @functools.lru_cache(maxsize=16)
 def _controls(folder: str, kind: str) -> dict[str, str]:
-    return control_sounds(benchmark(), kind)
+    return control_audio(benchmark(), kind)
 
 
 def controls(kind: str) -> dict[str, str]:

@@ -8,8 +8,8 @@ benchmark offers it as tasks of its own is our choice.
 from collections.abc import Callable, Sequence
 
 from ..benchmark import prompts
+from ..benchmark.intervals import accuracy_interval
 from . import artemo
-from .intervals import accuracy_interval
 
 
 def documents(aspect: str, modality: str) -> Callable:

@@ -4,8 +4,8 @@
 from collections.abc import Sequence
 
 from ..benchmark import prompts
+from ..benchmark.intervals import accuracy_interval
 from . import artemo
-from .intervals import accuracy_interval
 
 
 def documents(dataset):

@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ..benchmark import metrics
+from ..benchmark.intervals import bootstrap, ccc, percentile_interval
 from ..benchmark.valence_arousal import parse_valence_arousal, valence_arousal_prompt
-from ..errors import InputError
+from ..utils import InputError
 from . import artemo
 from .cli_exit import stop
-from .intervals import bootstrap, ccc, percentile_interval
 
 DIMENSIONS = ("valence", "arousal")
 FUNCTIONS: dict[str, Callable] = {"ccc": ccc, "pearson": metrics.pearson, "rmse": metrics.rmse}

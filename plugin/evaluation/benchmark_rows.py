@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..benchmark import schema, select
+from ..benchmark import schema
 from ..benchmark.prompts import options_of
-from ..errors import InputError
+from ..nano import select
+from ..utils import InputError
 from .artemo import items_sha256
 from .leaderboard_pins import metadata_of
 from .leaderboard_scores import ASKED_ONCE, CIRCULAR_TASKS, outcomes_of

@@ -15,14 +15,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ..benchmark.intervals import LEVEL, fewest_clips
 from ..data.collator import emotion_target
-from ..data.dataset import MODALITIES_OF_PATH, ClipEncoder, carries
+from ..data.dataset import MEDIA_OF_MODALITY, ClipEncoder, carries
 from ..data.manifest import Clip
-from ..errors import InputError
-from ..model.emotion_adapter import PATHS
-from ..model.emotion_prediction import check_supervisor, read_path
-from ..train.checkpoint import write_json
-from .intervals import LEVEL, fewest_clips
+from ..model.configuration_vaemotionllm import MODALITIES
+from ..model.emotion_prediction import check_supervisor, run_supervisor
+from ..utils import InputError, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -59,18 +58,18 @@ def read_clips(
             ", ".join(sorted({name for names in strange.values() for name in names})),
             next(iter(strange)),
         )
-    found = {path: Readings() for path in PATHS}
+    found = {path: Readings() for path in MODALITIES}
     with tqdm(total=len(clips), desc="readings", unit="clip", disable=not progress) as bar:
         for begin in range(0, len(clips), batch_size):
             batch = clips[begin : begin + batch_size]
             encoded = [{m: encoder.encode(clip, m) for m in ("visual", "audio") if carries(clip, m)} for clip in batch]
-            for path in PATHS:
-                wanted = MODALITIES_OF_PATH[path]
+            for path in MODALITIES:
+                wanted = MEDIA_OF_MODALITY[path]
                 usable = [(clip, parts) for clip, parts in zip(batch, encoded) if parts.keys() >= set(wanted)]
                 if not usable:
                     continue
                 media = [[parts[modality] for modality in wanted] for _, parts in usable]
-                valence, arousal, logits = read_path(model, processor, path, media)
+                valence, arousal, logits = run_supervisor(model, processor, path, media)
                 for row, (clip, _) in enumerate(usable):
                     found[path].plane.append((valence[row].item(), arousal[row].item()))
                     found[path].true_plane.append((_number(clip.valence), _number(clip.arousal)))

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 
 from ..benchmark.controls import KINDS
-from ..errors import InputError
+from ..benchmark.intervals import accuracy_interval, bootstrap, paired, percentile_interval
+from ..benchmark.schema import ASPECTS
+from ..model.configuration_vaemotionllm import MODALITIES
+from ..utils import InputError
 from .artemo_va import mean_ccc, pooled
-from .gains import GAINS, path_gains
-from .intervals import accuracy_interval, bootstrap, paired, percentile_interval
-from .results import ASPECTS, CELLS, PATHS
+from .gains import GAINS, modality_gains
+from .results import CELLS
 from .task_samples import Evaluation, Samples, read_evaluation
 
 REMEDY = "Evaluate both with the same benchmark and without --limit."
@@ -59,14 +61,14 @@ def compare(a: str | Path, b: str | Path) -> dict:
     tasks = {task: compare_task(first.tasks[task], second.tasks[task]) for task in shared}
     gains = {}
     for aspect in ASPECTS:
-        names = [f"artemo_{aspect}_{path}" for path in PATHS]
+        names = [f"artemo_{aspect}_{path}" for path in MODALITIES]
         if all(name in shared for name in names):
             cells = {
-                side: {path: evaluation.tasks[name].cell for path, name in zip(PATHS, names)}
+                side: {path: evaluation.tasks[name].cell for path, name in zip(MODALITIES, names)}
                 for side, evaluation in (("a", first), ("b", second))
             }
             try:
-                gains[aspect] = path_gains(cells)
+                gains[aspect] = modality_gains(cells)
             except ValueError as error:
                 raise InputError(
                     f"{first.path}, {aspect}: {error}. The benchmark asks each path about other clips."

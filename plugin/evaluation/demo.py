@@ -12,9 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..cpu_environment import FIXED_ARITHMETIC, fixed_environment
-from ..errors import InputError
-from .intervals import fewest_clips
+from ..benchmark.intervals import fewest_clips
+from ..utils import FIXED_ARITHMETIC, InputError, fixed_environment
 from .results import CONTROL_STAGES, STAGES
 from .steps import Step
 

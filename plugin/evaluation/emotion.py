@@ -14,12 +14,12 @@ from tqdm import tqdm
 
 from ..benchmark import metrics, schema
 from ..benchmark.controls import mismatched_partners
-from ..errors import InputError
-from ..model.emotion_adapter import PATHS
-from ..model.emotion_prediction import PROMPT, PathEmotion, conflict_of, path_emotion, read_path
+from ..benchmark.intervals import ccc
+from ..model.configuration_vaemotionllm import MODALITIES
+from ..model.emotion_prediction import PROMPT, ModalityEmotion, calibrated_emotion, conflict_of, run_supervisor
+from ..model.loading import check_model_folder, load_model, load_processor
+from ..utils import InputError
 from .calibration import expected_calibration_error
-from .intervals import ccc
-from .loading import check_model_folder, load_model, load_processor
 
 
 def evaluate(
@@ -49,7 +49,7 @@ def evaluate(
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}; give an integer of at least 1.")
     benchmark = schema.load(benchmark_dir)
-    clips = {path: _labelled_clips(benchmark, path) for path in PATHS}
+    clips = {path: _labelled_clips(benchmark, path) for path in MODALITIES}
     if not any(clips.values()):
         raise InputError(f"{benchmark.folder} has no item with valence and arousal; there is nothing to compare with.")
     check_model_folder(model_dir)
@@ -64,9 +64,9 @@ def evaluate(
     }
     emotions = {item.clip_id: item.answer for item in benchmark.select(aspect="emotion")}
     votes = {item.clip_id: item.emotion_distribution for item in benchmark.items if item.emotion_distribution}
-    readings: dict[str, dict[str, PathEmotion]] = {}
+    readings: dict[str, dict[str, ModalityEmotion]] = {}
     with tqdm(total=sum(map(len, clips.values())), desc="emotion", unit="clip", disable=not progress) as bar:
-        for path in PATHS:
+        for path in MODALITIES:
             readings[path] = {}
             for start in range(0, len(clips[path]), batch_size):
                 batch = clips[path][start : start + batch_size]
@@ -78,7 +78,7 @@ def evaluate(
 
 
 def conflict_scores(
-    benchmark: schema.Benchmark, heard: Mapping[str, PathEmotion], seen: Mapping[str, PathEmotion]
+    benchmark: schema.Benchmark, heard: Mapping[str, ModalityEmotion], seen: Mapping[str, ModalityEmotion]
 ) -> dict:
     """Whether the conflict score tells clips that disagree from clips that agree.
 
@@ -120,7 +120,7 @@ def auroc(positive: Sequence[float], negative: Sequence[float]) -> float:
     return float(mannwhitneyu(positive, negative).statistic) / (len(positive) * len(negative))
 
 
-def _conflict(heard: PathEmotion, seen: PathEmotion) -> float:
+def _conflict(heard: ModalityEmotion, seen: ModalityEmotion) -> float:
     score = conflict_of(heard, seen)
     assert score is not None  # both are there
     return score
@@ -135,7 +135,7 @@ def _labelled_clips(benchmark: schema.Benchmark, path: str) -> list[schema.Item]
     return list(items.values())
 
 
-def _read(model, processor, items: list[schema.Item], path: str) -> dict[str, PathEmotion]:
+def _read(model, processor, items: list[schema.Item], path: str) -> dict[str, ModalityEmotion]:
     """The reading of each item's clip on a path."""
     media = []
     for item in items:
@@ -144,9 +144,9 @@ def _read(model, processor, items: list[schema.Item], path: str) -> dict[str, Pa
             media.append([processor.encode_media(kind, getattr(item, kind)) for kind in kinds])
         except InputError as error:
             raise InputError(f"item {item.id!r}: {error}") from error
-    valence, arousal, logits = read_path(model, processor, path, media)
+    valence, arousal, logits = run_supervisor(model, processor, path, media)
     return {
-        item.clip_id: path_emotion(
+        item.clip_id: calibrated_emotion(
             model.config, path, valence[row].item(), arousal[row].item(), None if logits is None else logits[row]
         )
         for row, item in enumerate(items)
@@ -155,7 +155,7 @@ def _read(model, processor, items: list[schema.Item], path: str) -> dict[str, Pa
 
 def _summary(
     items: list[schema.Item],
-    readings: Mapping[str, PathEmotion],
+    readings: Mapping[str, ModalityEmotion],
     emotions: Mapping[str, str],
     votes: Mapping[str, Mapping[str, float]] | None = None,
 ) -> dict:

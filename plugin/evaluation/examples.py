@@ -10,8 +10,9 @@ from html import escape
 
 import numpy as np
 
+from ..benchmark.schema import ASPECTS
 from .report_words import stage_word
-from .results import ASPECTS, STAGES, Run
+from .results import STAGES, Run
 
 PER_ART_FORM, MOST = 2, 6
 RATE_HZ = 16_000

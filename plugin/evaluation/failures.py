@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import InputError
+from ..utils import InputError
 from . import report_html, report_markdown
 from .benchmark_rows import BenchmarkRows
 from .examples import png_of
 from .figures import Figure, make_figure
 from .leaderboard_scores import CELL_TASKS, outcomes_of
 from .plots import axes_of
-from .report_words import PATH_WORDS
+from .report_words import MODALITY_WORDS
 from .results import Outcome
 from .task_samples import Evaluation
 
@@ -164,7 +164,7 @@ def facts_of(failure: Failure) -> list[tuple[str, str]]:
     aspect, path = failure.cell.split("_")
     said = failure.response if len(failure.response) <= MAX_LETTERS else f"{failure.response[:MAX_LETTERS]}..."
     return [
-        ("asked", f"{aspect} by {PATH_WORDS[path]}: {failure.question}"),
+        ("asked", f"{aspect} by {MODALITY_WORDS[path]}: {failure.question}"),
         ("options", ", ".join(failure.options)),
         ("right", failure.answer),
         ("read as", failure.predicted or "no option"),

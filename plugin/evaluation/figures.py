@@ -9,10 +9,11 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..errors import InputError
+from ..benchmark.schema import ASPECTS
+from ..utils import InputError
 from . import plots
 from .report_words import controls_key
-from .results import ASPECTS, CONTROL_STAGES, CONTROLS, STAGES, Outcome, Run
+from .results import CONTROL_STAGES, CONTROLS, STAGES, Outcome, Run
 
 # Names of the page's CSS variables and the light theme's colours, which the PNG files have.
 LIGHT = {

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .intervals import bootstrap, clip_means, percentile_interval
-from .results import PATHS
+from ..benchmark.intervals import bootstrap, clip_means, percentile_interval
+from ..model.configuration_vaemotionllm import MODALITIES
 
 GAINS = ("audio_gain", "visual_gain", "synergy")
 
@@ -29,11 +29,11 @@ def gains_of(audio, visual, av) -> dict:
     return {"audio_gain": av - visual, "visual_gain": av - audio, "synergy": av - np.maximum(audio, visual)}
 
 
-def path_gains(runs: Mapping[str, Mapping[str, Cell]]) -> dict[str, dict[str, dict]]:
+def modality_gains(runs: Mapping[str, Mapping[str, Cell]]) -> dict[str, dict[str, dict]]:
     """Gains of one aspect for each run, and for two runs their differences, with 95% bootstrap intervals by clip.
 
     Args:
-        runs: name -> path of `PATHS` -> cell. All cells hold the same clips; each resample draws the same ones of them
+        runs: name -> modality -> cell. All cells hold the same clips; each resample draws the same ones of them
             in every cell and run.
 
     Returns:
@@ -42,7 +42,7 @@ def path_gains(runs: Mapping[str, Mapping[str, Cell]]) -> dict[str, dict[str, di
     Raises:
         ValueError: two cells hold different clips.
     """
-    cells = [(name, path, clip_means(*cells[path])) for name, cells in runs.items() for path in PATHS]
+    cells = [(name, path, clip_means(*cells[path])) for name, cells in runs.items() for path in MODALITIES]
     clips = cells[0][2][2]
     for name, path, (_, _, other) in cells:
         if other != clips:
@@ -54,7 +54,7 @@ def path_gains(runs: Mapping[str, Mapping[str, Cell]]) -> dict[str, dict[str, di
     def statistic(weights: np.ndarray) -> np.ndarray:
         """Shape (draws, runs, gains); of two runs their difference stands third."""
         means = {(name, path): (weights @ sums) / (weights @ counts) for name, path, (sums, counts, _) in cells}
-        found = [gains_of(*(means[name, path] for path in PATHS)) for name in runs]
+        found = [gains_of(*(means[name, path] for path in MODALITIES)) for name in runs]
         values = np.stack([np.stack([of[gain] for gain in GAINS], axis=-1) for of in found], axis=1)
         return np.concatenate([values, values[:, 1:] - values[:, :1]], axis=1) if len(runs) == 2 else values
 

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..errors import InputError
+from ..utils import InputError
 from .artemo import TASK_PREFIX
 from .cli_exit import stop
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..utils import InputError
 from .benchmark_rows import BenchmarkRows, find_rows
 from .compare import as_json, compare_task, refuse_missing_items
 from .leaderboard_pins import metadata_of, pins_of

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from ..model.configuration_vaemotionllm import MODALITIES
 from . import plots
 from .benchmark_rows import BenchmarkRows
 from .failures import failures_of
@@ -11,8 +12,8 @@ from .figures import Figure, make_figure, most_frequent_mistake
 from .leaderboard_scores import CELL_TASKS, VA_TASKS, outcomes_of, points_of
 from .leaderboard_words import CELL_WORDS, NOT_RUN
 from .report_blocks import Block, Cell, Failures, Heading, Pictures, Table, Text
-from .report_words import PATH_WORDS, small_share, two
-from .results import CELLS, PATHS
+from .report_words import MODALITY_WORDS, small_share, two
+from .results import CELLS
 from .task_samples import Evaluation
 
 # A larger matrix cannot be read; `report.json` holds it.
@@ -40,15 +41,15 @@ def valence_arousal(entries: Mapping[str, dict], models: Mapping[str, Evaluation
         return [*found, Text("Not run.")]
     rows: list[list[Cell]] = []
     for label, entry in entries.items():
-        for path in PATHS:
+        for path in MODALITIES:
             of = entry["va"].get(path)
-            name = f"{label}, {PATH_WORDS[path]}"
+            name = f"{label}, {MODALITY_WORDS[path]}"
             rows.append([name, *va_cells(of)] if of else [name, *[NOT_RUN] * 8])
     head = ["", "CCC", *(f"{m} {d}" for d in ("valence", "arousal") for m in ("CCC", "Pearson", "RMSE")), "unparsable"]
     found += [Table(head, rows), Text(VA_NOTE, "small")]
     for number, (label, evaluation) in enumerate(models.items(), 1):
         # With both senses where that was asked: the plane of each path would say little more.
-        answered = [path for path in PATHS if entries[label]["va"].get(path, {}).get("answered", 0) > 1]
+        answered = [path for path in MODALITIES if entries[label]["va"].get(path, {}).get("answered", 0) > 1]
         if answered:
             found += [
                 *([Heading(label, 3)] if len(models) > 1 else []),
@@ -88,7 +89,7 @@ def plane(number: int, label: str, path: str, evaluation: Evaluation, entry: dic
         f"plane_{number}",
         f"Valence and arousal, stated against true, {label}",
         lambda c: plots.draw_plane(points_of(evaluation.tasks[VA_TASKS[path]]), outcomes, scores, c),
-        f"{label} by {PATH_WORDS[path]}, {of['answered']} of {of['n']} clips. Left: each line leads from the true "
+        f"{label} by {MODALITY_WORDS[path]}, {of['answered']} of {of['n']} clips. Left: each line leads from the true "
         "point (ring) to the stated one (dot). Middle and right: stated against true; on the diagonal they agree.",
         f"valence CCC {two(scores['valence_ccc'])}, arousal CCC {two(scores['arousal_ccc'])}",
         entry["pins"]["command"] or "",

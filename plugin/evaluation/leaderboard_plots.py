@@ -3,9 +3,10 @@
 import math
 from collections.abc import Mapping, Sequence
 
+from ..benchmark.schema import ASPECTS
+from ..model.configuration_vaemotionllm import MODALITIES
 from .leaderboard_words import SOUND_WORDS, short_names
-from .plots import MARKERS, PATH_LABELS, axes_of
-from .results import ASPECTS, PATHS
+from .plots import MARKERS, MODALITY_LABELS, axes_of
 
 COLOURS = ("visual", "audio", "av", "other", "ink", "muted")
 WIDTH_IN = 9.0
@@ -25,12 +26,12 @@ def draw_cells(models: Mapping[str, Mapping[str, dict]], c: dict):
         short_names(models),
         [
             (
-                PATH_LABELS[path],
+                MODALITY_LABELS[path],
                 c[path],
                 MARKERS[path],
                 {a: [m.get(f"{a}_{path}") for m in models.values()] for a in ASPECTS},
             )
-            for path in PATHS
+            for path in MODALITIES
         ],
         c,
     )

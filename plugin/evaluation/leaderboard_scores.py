@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 
 from ..benchmark.controls import KINDS
+from ..benchmark.intervals import accuracy_interval
 from ..benchmark.prompts import options_of
-from ..errors import InputError
+from ..benchmark.schema import ASPECTS
+from ..model.configuration_vaemotionllm import MODALITIES
+from ..utils import InputError
 from . import artemo, artemo_va
-from .gains import path_gains
-from .intervals import accuracy_interval
+from .gains import modality_gains
 from .plots import confusion
-from .report import accuracy, path_scores
-from .results import ASPECTS, CELLS, PATHS, Outcome, PathPredictions
+from .report import accuracy, modality_scores
+from .results import CELLS, ModalityPredictions, Outcome
 from .task_samples import Evaluation, Samples
 
 FOLLOWS = ("follows_sight", "follows_sound", "neither", "unparsable", "missing")
@@ -29,7 +31,7 @@ CONTROL_TASKS = {
 # Of these each question has a right answer and is asked once.
 ASKED_ONCE = (*CELL_TASKS.values(), *(task for tasks in CONTROL_TASKS.values() for task in tasks.values()))
 CIRCULAR_TASKS = {cell: f"artemo_{cell}_circular" for cell in CELLS}
-VA_TASKS = {path: f"artemo_va_{path}" for path in PATHS}
+VA_TASKS = {path: f"artemo_va_{path}" for path in MODALITIES}
 CONFLICT_TASK = "artemo_conflict"
 KNOWN_TASKS = {
     *ASKED_ONCE,
@@ -114,14 +116,14 @@ def choice_scores(outcomes: Sequence[Outcome]) -> dict:
 
 
 def gains_of(cells: Mapping[str, Sequence[Outcome]]) -> tuple[dict, dict]:
-    """Audio gain, visual gain and synergy of each aspect whose three cells were run; see `gains.path_gains`."""
+    """Audio gain, visual gain and synergy of each aspect whose three cells were run; see `gains.modality_gains`."""
     found, undefined = {}, {}
     for aspect in ASPECTS:
-        names = {path: f"{aspect}_{path}" for path in PATHS}
+        names = {path: f"{aspect}_{path}" for path in MODALITIES}
         if all(name in cells for name in names.values()):
             pairs = {path: ([o.clip_id for o in cells[n]], [o.correct for o in cells[n]]) for path, n in names.items()}
             try:
-                found[aspect] = path_gains({"model": pairs})["model"]
+                found[aspect] = modality_gains({"model": pairs})["model"]
             except ValueError as error:
                 undefined[aspect] = str(error)
     return found, undefined
@@ -169,7 +171,7 @@ def va_scores(samples: Samples) -> dict:
         **{name: artemo_va.aggregation(name)(values) for name in artemo_va.METRICS},
     }
     if len(points.clip_ids) > 1:
-        by_clip = path_scores(points)
+        by_clip = modality_scores(points)
         found |= {key: value for key, value in by_clip.items() if key.endswith("_ci95")}
     return found
 
@@ -179,12 +181,12 @@ def missing_of(samples: Samples) -> int:
     return round(sum(row.get("missing", 0.0) for rows in samples.rows.values() for row in rows))
 
 
-def points_of(samples: Samples) -> PathPredictions:
+def points_of(samples: Samples) -> ModalityPredictions:
     """The points that the answers to an `artemo_va` task state, beside the true ones."""
     answered = [value for value in samples.values.values() if value["predicted"] is not None]
     predicted, true = artemo_va.pooled(answered)
     clips = tuple(value["clip_id"] for value in answered)
-    return PathPredictions(clips, predicted[:, 0], predicted[:, 1], true[:, 0], true[:, 1])
+    return ModalityPredictions(clips, predicted[:, 0], predicted[:, 1], true[:, 0], true[:, 1])
 
 
 def by_art_form(cells: Mapping[str, Sequence[Outcome]], art_forms: Mapping[str, str | None]) -> dict:
@@ -199,7 +201,7 @@ def by_art_form(cells: Mapping[str, Sequence[Outcome]], art_forms: Mapping[str, 
 def by_emotion(cells: Mapping[str, Sequence[Outcome]]) -> dict:
     """Accuracy of each path for each emotion that is a right answer (its recall), in alphabetical order."""
     found: dict[str, dict] = {}
-    for path in PATHS:
+    for path in MODALITIES:
         outcomes = cells.get(f"emotion_{path}", ())
         for emotion, group in _grouped(outcomes, [outcome.answer for outcome in outcomes]).items():
             found.setdefault(emotion, {})[path] = accuracy(group)

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Mapping
 
+from ..benchmark.schema import ASPECTS
+from ..model.configuration_vaemotionllm import MODALITIES
 from . import leaderboard_plots
 from .benchmark_rows import BenchmarkRows
 from .figures import make_figure
@@ -21,10 +23,10 @@ from .leaderboard_words import (
     score,
     score_parts,
 )
-from .plots import PATH_LABELS
+from .plots import MODALITY_LABELS
 from .report_blocks import Block, Cell, Heading, Pictures, Table, Text
-from .report_words import PATH_WORDS, percent, small_share, span, two
-from .results import ASPECTS, CELLS, PATHS
+from .report_words import MODALITY_WORDS, percent, small_share, span, two
+from .results import CELLS
 from .task_samples import Evaluation
 
 LEADERBOARD_NOTE = (
@@ -125,7 +127,7 @@ def leaderboard(entries: Mapping[str, dict], intervals: str) -> list[Block]:
 def differences(entries: Mapping[str, dict]) -> list[Block]:
     first, *others = entries
     tasks = {**{CELL_TASKS[cell]: SHORT_WORDS[cell] for cell in CELLS},
-             **{VA_TASKS[path]: f"CCC, {PATH_LABELS[path]}" for path in PATHS}}  # fmt: skip
+             **{VA_TASKS[path]: f"CCC, {MODALITY_LABELS[path]}" for path in MODALITIES}}  # fmt: skip
     shown = [task for task in tasks if any(task in entries[label]["minus_first"] for label in others)]
     if not shown:
         return []
@@ -255,7 +257,7 @@ def breakdowns(report: dict) -> list[Block]:
     else:
         found += breakdown(entries, "by_art_form", "art form", SHORT_WORDS)
     found.append(Heading("By emotion"))
-    found += breakdown(entries, "by_emotion", "right answer", PATH_WORDS)
+    found += breakdown(entries, "by_emotion", "right answer", MODALITY_WORDS)
     found.append(Text("Share of the questions with this right answer that were answered right (recall).", "small"))
     return found
 

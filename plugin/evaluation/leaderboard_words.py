@@ -3,10 +3,11 @@
 import math
 from collections.abc import Iterable, Mapping
 
+from ..benchmark.schema import ASPECTS
+from ..model.configuration_vaemotionllm import MODALITIES
 from . import plots
 from .report_blocks import Cell
-from .report_words import CONTROL_WORDS, PATH_WORDS, percent, small_share, span
-from .results import ASPECTS, PATHS
+from .report_words import CONTROL_WORDS, MODALITY_WORDS, percent, small_share, span
 
 NOT_RUN, NOT_STATED = "not run", "not stated"
 SOUND_WORDS = {"own": "the clip's own sound", **CONTROL_WORDS, "blind": "nothing at all"}
@@ -14,8 +15,10 @@ FOLLOW_WORDS = {
     "follows_sight": "follows sight", "follows_sound": "follows sound", "neither": "another option",
     "unparsable": "no option", "missing": "missing",
 }  # fmt: skip
-CELL_WORDS = {f"{aspect}_{path}": f"{aspect}, {PATH_WORDS[path]}" for aspect in ASPECTS for path in PATHS}
-SHORT_WORDS = {f"{aspect}_{path}": f"{aspect}, {plots.PATH_LABELS[path]}" for aspect in ASPECTS for path in PATHS}
+CELL_WORDS = {f"{aspect}_{path}": f"{aspect}, {MODALITY_WORDS[path]}" for aspect in ASPECTS for path in MODALITIES}
+SHORT_WORDS = {
+    f"{aspect}_{path}": f"{aspect}, {plots.MODALITY_LABELS[path]}" for aspect in ASPECTS for path in MODALITIES
+}
 
 # Facts of a run that change its answers, as the pins call them: where they differ, figures do not compare.
 WAY_WORDS = {

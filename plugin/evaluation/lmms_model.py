@@ -15,11 +15,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..benchmark.prompts import MISSING
-from ..errors import InputError
+from ..model.loading import check_model_folder, load_model, load_processor
 from ..model.processing_vaemotionllm import MediaFeatures
+from ..utils import InputError
 from .cli_exit import FAILURE, stop
 from .encoded_media import MediaEncoder
-from .loading import check_model_folder, load_model, load_processor
 from .media_pipeline import MediaPipeline
 from .option_scoring import most_probable_letters, option_tokens
 from .requests import Medium, Prompt, batches, cut, generation_arguments, read_request

@@ -5,8 +5,8 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 
-from ..errors import InputError
 from ..model.processing_vaemotionllm import MediaFeatures
+from ..utils import InputError
 from .encoded_media import EncodedMedia, MediaEncoder
 from .requests import Medium, Prompt
 

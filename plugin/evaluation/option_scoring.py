@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from ..errors import InputError
+from ..utils import InputError
 
 
 def option_tokens(tokenizer, letters: str) -> dict[str, list[int]]:

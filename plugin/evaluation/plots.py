@@ -7,11 +7,13 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from .results import ASPECTS, CONTROLS, PATHS, STAGES, Outcome, PathPredictions
+from ..benchmark.schema import ASPECTS
+from ..model.configuration_vaemotionllm import MODALITIES
+from .results import CONTROLS, STAGES, ModalityPredictions, Outcome
 
 MARKERS = {"audio": "o", "visual": "s", "av": "D"}
 STAGE_LABELS = {"backbone": "backbone", "stage1": "after stage 1", "stage2": "after stage 2"}
-PATH_LABELS = {"audio": "sound", "visual": "picture", "av": "both"}
+MODALITY_LABELS = {"audio": "sound", "visual": "picture", "av": "both"}
 # The column of the answers that name none of the labels.
 NO_OPTION = "no option"
 
@@ -29,7 +31,7 @@ def draw_accuracy(cells: dict, c: dict):
             axis.plot([-0.22, 2.12], [100 * height] * 2, color=colour, lw=1, ls=dashes, zorder=1)
             axis.text(-0.27, 100 * height, name, color=colour, fontsize=8, va="center", ha="right", linespacing=0.95)
         ends = []
-        for shift, path in zip((-0.06, 0.0, 0.06), PATHS, strict=True):
+        for shift, path in zip((-0.06, 0.0, 0.06), MODALITIES, strict=True):
             rows = [cells[stage][f"{aspect}_{path}"] for stage in STAGES]
             y = np.array([100 * row["accuracy"] for row in rows])
             low, high = (np.array([100 * row["ci95"][i] for row in rows]) for i in (0, 1))
@@ -51,7 +53,7 @@ def draw_accuracy(cells: dict, c: dict):
             )
             ends.append((y[-1], path))
         for height, (value, path) in zip(spread([end[0] for end in ends], 6.0), ends, strict=True):
-            text = f"{PATH_LABELS[path]} {value:.0f}"
+            text = f"{MODALITY_LABELS[path]} {value:.0f}"
             axis.text(2.18, height, text, color=c[path], fontsize=9, va="center", weight="bold")
         axis.set_title(aspect, loc="left", fontsize=11, weight="bold", color=c["ink"])
         axis.set_xticks(range(len(STAGES)), [STAGE_LABELS[stage] for stage in STAGES])
@@ -111,7 +113,7 @@ def draw_controls(stages: dict, c: dict):
     return figure
 
 
-def draw_plane(p: PathPredictions, outcomes: Iterable[Outcome], scores: dict, c: dict):
+def draw_plane(p: ModalityPredictions, outcomes: Iterable[Outcome], scores: dict, c: dict):
     """The valence-arousal plane, and each dimension's predicted against true.
 
     Args:
@@ -162,7 +164,7 @@ def draw_plane(p: PathPredictions, outcomes: Iterable[Outcome], scores: dict, c:
 
 
 def emotion_places(
-    p: PathPredictions, outcomes: Iterable[Outcome], edge: float = 1.1
+    p: ModalityPredictions, outcomes: Iterable[Outcome], edge: float = 1.1
 ) -> dict[str, tuple[float, float]]:
     """Where on the edge of a square around the plane each emotion's name stands: in the mean direction of its clips'
     true points."""
@@ -255,7 +257,7 @@ def _is_curve(key: str) -> bool:
 def curve_style(name: str, kinds: list[str], c: dict) -> tuple[str, str]:
     """(colour, line style) of a loss term: the colour tells the path, the style tells the kind of loss."""
     kind, _, path = name.removesuffix("_loss").rpartition("_")
-    if path not in PATHS:
+    if path not in MODALITIES:
         return c["ink"], "-"
     if kind not in kinds:
         kinds.append(kind)
@@ -347,7 +349,7 @@ def draw_predictions(readings):
     plane.axvline(0, color="0.8", lw=0.8, zorder=0)
     for number, reading in enumerate(readings):
         colour = f"C{number % 10}"
-        points = [(path, found) for path in PATHS if (found := getattr(reading.whole, path)) is not None]
+        points = [(path, found) for path in MODALITIES if (found := getattr(reading.whole, path)) is not None]
         plane.plot([p.valence for _, p in points], [p.arousal for _, p in points], color=colour, lw=0.8, zorder=1)
         for path, found in points:
             spans = {}
@@ -355,21 +357,21 @@ def draw_predictions(readings):
                 interval, value = getattr(found, f"{axis}_interval"), getattr(found, axis)
                 if interval is not None:
                     spans[side] = [[max(value - interval[0], 0)], [max(interval[1] - value, 0)]]
-            name = f"{reading.source.title}, {PATH_LABELS[path]}" + (f": {found.label}" if found.label else "")
+            name = f"{reading.source.title}, {MODALITY_LABELS[path]}" + (f": {found.label}" if found.label else "")
             look = {"color": colour, "marker": MARKERS[path], "ls": "", "elinewidth": 0.6}
             plane.errorbar(found.valence, found.arousal, label=name, **look, **spans)
     plane.set(xlim=(-1.05, 1.05), ylim=(-1.05, 1.05), xlabel="valence", ylabel="arousal")
     plane.set_aspect("equal")
     plane.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     for axis, reading in zip(axes[1:], curves):
-        for colour, path in zip(("C0", "C1", "C2"), PATHS):
+        for colour, path in zip(("C0", "C1", "C2"), MODALITIES):
             found = [(b, e, getattr(p, path)) for b, e, p in reading.curve if getattr(p, path) is not None]
             for name, style in (("valence", "-"), ("arousal", "--")):
                 if found:
                     middles = [(b + e) / 2 for b, e, _ in found]
                     values = [getattr(p, name) for _, _, p in found]
                     look = {"color": colour, "marker": MARKERS[path], "ms": 4}
-                    axis.plot(middles, values, style, label=f"{name}, {PATH_LABELS[path]}", **look)
+                    axis.plot(middles, values, style, label=f"{name}, {MODALITY_LABELS[path]}", **look)
         axis.set(xlabel="time, s", ylim=(-1.05, 1.05), title=reading.source.title)
         axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     return figure

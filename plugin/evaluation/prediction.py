@@ -6,8 +6,8 @@ from pathlib import Path
 
 from ..data.dataset import ClipEncoder
 from ..data.manifest import Clip
-from ..errors import InputError
 from ..model.emotion_prediction import EmotionPrediction
+from ..utils import InputError
 
 PAIR = "+"
 

@@ -10,10 +10,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .intervals import accuracy_interval, ccc, ccc_interval, paired
+from ..benchmark.intervals import accuracy_interval, ccc, ccc_interval, paired
+from ..benchmark.schema import ASPECTS
+from ..model.configuration_vaemotionllm import MODALITIES
 from .report_checks import checks
 from .report_words import controls_key, headline
-from .results import ASPECTS, CONTROL_STAGES, PATHS, STAGES, Outcome, PathPredictions, Run
+from .results import CONTROL_STAGES, STAGES, ModalityPredictions, Outcome, Run
 from .sureness import read_sureness
 
 FORMAT = 1
@@ -52,7 +54,7 @@ def accuracy(outcomes: Sequence[Outcome]) -> dict:
     }
 
 
-def path_scores(predictions: PathPredictions) -> dict:
+def modality_scores(predictions: ModalityPredictions) -> dict:
     scores: dict = {"n": len(predictions.clip_ids)}
     for name in ("valence", "arousal"):
         pair = getattr(predictions, name), getattr(predictions, f"true_{name}")
@@ -88,7 +90,7 @@ def build_report(run: Run) -> dict:
     stages = {
         stage: {
             "cells": {cell: accuracy(outcomes) for cell, outcomes in run.cells[stage].items()},
-            "va": {path: path_scores(run.va[stage][path]) for path in PATHS},
+            "va": {path: modality_scores(run.va[stage][path]) for path in MODALITIES},
         }
         for stage in STAGES
     }
@@ -155,7 +157,7 @@ def av_gain(run: Run, aspect: str) -> dict:
 
     The better one is chosen once, on all clips; the interval does not cover that choice.
     """
-    cells = {path: scores_by_clip(run.cells["stage2"][f"{aspect}_{path}"]) for path in PATHS}
+    cells = {path: scores_by_clip(run.cells["stage2"][f"{aspect}_{path}"]) for path in MODALITIES}
     better = max(("audio", "visual"), key=lambda path: np.mean(cells[path][1]))
     return {
         "better_single": better,

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
-from .intervals import accuracy_interval
-from .report_words import CONTROL_WORDS, PATH_WORDS, controls_key, percent, points, scored, span, stage_word, two
-from .results import ASPECTS, CONTROL_STAGES, CONTROLS, Outcome, Run
+from ..benchmark.intervals import accuracy_interval
+from ..benchmark.schema import ASPECTS
+from .report_words import CONTROL_WORDS, MODALITY_WORDS, controls_key, percent, points, scored, span, stage_word, two
+from .results import CONTROL_STAGES, CONTROLS, Outcome, Run
 
 CEILING_RATIO, CCC_FLOOR, AUROC_FLOOR, FORGOTTEN = 0.85, 0.80, 0.85, 0.01
 # Cells that are compared with chance, by kind: one wrong verdict among a kind's cells has a chance of 5% at most.
@@ -55,7 +56,7 @@ def checks(report: dict, run: Run) -> list[dict]:
         )
     gain = report["av_gain"]["emotion"]
     add(
-        f"emotion by sound and picture minus {PATH_WORDS[gain['better_single']]} alone, after stage 2",
+        f"emotion by sound and picture minus {MODALITY_WORDS[gain['better_single']]} alone, after stage 2",
         gain["difference"] > 0,
         f"{points(gain['difference'])} {span(gain['ci95'], signed=True)}",
         "above 0",

@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from html import escape
 
+from ..benchmark.schema import ASPECTS
+from ..model.configuration_vaemotionllm import MODALITIES
 from . import examples
 from .examples import Example
 from .figures import Figure
-from .plots import PATH_LABELS, STAGE_LABELS
+from .plots import MODALITY_LABELS, STAGE_LABELS
 from .report_checks import CHECKS_NOTE
 from .report_markdown import (
     CCC_NOTE,
@@ -19,7 +21,7 @@ from .report_markdown import (
 )
 from .report_style import STYLE
 from .report_words import CONTROL_WORDS, conflict_words, controls_key, percent, printable, scored, span, stage_word
-from .results import ASPECTS, CONTROL_STAGES, CONTROLS, PATHS, STAGES
+from .results import CONTROL_STAGES, CONTROLS, STAGES
 
 
 def render(report: dict, figures: Sequence[Figure], clips: list[Example]) -> str:
@@ -124,7 +126,7 @@ def _score(cell: dict) -> str:
 
 
 def cells_table(report: dict) -> str:
-    names = [(aspect, path) for aspect in ASPECTS for path in PATHS]
+    names = [(aspect, path) for aspect in ASPECTS for path in MODALITIES]
     first = report["stages"]["backbone"]["cells"]
     rows = [
         ("", [stage_word(stage), *(_score(report["stages"][stage]["cells"][f"{a}_{path}"]) for a, path in names)])
@@ -135,7 +137,7 @@ def cells_table(report: dict) -> str:
         ("reference", ["visual ceiling", *(percent(report["ceiling"][aspect]) for aspect, _ in names)]),
         ("reference", ["questions", *(str(first[f"{aspect}_{path}"]["n"]) for aspect, path in names)]),
     ]
-    return table(["accuracy", *(PATH_LABELS[path] for _, path in names)], rows, groups=ASPECTS)
+    return table(["accuracy", *(MODALITY_LABELS[path] for _, path in names)], rows, groups=ASPECTS)
 
 
 def controls_table(report: dict) -> str:
@@ -155,11 +157,11 @@ def ccc_table(report: dict) -> str:
     for stage in STAGES:
         cells = [stage_word(stage)]
         for name in ("valence", "arousal"):
-            for path in PATHS:
+            for path in MODALITIES:
                 score, interval = scored(report["stages"][stage]["va"][path], name)
                 cells.append(f"{score}<span class=ci>{interval}</span>")
         rows.append(("", cells))
-    return table(["CCC", *(PATH_LABELS[path] for path in PATHS * 2)], rows, groups=("valence", "arousal"))
+    return table(["CCC", *(MODALITY_LABELS[path] for path in MODALITIES * 2)], rows, groups=("valence", "arousal"))
 
 
 def sureness_table(report: dict) -> str:

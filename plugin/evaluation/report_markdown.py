@@ -4,13 +4,15 @@ import re
 import shlex
 from collections.abc import Sequence
 
+from ..benchmark.schema import ASPECTS
+from ..model.configuration_vaemotionllm import MODALITIES
 from . import examples
 from .examples import Example
 from .figures import Figure
 from .report_checks import CHECKS_NOTE
 from .report_words import (
     CONTROL_WORDS,
-    PATH_WORDS,
+    MODALITY_WORDS,
     conflict_words,
     controls_key,
     interval_words,
@@ -22,7 +24,7 @@ from .report_words import (
     span,
     stage_word,
 )
-from .results import ASPECTS, CONTROL_STAGES, CONTROLS, PATHS, STAGES
+from .results import CONTROL_STAGES, CONTROLS, STAGES
 
 CCC_NOTE = "Concordance correlation coefficient (CCC) of the Supervisor's heads. Before stage 2 they are untrained."
 EXAMPLES_NOTE = (
@@ -97,7 +99,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], align: str | Non
 
 def cells_table(report: dict) -> str:
     first = report["stages"]["backbone"]["cells"]
-    names = [(aspect, path) for aspect in ASPECTS for path in PATHS]
+    names = [(aspect, path) for aspect in ASPECTS for path in MODALITIES]
     rows = []
     for stage in STAGES:
         cells = report["stages"][stage]["cells"]
@@ -110,7 +112,7 @@ def cells_table(report: dict) -> str:
     rows.append(["chance", *(percent(first[f"{aspect}_{path}"]["chance"]) for aspect, path in names)])
     rows.append(["visual ceiling", *(percent(report["ceiling"][aspect]) for aspect, _ in names)])
     rows.append(["questions", *(str(first[f"{aspect}_{path}"]["n"]) for aspect, path in names)])
-    return table(["", *(f"{aspect}, {PATH_WORDS[path]}" for aspect, path in names)], rows)
+    return table(["", *(f"{aspect}, {MODALITY_WORDS[path]}" for aspect, path in names)], rows)
 
 
 def comparison(report: dict) -> str:
@@ -123,7 +125,7 @@ def comparison(report: dict) -> str:
     )
     gains = " and ".join(
         f"{points(gain['difference'], signed=True)} {span(gain['ci95'], signed=True)} in {aspect} "
-        f"(against {PATH_WORDS[gain['better_single']]})"
+        f"(against {MODALITY_WORDS[gain['better_single']]})"
         for aspect, gain in report["av_gain"].items()
     )
     return (
@@ -153,10 +155,12 @@ def ccc_table(report: dict) -> str:
     for stage in STAGES:
         row = [stage_word(stage)]
         for name in ("valence", "arousal"):
-            for path in PATHS:
+            for path in MODALITIES:
                 row.append(" ".join(scored(report["stages"][stage]["va"][path], name)))
         rows.append(row)
-    return table(["", *(f"{name}, {PATH_WORDS[path]}" for name in ("valence", "arousal") for path in PATHS)], rows)
+    return table(
+        ["", *(f"{name}, {MODALITY_WORDS[path]}" for name in ("valence", "arousal") for path in MODALITIES)], rows
+    )
 
 
 def sureness_rows(report: dict) -> tuple[list[str], list[list[tuple[str, str]]]]:
@@ -164,11 +168,11 @@ def sureness_rows(report: dict) -> tuple[list[str], list[list[tuple[str, str]]]]
     sureness = report["sureness"]
     head = ["", "label", "ECE", *(f"{interval_words(sureness)} of {name}" for name in ("valence", "arousal"))]
     rows = []
-    for path in PATHS:
+    for path in MODALITIES:
         found = sureness[path]
         error = "n/a" if found["ece"] is None else f"{found['ece']:.3f}"
         coverage = [share_of(found, f"{name}_coverage") for name in ("valence", "arousal")]
-        rows.append([(PATH_WORDS[path], ""), share_of(found, "accuracy"), (error, ""), *coverage])
+        rows.append([(MODALITY_WORDS[path], ""), share_of(found, "accuracy"), (error, ""), *coverage])
     return head, rows
 
 

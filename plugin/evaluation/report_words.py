@@ -3,10 +3,12 @@
 import re
 from collections.abc import Sequence
 
-from .results import ASPECTS, CONTROL_STAGES, PATHS, STAGES
+from ..benchmark.schema import ASPECTS
+from ..model.configuration_vaemotionllm import MODALITIES
+from .results import CONTROL_STAGES, STAGES
 
 CONTROL_WORDS = {"silence": "silence", "noise": "noise", "mismatch": "another clip's sound"}
-PATH_WORDS = {"audio": "sound", "visual": "picture", "av": "sound and picture"}
+MODALITY_WORDS = {"audio": "sound", "visual": "picture", "av": "sound and picture"}
 
 
 def stage_word(stage: str) -> str:
@@ -95,7 +97,7 @@ def headline(report: dict) -> str:
     if len(defined) < len(ASPECTS):
         shares = "no share of what the backbone reaches by seeing, since it sees nothing right there"
     low, high = gain["ci95"]
-    size, single = points(abs(gain["difference"])), f"{PATH_WORDS[gain['better_single']]} alone"
+    size, single = points(abs(gain["difference"])), f"{MODALITY_WORDS[gain['better_single']]} alone"
     if low > 0:
         against = f"{size} above {single}"
     elif high < 0:
@@ -119,7 +121,7 @@ def terminal_table(report: dict) -> str:
     head = f"{'accuracy, %':<15}" + "".join(f"{stage_word(stage):<20}" for stage in STAGES)
     lines = [f"{head[:-1]}chance"]
     for aspect in ASPECTS:
-        for path in PATHS:
+        for path in MODALITIES:
             cells = [report["stages"][stage]["cells"][f"{aspect}_{path}"] for stage in STAGES]
             scores = "".join(f"{100 * cell['accuracy']:.1f} {span(cell['ci95'])}".ljust(20) for cell in cells)
             lines.append(f"{f'{aspect} {path}':<15}{scores}{100 * cells[0]['chance']:>5.1f}")

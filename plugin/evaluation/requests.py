@@ -12,8 +12,8 @@ from loguru import logger as eval_logger
 from PIL import Image
 
 from ..benchmark.prompts import ANSWER_REQUEST, letters_of
-from ..errors import InputError
-from ..model.media_sources import with_film_sound
+from ..model.media_sources import with_video_audio
+from ..utils import InputError
 from .artemo import TASK_PREFIX
 
 KINDS = ("image", "video", "audio")
@@ -182,7 +182,7 @@ def _tell_left_out(task: str, names: tuple[str, ...]) -> None:
 
 def _messages(doc_to_messages: Callable, document: dict) -> list[dict]:
     """A document's messages; a film that is to be heard (`use_audio_in_video`) is followed by its sound."""
-    return with_film_sound([doc_to_messages(document)], hear=False)[0]
+    return with_video_audio([doc_to_messages(document)], hear=False)[0]
 
 
 def _fetch(doc_to_messages: Callable, rows, doc_id: int, number: int, name: str) -> Any:

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import InputError
+from ..benchmark.schema import ASPECTS
+from ..model.configuration_vaemotionllm import MODALITIES
+from ..utils import InputError
 from .steps import STATE_FILE
 
 STAGES = ("backbone", "stage1", "stage2")
-ASPECTS = ("content", "emotion")
-PATHS = ("audio", "visual", "av")
 CONTROLS = ("silence", "noise", "mismatch")
-CELLS = tuple(f"{aspect}_{path}" for aspect in ASPECTS for path in PATHS)
+CELLS = tuple(f"{aspect}_{path}" for aspect in ASPECTS for path in MODALITIES)
 # The stages whose sound is replaced in the controls: after stage 1 hearing is measured, stage 2 is what a user keeps.
 CONTROL_STAGES = ("stage1", "stage2")
 
@@ -38,7 +38,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class PathPredictions:
+class ModalityPredictions:
     """Valence and arousal of one path: arrays of shape (clips,), values in [-1, 1]."""
 
     clip_ids: tuple[str, ...]
@@ -58,7 +58,7 @@ class Run:
     benchmark: dict
     cells: dict[str, dict[str, list[Outcome]]]
     controls: dict[str, dict[str, dict[str, list[Outcome]]]]  # stage, control, cell
-    va: dict[str, dict[str, PathPredictions]]
+    va: dict[str, dict[str, ModalityPredictions]]
     curves: dict[str, list[dict]]
     items: dict[str, dict] = field(default_factory=dict)
 
@@ -197,11 +197,11 @@ def read_task(folder: Path, task: str, items: list[dict]) -> list[Outcome]:
     return ordered
 
 
-def read_emotion(path: Path) -> dict[str, PathPredictions]:
+def read_emotion(path: Path) -> dict[str, ModalityPredictions]:
     """Predictions that `vaemotionllm evaluate-emotion` wrote, by path; their CCC is computed anew in the report."""
     written = read_json(path, "what `vaemotionllm evaluate-emotion` writes")
     found = {}
-    for name in PATHS:
+    for name in MODALITIES:
         try:
             clip_ids = tuple(written[name]["clip_ids"])
             # (clips, 2): valence, arousal
@@ -218,7 +218,7 @@ def read_emotion(path: Path) -> dict[str, PathPredictions]:
             )
         if not (np.isfinite(predicted).all() and np.isfinite(true).all()):
             raise InputError(f"{path}: the {name!r} path holds a value that is not finite; look at the model's heads")
-        found[name] = PathPredictions(clip_ids, predicted[:, 0], predicted[:, 1], true[:, 0], true[:, 1])
+        found[name] = ModalityPredictions(clip_ids, predicted[:, 0], predicted[:, 1], true[:, 0], true[:, 1])
     return found
 
 

@@ -5,9 +5,11 @@ from collections.abc import Callable, Sequence
 from functools import reduce
 from pathlib import Path
 
-from ..errors import InputError
-from .report_words import CONTROL_WORDS, PATH_WORDS, controls_key, percent, points, stage_word, two
-from .results import ASPECTS, CONTROL_STAGES, CONTROLS, PATHS, STAGES
+from ..benchmark.schema import ASPECTS
+from ..model.configuration_vaemotionllm import MODALITIES
+from ..utils import InputError
+from .report_words import CONTROL_WORDS, MODALITY_WORDS, controls_key, percent, points, stage_word, two
+from .results import CONTROL_STAGES, CONTROLS, STAGES
 
 
 def read_reports(folders: Sequence[Path]) -> list[dict]:
@@ -61,16 +63,18 @@ def seeds_table(reports: Sequence[dict]) -> str:
 
     seeds = ", ".join(str(report["seed"]) for report in reports)
     lines = [
-        f"| mean of seeds {seeds} (lowest to highest) | " + " | ".join(PATH_WORDS[path] for path in PATHS) + " |",
+        f"| mean of seeds {seeds} (lowest to highest) | "
+        + " | ".join(MODALITY_WORDS[path] for path in MODALITIES)
+        + " |",
         "| --- | ---: | ---: | ---: |",
     ]
     for aspect in ASPECTS:
         for stage in STAGES:
-            cells = [mean("stages", stage, "cells", f"{aspect}_{path}", "accuracy") for path in PATHS]
+            cells = [mean("stages", stage, "cells", f"{aspect}_{path}", "accuracy") for path in MODALITIES]
             lines.append(f"| {aspect}, {stage_word(stage)} | " + " | ".join(cells) + " |")
     last = STAGES[-1]
     for name in ("valence", "arousal"):
-        cells = [mean("stages", last, "va", path, f"{name}_ccc", words=two) for path in PATHS]
+        cells = [mean("stages", last, "va", path, f"{name}_ccc", words=two) for path in MODALITIES]
         lines.append(f"| {name} CCC, {stage_word(last)} | " + " | ".join(cells) + " |")
     for stage in CONTROL_STAGES:
         for control in CONTROLS:
@@ -83,7 +87,7 @@ def seeds_table(reports: Sequence[dict]) -> str:
         "arousal_coverage": "inside the arousal interval",
     }
     for name, words in sure.items():
-        cells = [mean("sureness", path, name) for path in PATHS]
+        cells = [mean("sureness", path, name) for path in MODALITIES]
         lines.append(f"| {words}, {stage_word(last)} | " + " | ".join(cells) + " |")
     lines.append("")
     auroc = mean("sureness", "conflict", "auroc", words=two)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 
-from ..errors import InputError
+from ..utils import InputError
 from .child import run_child
 
 logger = logging.getLogger(__name__)

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import InputError
-from .intervals import bootstrap, percentile_interval, wilson
-from .results import PATHS, read_json
+from ..benchmark.intervals import bootstrap, percentile_interval, wilson
+from ..model.configuration_vaemotionllm import MODALITIES
+from ..utils import InputError
+from .results import read_json
 
 PLANE = ("valence", "arousal")
 
@@ -30,7 +31,7 @@ def read_sureness(file: Path) -> dict:
         return {
             "level": written["level"],
             "conflict": _conflict(written["conflict"]),
-            **{path: _path(written[path]) for path in PATHS},
+            **{path: _path(written[path]) for path in MODALITIES},
         }
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(

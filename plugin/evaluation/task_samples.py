@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..data.manifest import read_json_lines
-from ..errors import InputError
+from ..benchmark.intervals import accuracy_interval
+from ..utils import InputError, read_json_lines
 from . import artemo_va
 from .artemo import TASK_PREFIX
 from .gains import Cell
-from .intervals import accuracy_interval
 
 RESULTS = "_results.json"
 # The score of a task is the first of them that its samples have.

@@ -6,9 +6,8 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from ..errors import InputError
-from ..evaluation.loading import check_model_folder
-from ..paths import new_folder
+from ..model.loading import check_model_folder
+from ..utils import InputError, new_folder
 from .folder_checks import is_pickle_name
 
 WEIGHTS = "model.safetensors"

@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..utils import InputError
 from .places import is_hub_name, without_place
 
 STAGES = {1: "Stage 1, VG-Align", 2: "Stage 2, EmoAdapter"}
 # Of a run's settings those that a reader asks for first; reproducibility.json has all.
 SETTINGS = (
     "model", "vlm", "audio", "prompts", "instructions", "general", "general_share", "divergence", "temperature",
-    "responses_per_clip", "student_paths", "paths", "lora", "train_audio_tower", "train_audio_projector",
+    "responses_per_clip", "student_modalities", "paths", "lora", "train_audio_tower", "train_audio_projector",
     "train_emotion_adapter", "learning_rate", "audio_tower_lr", "lr_scheduler_type", "warmup_steps", "max_steps",
     "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "bf16", "fp16",
     "optim", "weight_decay", "max_grad_norm", "num_frames", "max_audio_s", "seed",

@@ -4,7 +4,7 @@ import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import InputError
+from ..utils import InputError
 from .errors import fetching_in_words, told_in_words
 from .folder_checks import is_pickle_name
 

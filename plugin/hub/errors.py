@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator
 
-from ..errors import InputError
+from ..utils import InputError
 
 _AGAIN = "The same command goes on; what was uploaded is not sent twice."
 

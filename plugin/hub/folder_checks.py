@@ -8,7 +8,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from ..errors import InputError
+from ..utils import InputError
 from .opening import Unusable, read_json_object
 from .recording import MANIFEST
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from ..errors import InputError
+from ..utils import InputError
 
 PROCESSOR_CODE = "processing_vaemotionllm.VAEmotionLLMProcessor"
 MODEL_CODE = "modeling_vaemotionllm.VAEmotionLLMForConditionalGeneration"

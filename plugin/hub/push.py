@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..utils import InputError
 from . import card, folder_checks, places, reproducibility, results, staging
 from .errors import check_name
 from .opening import read_json_object

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..benchmark import schema, select
+from ..benchmark import schema
 from ..benchmark.prompts import is_missing, parse_choice
-from ..errors import InputError
 from ..evaluation import artemo
 from ..evaluation.results import CELLS
 from ..evaluation.task_samples import read_evaluation
+from ..nano import select
+from ..utils import InputError
 from .folder_checks import check_is_model
 from .opening import Unusable, read_json_object
 from .recording import JSON_FILE, MANIFEST, read_recording, write

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ..errors import InputError
+from ..utils import InputError
 from .opening import Unusable, exact_arithmetic, open_model, open_processor, read_json_object
 from .recorded_inputs import CASES, KINDS, MIXED, Case, Row, make_media
 from .tolerances import ANSWERS, PROCESSOR, READINGS_SHARE, TOLERANCES
@@ -141,7 +141,7 @@ def record(folder: Path) -> None:
 
 def write(folder: Path, about: dict, tensors: Mapping[str, torch.Tensor]) -> None:
     """Writes both files, the description last, with the hash of the other: a write that is cut off leaves none."""
-    from ..train.checkpoint import write_json
+    from ..utils import write_json
 
     (folder / JSON_FILE).unlink(missing_ok=True)
     temporary = folder / f"{TENSOR_FILE}.tmp"

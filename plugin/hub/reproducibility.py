@@ -7,7 +7,7 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..errors import InputError
+from ..utils import InputError
 from .places import without_place
 
 FILE = "reproducibility.json"

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..utils import InputError
 
 EMOTION = "emotion.json"
 
@@ -91,7 +91,7 @@ def _name_of(model_args: str) -> str:
 
 def _supervisor(file: Path) -> dict[str, Any]:
     """The CCC on each path with its interval, computed anew from the readings."""
-    from ..evaluation.report import path_scores
+    from ..evaluation.report import modality_scores
     from ..evaluation.results import read_emotion
 
-    return {path: path_scores(points) for path, points in read_emotion(file).items()}
+    return {path: modality_scores(points) for path, points in read_emotion(file).items()}

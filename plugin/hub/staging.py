@@ -8,7 +8,7 @@ import re
 import shutil
 from pathlib import Path
 
-from ..errors import InputError
+from ..utils import InputError
 from .folder_checks import check_is_model, is_pickle_name, part_problems, weight_files
 from .opening import Unusable, open_processor, read_json_object
 

@@ -8,7 +8,7 @@ tolerances of half precision, and a hundredth of that of float32, with eager and
 is for deeper models and for the kernels of other devices. It hides small changes, which the files' hashes show.
 """
 
-from ..errors import InputError
+from ..utils import InputError
 
 DTYPES = ("float32", "float16", "bfloat16")
 # Fused kernels order their sums by blocks of their own, and keep what eager attention rounds in between.

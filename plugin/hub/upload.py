@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..utils import InputError
 from .errors import is_passing, told_in_words
 
 logger = logging.getLogger(__name__)

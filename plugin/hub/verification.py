@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..errors import InputError
+from ..utils import InputError
 from .folder_checks import altered_files, check_is_model, format_problems
 from .opening import Unusable, exact_arithmetic, open_model, open_processor, usable_device
 from .recording import (

@@ -15,6 +15,9 @@ FORMAT_VERSION = 1
 """Of the folders that this code writes; it reads this one and older ones. Raise it with any change of the files that
 older code would misread."""
 
+MODALITIES = ("audio", "visual", "av")
+"""Of a sample, a prediction or a question; "av" is audio-visual."""
+
 # What the library, its Trainer and its quantizers write into a config.json beside the fields of its base class.
 _LIBRARY_FIELDS = {
     "_name_or_path", "attn_implementation", "auto_map", "bos_token_id", "eos_token_id", "experts_implementation",

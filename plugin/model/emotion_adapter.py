@@ -8,8 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-# The order of the columns of every reading, (B, 3).
-PATHS = ("audio", "visual", "av")
+from .configuration_vaemotionllm import MODALITIES
 
 
 class ZeroLinear(nn.Linear):
@@ -84,29 +83,29 @@ class EmotionEnhancer(nn.Module):
 
 
 class EmotionSupervisor(nn.Module):
-    """What is felt on the audio, the visual and the audio-visual path, read from the LLM's last hidden states.
+    """What is felt on the audio, the visual and the audio-visual modality, read from the LLM's last hidden states.
 
-    Each path has heads of its own over the mean of its media tokens' states: one for valence and arousal, and one with
-    a logit for each of `config.emotion_labels` where there are any.
+    Each modality has heads of its own over the mean of its media tokens' states: one for valence and arousal, and one
+    with a logit for each of `config.emotion_labels` where there are any.
     """
 
     def __init__(self, config):
         super().__init__()
         width, hidden = config.vlm_config.get_text_config().hidden_size, config.supervisor_hidden_size
         self.trunks = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU()) for _ in PATHS
+            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU()) for _ in MODALITIES
         )
-        self.planes = nn.ModuleList(ZeroLinear(hidden, 2) for _ in PATHS)
+        self.planes = nn.ModuleList(ZeroLinear(hidden, 2) for _ in MODALITIES)
         # Apart, so that a model without labels, or with others, shares all the rest.
         labels = len(config.emotion_labels or ())
-        self.labels = nn.ModuleList(ZeroLinear(hidden, labels) for _ in PATHS) if labels else None
+        self.labels = nn.ModuleList(ZeroLinear(hidden, labels) for _ in MODALITIES) if labels else None
 
     def forward(
         self, hidden_states: torch.Tensor, audio_mask: torch.Tensor, visual_mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Reads every path that a sample carries.
+        """Reads every modality that a sample carries.
 
-        The attention is causal: in an audio-visual sample whose picture comes first, the audio path has seen the
+        The attention is causal: in an audio-visual sample whose picture comes first, the audio modality has seen the
         picture. For a reading that is of one modality alone, give that modality alone.
 
         Args:
@@ -116,7 +115,7 @@ class EmotionSupervisor(nn.Module):
 
         Returns:
             valence and arousal, each (B, 3) float32 in [-1, 1], and logits of the labels, (B, 3, K) float32 or None
-            without labels; columns in the order of `PATHS`, NaN where the sample does not carry the path
+            without labels; columns in the order of `MODALITIES`, NaN where the sample does not carry the modality
             (audio-visual needs both modalities).
         """
         has_audio, has_visual = audio_mask.any(1), visual_mask.any(1)  # (B,)

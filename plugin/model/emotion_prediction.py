@@ -1,4 +1,4 @@
-"""From the Supervisor's readings to what users ask for: emotion on each path, how sure it is, whether paths agree."""
+"""Emotion predictions of clips for each modality, with confidence, intervals and the conflict of audio and visual."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .emotion_adapter import PATHS
+from .configuration_vaemotionllm import MODALITIES
 from .input_error import InputError
 
 PROMPT = "Which emotion does this artwork express?"
@@ -16,8 +16,8 @@ VISUAL_KINDS = ("image", "video")
 
 
 @dataclass(frozen=True)
-class PathEmotion:
-    """What is felt on one path.
+class ModalityEmotion:
+    """What is felt on one modality.
 
     Args:
         valence, arousal: in [-1, 1].
@@ -40,27 +40,27 @@ class PathEmotion:
 
 @dataclass(frozen=True)
 class EmotionPrediction:
-    """The emotion of a clip on each path that it carries (None elsewhere).
+    """The emotion of a clip on each modality that it carries (None elsewhere).
 
     `conflict` in [0, 1] says how far sound and sight disagree, each taken alone; None where one is missing.
     """
 
-    audio: PathEmotion | None = None
-    visual: PathEmotion | None = None
-    av: PathEmotion | None = None
+    audio: ModalityEmotion | None = None
+    visual: ModalityEmotion | None = None
+    av: ModalityEmotion | None = None
     conflict: float | None = None
 
 
 @torch.inference_mode()
-def read_path(
-    model, processor, path: str, media: Sequence[Sequence[Any]]
+def run_supervisor(
+    model, processor, modality: str, media: Sequence[Sequence[Any]]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """The Supervisor's readings of clips that are given with the media of one path alone.
+    """The Supervisor's readings of clips that are given with the media of one modality alone.
 
     Args:
         model: a VAEmotionLLM.
         processor: its processor.
-        path: "audio", "visual" or "av".
+        modality: "audio", "visual" or "av".
         media: for each of B clips its `MediaFeatures`, sight before sound, as in training.
 
     Returns:
@@ -76,7 +76,7 @@ def read_path(
     # The heads work on the hidden states; logits are wanted nowhere, so the head runs on no position.
     nowhere = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
     output = model(**inputs, response_mask=nowhere, use_adapter=True)
-    column = PATHS.index(path)
+    column = MODALITIES.index(modality)
     logits = output.emotion_logits
     return (
         output.valence[:, column].cpu(),
@@ -88,7 +88,7 @@ def read_path(
 def predict_emotion(
     model, processor, clips: Mapping[str, Any] | Sequence[Mapping[str, Any]], batch_size: int = 16
 ) -> list[EmotionPrediction]:
-    """The emotion of clips on each path that they carry, each path from its own media alone.
+    """The emotion of clips on each modality that they carry, each modality from its own media alone.
 
     See `VAEmotionLLMForConditionalGeneration.predict_emotion`.
     """
@@ -111,44 +111,47 @@ def check_supervisor(model) -> None:
 
 
 def _predict_batch(model, processor, encoded: list[dict[str, Any]]) -> list[EmotionPrediction]:
-    found: list[dict[str, PathEmotion]] = [{} for _ in encoded]
-    for path in PATHS:
-        wanted = ("visual", "audio") if path == "av" else (path,)
+    found: list[dict[str, ModalityEmotion]] = [{} for _ in encoded]
+    for modality in MODALITIES:
+        wanted = ("visual", "audio") if modality == "av" else (modality,)
         rows = [row for row, parts in enumerate(encoded) if all(name in parts for name in wanted)]
         if not rows:
             continue
         media = [[encoded[row][name] for name in wanted] for row in rows]
-        valence, arousal, logits = read_path(model, processor, path, media)
+        valence, arousal, logits = run_supervisor(model, processor, modality, media)
         for place, row in enumerate(rows):
-            found[row][path] = path_emotion(
+            found[row][modality] = calibrated_emotion(
                 model.config,
-                path,
+                modality,
                 valence[place].item(),
                 arousal[place].item(),
                 None if logits is None else logits[place],
             )
     return [
-        EmotionPrediction(**paths, conflict=conflict_of(paths.get("audio"), paths.get("visual"))) for paths in found
+        EmotionPrediction(**modalities, conflict=conflict_of(modalities.get("audio"), modalities.get("visual")))
+        for modalities in found
     ]
 
 
-def path_emotion(config, path: str, valence: float, arousal: float, logits: torch.Tensor | None) -> PathEmotion:
+def calibrated_emotion(
+    config, modality: str, valence: float, arousal: float, logits: torch.Tensor | None
+) -> ModalityEmotion:
     """A reading with what `config.emotion_calibration` makes of it: temperature and intervals."""
     calibration = config.emotion_calibration or {}
     probabilities = None
     if logits is not None:
-        temperature = calibration.get("temperature", {}).get(path, 1.0)
+        temperature = calibration.get("temperature", {}).get(modality, 1.0)
         shares = (logits.double() / temperature).softmax(-1).tolist()
         probabilities = dict(zip(config.emotion_labels, shares, strict=True))
     intervals = {}
     for name, value in (("valence", valence), ("arousal", arousal)):
-        half = calibration.get(name, {}).get(path)
+        half = calibration.get(name, {}).get(modality)
         if half is not None:
             intervals[f"{name}_interval"] = (max(value - half, -1.0), min(value + half, 1.0))
-    return PathEmotion(valence, arousal, probabilities, **intervals)
+    return ModalityEmotion(valence, arousal, probabilities, **intervals)
 
 
-def conflict_of(audio: PathEmotion | None, visual: PathEmotion | None) -> float | None:
+def conflict_of(audio: ModalityEmotion | None, visual: ModalityEmotion | None) -> float | None:
     """How far sound and sight disagree, in [0, 1]; None where one is missing. The form is ours.
 
     The mean of their distance on the valence-arousal plane (its diagonal is 1) and, where there are labels, the

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from .emotion_adapter import PATHS
+from .configuration_vaemotionllm import MODALITIES
 from .media_injection import MediaInjection
 
 
@@ -92,7 +92,7 @@ class MediaInputsMixin:
     def _no_readings(self, states: torch.Tensor) -> dict[str, torch.Tensor | None]:
         """What the Supervisor reads of samples without media: NaN."""
         labels = self.config.emotion_labels
-        nothing = torch.full((states.shape[0], len(PATHS), len(labels or ())), torch.nan, device=states.device)
+        nothing = torch.full((states.shape[0], len(MODALITIES), len(labels or ())), torch.nan, device=states.device)
         plane = nothing.new_full(nothing.shape[:2], torch.nan)
         return {"valence": plane, "arousal": plane.clone(), "emotion_logits": nothing if labels else None}
 

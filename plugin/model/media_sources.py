@@ -115,7 +115,7 @@ def rate_is_said(item: Mapping[str, Any]) -> bool:
     return item.get("sampling_rate") is not None
 
 
-def with_film_sound(conversations: Sequence[Sequence[dict]], hear: bool) -> list[list[dict]]:
+def with_video_audio(conversations: Sequence[Sequence[dict]], hear: bool) -> list[list[dict]]:
     """Conversations in which each film that is to be heard is followed by an audio item of the same file.
 
     An audio item without a source that follows the film already is the place of its sound. A film without a sound

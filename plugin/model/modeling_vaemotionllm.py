@@ -42,8 +42,8 @@ class VAEmotionLLMOutput(ModelOutput):
         loss: scalar, next-token loss where `labels` were given.
         logits: (B, T, V), or (N, V) at the positions of `response_mask` where one was given; None with `response_fn`.
         response: what `response_fn` returned, where one was given.
-        valence: (B, 3) float32 in [-1, 1], columns audio, visual, audio-visual; NaN where the sample lacks the path.
-            None with the adapter off.
+        valence: (B, 3) float32 in [-1, 1], columns audio, visual, audio-visual; NaN where the sample lacks the
+            modality. None with the adapter off.
         arousal: (B, 3), likewise.
         emotion_logits: (B, 3, K) float32 logits of `config.emotion_labels`, likewise; None without labels.
         cache, hidden_states, attentions: the backbone's. The cache is `past_key_values` as well, by its older name.
@@ -436,10 +436,10 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, MediaGenerationMixin
         processor,
         batch_size: int = 16,
     ) -> list[EmotionPrediction]:
-        """The emotion of one clip or of several, on each path that they carry.
+        """The emotion of one clip or of several, on each modality that they carry.
 
-        Each path is read from its own media alone: the audio path hears and does not see. A clip with sound and sight
-        goes through the model three times.
+        Each prediction comes from its own media alone: that of audio sees no image. A clip with audio and visual goes
+        through the model three times.
 
         Args:
             clips: a clip or a list of clips, each a mapping with `audio`, with `image` or `video`, or with `audio` and

@@ -30,7 +30,7 @@ from .media_sources import (
     local_source,
     media_of,
     read_image,
-    with_film_sound,
+    with_video_audio,
 )
 from .placeholders import Placed, composed_offsets, place_media, replace_placeholders, sound_after_films
 from .processor_kwargs import VAEmotionLLMProcessorKwargs, check_call, one_each
@@ -307,7 +307,7 @@ class VAEmotionLLMProcessor(ProcessorMixin):
                 f"{HEAR_FILM[0]} is {said}; allowed are True and False. For single films say so in the video item: "
                 f'{{"type": "video", "path": FILE, "{HEAR_FILM[0]}": True}}.'
             )
-        conversations = with_film_sound(conversations, hear=any(said))
+        conversations = with_video_audio(conversations, hear=any(said))
         conversation = conversations if is_batched else conversations[0]
         return super().apply_chat_template(conversation, *args, processor_kwargs=processor_kwargs, **kwargs)
 

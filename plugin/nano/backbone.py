@@ -11,9 +11,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
-from ..cpu_environment import arithmetic
-from ..errors import InputError
-from ..paths import cache_dir
+from ..utils import InputError, arithmetic, cache_dir
 from .backbone_model import build_audio, build_vlm
 from .clips import FORMAT as CLIP_FORMAT
 from .clips import WorldConfig

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import InputError
+from ..utils import InputError
 from .labels import ART_FORMS, CONTENTS, EMOTIONS
 
 # Raise it when the same config gives other pictures or sounds than before.

@@ -2,10 +2,10 @@
 
 import numpy as np
 
+from ..model.configuration_vaemotionllm import MODALITIES
 from .language import CHOICES
 
 NUM_OPTIONS = 4
-MODALITIES = ("audio", "visual", "av")
 LICENSE = "CC0-1.0"
 SOURCE = "vaemotionllm nano world"
 

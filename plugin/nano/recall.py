@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from ..benchmark.prompts import multiple_choice, parse_choice
-from ..evaluation.loading import check_model_folder, load_model, load_processor
+from ..model.loading import check_model_folder, load_model, load_processor
 from .labels import CONTENTS, EMOTIONS
 from .language import CHOICES, draw_options
 

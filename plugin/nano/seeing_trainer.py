@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from ..errors import InputError
+from ..utils import InputError
 from .backbone_model import packed_logits
 from .clips import WorldConfig
 from .seeing_batches import BatchMaker, PackedBatch

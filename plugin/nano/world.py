@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock
 from tqdm import tqdm
 
-from ..errors import InputError
+from ..utils import InputError
 from .clips import WorldConfig, sample_clip
 from .items import LICENSE, SOURCE, benchmark_items
 from .language import caption

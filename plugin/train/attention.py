@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..errors import InputError
+from ..utils import InputError
 
 logger = logging.getLogger(__name__)
 

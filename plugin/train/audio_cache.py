@@ -12,9 +12,9 @@ import torch
 
 from ..data.dataset import ClipDataset
 from ..data.manifest import Clip
-from ..errors import ClipError, InputError
 from ..model.audio_lengths import BOUNDARY_TOKENS
 from ..model.processing_vaemotionllm import AUDIO_TOKEN, MediaFeatures
+from ..utils import ClipError, InputError
 from .hashes import header_of, heard_hash, weights_hash
 from .shard_store import ShardReader, ShardStore, read_rows
 

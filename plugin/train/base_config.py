@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from transformers import TrainingArguments
 
-from ..errors import InputError
+from ..utils import InputError
 
 
 def join_cpu_ranks(config: TrainingArguments) -> None:
@@ -129,14 +129,16 @@ class StageConfig(TrainingArguments):
         if not getattr(self, name) > 0:
             raise InputError(f"config field `{name}` is {getattr(self, name)!r}; it must be above 0.")
 
-    def _check_path_weights(self, name: str, allowed: tuple[str, ...]) -> None:
+    def _check_modality_weights(self, name: str, allowed: tuple[str, ...]) -> None:
         weights = getattr(self, name)
         if not isinstance(weights, dict) or not weights:
             raise InputError(f"config field `{name}` is {weights!r}; give weights such as {{{allowed[0]}: 1.0}}.")
-        for path, weight in weights.items():
-            if path not in allowed:
-                raise InputError(f"config field `{name}` names the path {path!r}; allowed are {', '.join(allowed)}.")
+        for modality, weight in weights.items():
+            if modality not in allowed:
+                raise InputError(
+                    f"config field `{name}` names the modality {modality!r}; allowed are {', '.join(allowed)}."
+                )
             if isinstance(weight, bool) or not isinstance(weight, int | float) or weight < 0:
-                raise InputError(f"config field `{name}.{path}` is {weight!r}; a weight of at least 0 is needed.")
+                raise InputError(f"config field `{name}.{modality}` is {weight!r}; a weight of at least 0 is needed.")
         if sum(weights.values()) <= 0:
             raise InputError(f"config field `{name}` has no weight above 0: {weights}.")

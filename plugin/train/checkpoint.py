@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from ..errors import InputError
+from ..utils import InputError, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -200,16 +200,6 @@ def publish(source: Path, target: Path) -> None:
             destination.parent.mkdir(parents=True, exist_ok=True)
             os.replace(path, destination)
     shutil.rmtree(source)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file so that it is either there in full or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, sort_keys=True)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _step_of(path: Path) -> re.Match | None:

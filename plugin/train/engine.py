@@ -5,7 +5,7 @@ import logging
 import torch
 from torch import nn
 
-from ..errors import InputError
+from ..utils import InputError
 from .base_config import StageConfig
 from .distributed import is_on_all_ranks
 

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import torch
 
-from ..errors import InputError
+from ..config_file import build_config, own_fields
+from ..utils import InputError, reported_writing
 from . import checkpoint, record
-from .config_file import build_config, own_fields
 from .freezing import freeze_all_but
 from .lora import ADAPTER, add_lora, merge_lora, save_adapter
 from .run import CONFIGS, keep_trained_in_float32, load_untrained, trained_parts
-from .writing import told_writing
 
 
 def export(run: Path, out: Path, step: int | None = None) -> Path:
@@ -53,7 +52,7 @@ def export(run: Path, out: Path, step: int | None = None) -> Path:
     else:
         load_sharded(model, folder)
     state_dict = model.state_dict()
-    with told_writing(out):
+    with reported_writing(out):
         if lora is not None:
             save_adapter(model, state_dict, out / ADAPTER, config, trained_parts(config))
             state_dict = merge_lora(model, state_dict)

@@ -25,8 +25,8 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import InputError
 from ..model.configuration_vaemotionllm import VAEmotionLLMConfig
+from ..utils import InputError
 from .meta_model import meta_model
 
 PARTS = (

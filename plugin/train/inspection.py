@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from ..data.collator import ConversationRenderer, path_inputs
-from ..data.dataset import MODALITIES_OF_PATH, ClipEncoder, Sample
+from ..data.collator import ConversationRenderer, modality_inputs
+from ..data.dataset import MEDIA_OF_MODALITY, ClipEncoder, Sample
 from ..data.manifest import Clip
 from ..data.samplers import SampleKey
 from .losses import divergence
@@ -34,7 +34,7 @@ class Comparison:
     """
 
     clip: str
-    path: str
+    modality: str
     prompt: str
     response: str
     student_response: str
@@ -53,14 +53,16 @@ class Comparison:
 
 
 @torch.no_grad()
-def compare(model, processor, clip: Clip, prompt: str, path: str, max_response_tokens: int, top: int) -> Comparison:
+def compare(
+    model, processor, clip: Clip, prompt: str, modality: str, max_response_tokens: int, top: int
+) -> Comparison:
     """Let the teacher answer a prompt about a clip's picture, and the student read its answer.
 
     Args:
-        model, processor: a VAEmotionLLM; its frozen visual path is the teacher.
+        model, processor: a VAEmotionLLM; its frozen visual modality is the teacher.
         clip: with sound and picture.
         prompt: the question.
-        path: "audio" or "av", what the student is given.
+        modality: "audio" or "av", what the student is given.
         max_response_tokens: longest answer.
         top: tokens that are told at each position.
 
@@ -68,16 +70,18 @@ def compare(model, processor, clip: Clip, prompt: str, path: str, max_response_t
         InputError: the clip's files cannot be used.
     """
     encoder = ClipEncoder(processor, processor.num_frames, processor.max_audio_s)
-    media = {modality: encoder.encode(clip, modality) for modality in MODALITIES_OF_PATH["av"]}
+    media = {medium: encoder.encode(clip, medium) for medium in MEDIA_OF_MODALITY["av"]}
     sample = Sample(SampleKey(0, 0, 0), clip, media)
     renderer = ConversationRenderer(processor)
 
-    def inputs_of(path: str, response: list[int] | None) -> dict[str, Any]:
-        inputs = path_inputs(processor, renderer, [sample], path, [prompt], None if response is None else [response])
+    def inputs_of(modality: str, response: list[int] | None) -> dict[str, Any]:
+        inputs = modality_inputs(
+            processor, renderer, [sample], modality, [prompt], None if response is None else [response]
+        )
         return {name: tensor.to(model.device) for name, tensor in inputs.items()}
 
     said = {}
-    for who, seen in (("teacher", "visual"), ("student", path)):
+    for who, seen in (("teacher", "visual"), ("student", modality)):
         inputs = inputs_of(seen, None)
         generated = model.generate(
             **inputs, use_adapter=False, do_sample=False, num_beams=1, max_new_tokens=max_response_tokens
@@ -85,7 +89,7 @@ def compare(model, processor, clip: Clip, prompt: str, path: str, max_response_t
         said[who] = generated[0, inputs["input_ids"].shape[1] :].tolist()
     states = {
         who: model(**inputs_of(seen, said["teacher"]), use_adapter=False, response_fn=states_of).response
-        for who, seen in (("teacher", "visual"), ("student", path))
+        for who, seen in (("teacher", "visual"), ("student", modality))
     }  # (N, D) each
     head = model.get_output_embeddings()
     kl = divergence(states["teacher"], states["student"], head)["divergence"].tolist()
@@ -100,4 +104,4 @@ def compare(model, processor, clip: Clip, prompt: str, path: str, max_response_t
     tokens = [processor.tokenizer.decode([token]) for token in said["teacher"]]
     text = {who: processor.tokenizer.decode(ids, skip_special_tokens=True) for who, ids in said.items()}
     positions = [Position(*found) for found in zip(tokens, words["teacher"], words["student"], kl)]
-    return Comparison(clip.id, path, prompt, text["teacher"], text["student"], positions)
+    return Comparison(clip.id, modality, prompt, text["teacher"], text["student"], positions)

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import yaml
 
+from ..config_file import shipped_file
 from ..data.manifest import LABEL_FIELDS, Clip
-from ..errors import InputError
-from ..model.emotion_adapter import PATHS
-from .config_file import shipped_file
+from ..model.configuration_vaemotionllm import MODALITIES
+from ..utils import InputError
 
 # Upper end of each word's range; the words and the ends are our choice.
 VALENCE_WORDS = (
@@ -45,27 +45,27 @@ class InstructionSource(Protocol):
     """Where instructions come from.
 
     `needed` names the labels that every clip must have. `check` raises an InputError for clips that cannot be asked
-    about on their paths. `prompts` yields (where it stands, prompt or template).
+    about on their modalities. `prompts` yields (where it stands, prompt or template).
     """
 
     needed: tuple[str, ...]
 
-    def __call__(self, rng: np.random.Generator, clip: Clip, path: str) -> Instruction: ...
+    def __call__(self, rng: np.random.Generator, clip: Clip, modality: str) -> Instruction: ...
 
-    def check(self, clips: Sequence[Clip], paths: Mapping[str, Sequence[str]]) -> None: ...
+    def check(self, clips: Sequence[Clip], modalities: Mapping[str, Sequence[str]]) -> None: ...
 
     def prompts(self) -> Iterator[tuple[str, str]]: ...
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Prompts that ask the same, the answers that fit them all, the labels that both name, and the paths it suits."""
+    """Prompts of one meaning, the answers that fit them all, the labels that both name, the modalities it suits."""
 
     kind: str
     prompts: tuple[str, ...]
     answers: tuple[str, ...]
     names: frozenset[str]
-    paths: tuple[str, ...] = PATHS
+    modalities: tuple[str, ...] = MODALITIES
 
 
 class ListedInstructions:
@@ -86,12 +86,12 @@ class ListedInstructions:
                 needed |= dict.fromkeys(DERIVED_FIELDS.get(name, name) for name in names_in(text, where))
         self.needed = tuple(needed)
 
-    def __call__(self, rng: np.random.Generator, clip: Clip, path: str) -> Instruction:
+    def __call__(self, rng: np.random.Generator, clip: Clip, modality: str) -> Instruction:
         pair = self.pairs[int(rng.integers(len(self.pairs)))]
         row = label_row(clip)
         return Instruction("listed", pair["prompt"].format(**row), pair["answer"].format(**row))
 
-    def check(self, clips: Sequence[Clip], paths: Mapping[str, Sequence[str]]) -> None:
+    def check(self, clips: Sequence[Clip], modalities: Mapping[str, Sequence[str]]) -> None:
         pass  # the manifest was read with `needed`
 
     def prompts(self) -> Iterator[tuple[str, str]]:
@@ -104,12 +104,12 @@ class NanoInstructions:
 
     needed = ("content", "emotion", "valence", "arousal", "art_form")
 
-    def __call__(self, rng: np.random.Generator, clip: Clip, path: str) -> Instruction:
+    def __call__(self, rng: np.random.Generator, clip: Clip, modality: str) -> Instruction:
         from ..nano import language
 
         return Instruction(*language.instruction(rng, label_row(clip)))
 
-    def check(self, clips: Sequence[Clip], paths: Mapping[str, Sequence[str]]) -> None:
+    def check(self, clips: Sequence[Clip], modalities: Mapping[str, Sequence[str]]) -> None:
         pass
 
     def prompts(self) -> Iterator[tuple[str, str]]:
@@ -126,7 +126,7 @@ class Templates:
     kind's prompts, then an answer that fits it.
 
     Args:
-        kinds: {kind: [{prompts: [...], answers: [...], paths: [...]}, ...]}; without `paths` it suits all.
+        kinds: {kind: [{prompts: [...], answers: [...], modalities: [...]}, ...]}; without `modalities` it suits all.
         where: the file, for errors.
     """
 
@@ -148,31 +148,31 @@ class Templates:
                 for number, entry in enumerate(entries, start=1)
             ]
 
-    def usable(self, clip: Clip, path: str) -> dict[str, list[Entry]]:
-        """The entries that a clip can be asked on a path, by kind."""
+    def usable(self, clip: Clip, modality: str) -> dict[str, list[Entry]]:
+        """The entries that a clip can be asked on a modality, by kind."""
         known = frozenset(name for name, value in label_row(clip).items() if value is not None)
-        if (known, path) not in self._usable:
+        if (known, modality) not in self._usable:
             found = {
-                kind: [entry for entry in entries if path in entry.paths and entry.names <= known]
+                kind: [entry for entry in entries if modality in entry.modalities and entry.names <= known]
                 for kind, entries in self.kinds.items()
             }
-            self._usable[known, path] = {kind: entries for kind, entries in found.items() if entries}
-        return self._usable[known, path]
+            self._usable[known, modality] = {kind: entries for kind, entries in found.items() if entries}
+        return self._usable[known, modality]
 
-    def __call__(self, rng: np.random.Generator, clip: Clip, path: str) -> Instruction:
-        kinds = self.usable(clip, path)
+    def __call__(self, rng: np.random.Generator, clip: Clip, modality: str) -> Instruction:
+        kinds = self.usable(clip, modality)
         if not kinds:
-            raise InputError(self._nothing(clip, path))
+            raise InputError(self._nothing(clip, modality))
         kind = _pick(rng, list(kinds))
         entry, prompt = _pick(rng, [(entry, prompt) for entry in kinds[kind] for prompt in entry.prompts])
         row = label_row(clip)
         return Instruction(kind, prompt.format(**row), _pick(rng, entry.answers).format(**row))
 
-    def check(self, clips: Sequence[Clip], paths: Mapping[str, Sequence[str]]) -> None:
+    def check(self, clips: Sequence[Clip], modalities: Mapping[str, Sequence[str]]) -> None:
         for clip in clips:
-            for path in paths[clip.id]:
-                if not self.usable(clip, path):
-                    raise InputError(self._nothing(clip, path))
+            for modality in modalities[clip.id]:
+                if not self.usable(clip, modality):
+                    raise InputError(self._nothing(clip, modality))
 
     def prompts(self) -> Iterator[tuple[str, str]]:
         for kind, entries in self.kinds.items():
@@ -180,14 +180,14 @@ class Templates:
                 for prompt in entry.prompts:
                     yield f"{self.where}: kind `{kind}`", prompt
 
-    def _nothing(self, clip: Clip, path: str) -> str:
+    def _nothing(self, clip: Clip, modality: str) -> str:
         has = [name for name in LABEL_FIELDS if getattr(clip, name) is not None]
         needs = {", ".join(sorted({DERIVED_FIELDS.get(name, name) for name in entry.names}))
-                 for entries in self.kinds.values() for entry in entries if path in entry.paths}  # fmt: skip
+                 for entries in self.kinds.values() for entry in entries if modality in entry.modalities}  # fmt: skip
         return (
-            f"clip {clip.id!r} has the labels {', '.join(has) or 'none'}, and no template of {self.where} for the path"
-            f" {path} does with them; allowed is any of: {'; '.join(sorted(needs)) or 'none'}. Add a label to the "
-            "manifest, or templates that need none."
+            f"clip {clip.id!r} has the labels {', '.join(has) or 'none'}, and no template of {self.where} for the "
+            f"modality {modality} does with them; allowed is any of: {'; '.join(sorted(needs)) or 'none'}. Add a "
+            "label to the manifest, or templates that need none."
         )
 
 
@@ -269,12 +269,16 @@ def names_in(text: str, where: str) -> list[str]:
 
 
 def _parse_entry(kind: str, entry: Any, where: str) -> Entry:
-    allowed = {"prompts", "answers", "paths"}
+    allowed = {"prompts", "answers", "modalities"}
     if not isinstance(entry, dict) or not {"prompts", "answers"} <= set(entry) <= allowed:
-        raise InputError(f"{where} is {entry!r}; `prompts` and `answers` are needed, `paths` is allowed.")
-    paths = entry.get("paths", list(PATHS))
-    if not isinstance(paths, list) or not paths or any(path not in PATHS for path in paths):
-        raise InputError(f"{where}: `paths` is {paths!r}; allowed is a list of {', '.join(PATHS)}.")
+        raise InputError(f"{where} is {entry!r}; `prompts` and `answers` are needed, `modalities` is allowed.")
+    modalities = entry.get("modalities", list(MODALITIES))
+    if (
+        not isinstance(modalities, list)
+        or not modalities
+        or any(modality not in MODALITIES for modality in modalities)
+    ):
+        raise InputError(f"{where}: `modalities` is {modalities!r}; allowed is a list of {', '.join(MODALITIES)}.")
     names: set[str] = set()
     for field in ("prompts", "answers"):
         texts = entry[field]
@@ -284,7 +288,7 @@ def _parse_entry(kind: str, entry: Any, where: str) -> Entry:
             if not isinstance(text, str) or not text.strip():
                 raise InputError(f"{where}: `{field}` holds {text!r}; text is needed, in quotes.")
             names |= set(names_in(text, f"{where}: `{field}`"))
-    return Entry(kind, tuple(entry["prompts"]), tuple(entry["answers"]), frozenset(names), tuple(paths))
+    return Entry(kind, tuple(entry["prompts"]), tuple(entry["answers"]), frozenset(names), tuple(modalities))
 
 
 def _shares(emotion: dict[str, float], most: int = 3) -> str:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from ..errors import InputError
+from ..utils import InputError
 from .base_config import StageConfig
 
 ADAPTER = "adapter"

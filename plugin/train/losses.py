@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..model.emotion_adapter import PATHS
+from ..model.configuration_vaemotionllm import MODALITIES
 from .chunked_divergence import KINDS, ChunkedDivergence, chunk_tokens_for
 
 Count = int | float | torch.Tensor
@@ -124,22 +124,22 @@ def valence_arousal_loss(
     ccc_weight: float = 1.0,
     mse_weight: float = 1.0,
 ) -> dict[str, torch.Tensor]:
-    """Supervisor loss of one dimension on every path: ccc_weight * (1 - CCC) + mse_weight * MSE. The form is ours.
+    """Supervisor loss of one dimension on every modality: ccc_weight * (1 - CCC) + mse_weight * MSE. The form is ours.
 
     CCC belongs to a whole set of clips and is not a sum over them: give all rows of the step at once, see
     `gather_rows`. With fewer than two labelled rows it says nothing and only MSE counts.
 
     Args:
-        prediction: (B, 3) in [-1, 1], columns as in `PATHS`; NaN where the sample lacks the path.
+        prediction: (B, 3) in [-1, 1], columns as in `MODALITIES`; NaN where the sample lacks the modality.
         target: (B,) in [-1, 1]; NaN where the clip has no label.
         name: "valence" or "arousal", the prefix of the terms.
 
     Returns:
-        {"<name>_<path>_loss": scalar} for each path that has a labelled row; others are absent.
+        {"<name>_<modality>_loss": scalar} for each modality that has a labelled row; others are absent.
     """
     terms = {}
     labelled = ~torch.isnan(target)  # (B,)
-    for column, path in enumerate(PATHS):
+    for column, modality in enumerate(MODALITIES):
         rows = labelled & ~torch.isnan(prediction[:, column])  # (B,)
         count = int(rows.sum())
         if count == 0:
@@ -148,51 +148,52 @@ def valence_arousal_loss(
         loss = mse_weight * (predicted - wanted).square().mean()
         if count > 1:
             loss = loss + ccc_weight * (1 - concordance(predicted, wanted))
-        terms[f"{name}_{path}_loss"] = loss
+        terms[f"{name}_{modality}_loss"] = loss
     return terms
 
 
 def emotion_loss(logits: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
-    """KL(target || prediction) of the emotion labels on every path; for one hard label it is the cross entropy.
+    """KL(target || prediction) of the emotion labels on every modality; for one hard label it is the cross entropy.
 
     Args:
-        logits: (B, 3, K), columns as in `PATHS`; NaN where the sample lacks the path.
+        logits: (B, 3, K), columns as in `MODALITIES`; NaN where the sample lacks the modality.
         target: (B, K) distributions; NaN where the clip has no label.
 
     Returns:
-        {"emotion_<path>_loss": scalar}, a mean over labelled rows, for each path that has one; others are absent.
+        {"emotion_<modality>_loss": scalar}, a mean over labelled rows, for each modality that has one; others are
+        absent.
     """
     terms = {}
     labelled = ~torch.isnan(target).any(1)  # (B,)
-    for column, path in enumerate(PATHS):
+    for column, modality in enumerate(MODALITIES):
         rows = labelled & ~torch.isnan(logits[:, column]).any(1)  # (B,)
         if rows.any():
             log_q = F.log_softmax(logits[rows, column].float(), -1)  # (n, K)
-            terms[f"emotion_{path}_loss"] = F.kl_div(log_q, target[rows].float(), reduction="batchmean")
+            terms[f"emotion_{modality}_loss"] = F.kl_div(log_q, target[rows].float(), reduction="batchmean")
     return terms
 
 
 def consistency_loss(
     valence: torch.Tensor, arousal: torch.Tensor, logits: torch.Tensor | None
 ) -> dict[str, torch.Tensor]:
-    """How far the single paths are from the audio-visual one, which is taken as it is. The form is ours.
+    """How far the single modalities are from the audio-visual one, which is taken as it is. The form is ours.
 
     Mean square distance on the valence-arousal plane, and KL(audio-visual || single) of the labels where there are
     any. Clips need no label. Sight and sound that disagree on purpose should not be made to agree: leave it off there.
 
     Args:
-        valence, arousal: (B, 3), columns as in `PATHS`; NaN where the sample lacks the path.
+        valence, arousal: (B, 3), columns as in `MODALITIES`; NaN where the sample lacks the modality.
         logits: (B, 3, K) likewise, or None.
 
     Returns:
-        {"consistency_loss": scalar}, a mean over rows with all paths; {} where there are none.
+        {"consistency_loss": scalar}, a mean over rows with all modalities; {} where there are none.
     """
-    both = PATHS.index("av")
+    both = MODALITIES.index("av")
     rows = ~torch.isnan(valence[:, both])  # (B,)
     if not rows.any():
         return {}
     loss = valence.new_zeros(())
-    for column in (column for column in range(len(PATHS)) if column != both):
+    for column in (column for column in range(len(MODALITIES)) if column != both):
         for reading in (valence[rows].float(), arousal[rows].float()):
             loss = loss + (reading[:, column] - reading[:, both].detach()).square().mean()
         if logits is not None:

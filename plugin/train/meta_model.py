@@ -7,9 +7,9 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.integrations import deepspeed as hf_deepspeed
 
-from ..errors import InputError
 from ..model.configuration_vaemotionllm import VAEmotionLLMConfig, check_config_fields
 from ..model.modeling_vaemotionllm import VAEmotionLLMForConditionalGeneration
+from ..utils import InputError
 from .base_config import StageConfig
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers import TrainerCallback
 
-from .writing import told_writing
+from ..utils import reported_writing
 
 
 class MetricsFile(TrainerCallback):
@@ -37,7 +37,7 @@ class MetricsFile(TrainerCallback):
             return
         wall_s = round(self.earlier_s + time.monotonic() - self.started, 3)
         row = {"step": state.global_step, **logs, "wall_s": wall_s}
-        with told_writing(self.path), open(self.path, "a", encoding="utf-8") as out:
+        with reported_writing(self.path), open(self.path, "a", encoding="utf-8") as out:
             out.write(json.dumps(row) + "\n")
 
 

@@ -35,18 +35,18 @@ def make_plan(
     freeze_all_but(model, trained)
     parameters = count_parameters(model)
     costs = flops.model_costs(model_config, model)
-    weights = {path: weight for path, weight in config.student_paths.items() if weight > 0}
+    weights = {modality: weight for modality, weight in config.student_modalities.items() if weight > 0}
     total = sum(weights.values())
-    paths = {path: weight / total for path, weight in weights.items()}
+    modalities = {modality: weight / total for modality, weight in weights.items()}
 
     steps = {}
     micro_batches = assumed.gpus * config.gradient_accumulation_steps
     for teacher in ("cached", "online"):
         sizes = {
-            path: batch_of(path, clip, assumed, config.per_device_train_batch_size, teacher == "online")
-            for path in paths
+            modality: batch_of(modality, clip, assumed, config.per_device_train_batch_size, teacher == "online")
+            for modality in modalities
         }
-        steps[teacher] = _mean_step(costs, sizes, paths, trained, config.activation_checkpointing, micro_batches)
+        steps[teacher] = _mean_step(costs, sizes, modalities, trained, config.activation_checkpointing, micro_batches)
     clips_per_step = micro_batches * config.per_device_train_batch_size
     plan = {
         "stage": 1,
@@ -57,7 +57,7 @@ def make_plan(
             "audio_tokens": clip.audio_tokens,
             "visual_tokens": clip.visual_tokens,
             "row_tokens": {
-                path: batch_of(path, clip, assumed, 1, False).student.row_tokens[0] for path in paths
+                modality: batch_of(modality, clip, assumed, 1, False).student.row_tokens[0] for modality in modalities
             }
             | {"teacher": batch_of("audio", clip, assumed, 1, True).teacher.row_tokens[0]},
         },
@@ -66,7 +66,7 @@ def make_plan(
         "throughput": {
             teacher: _throughput(step["model"] / clips_per_step, config, assumed) for teacher, step in steps.items()
         },
-        "memory": _memory(config, model_config, assumed, clip, parameters, paths, trained),
+        "memory": _memory(config, model_config, assumed, clip, parameters, modalities, trained),
         "cache_bytes": {
             "teacher": assumed.clips * config.responses_per_clip * assumed.response_tokens
             * model_config.get_text_config().hidden_size * memory.BF16,
@@ -94,11 +94,11 @@ def count_parameters(model: nn.Module) -> dict[str, dict[str, int]]:
     return counts
 
 
-def _mean_step(costs, sizes, paths, trained, checkpointing, micro_batches) -> dict[str, Any]:
-    """FLOPs of an optimizer step on all GPUs, a mean over the student's paths."""
+def _mean_step(costs, sizes, modalities, trained, checkpointing, micro_batches) -> dict[str, Any]:
+    """FLOPs of an optimizer step on all GPUs, a mean over the student's modalities."""
     parts: dict[str, dict[str, float]] = {}
-    for path, share in paths.items():
-        for name, part in flops.microbatch_flops(costs, sizes[path], trained, checkpointing).parts.items():
+    for modality, share in modalities.items():
+        for name, part in flops.microbatch_flops(costs, sizes[modality], trained, checkpointing).parts.items():
             entry = parts.setdefault(name, {"forward": 0, "backward": 0, "recompute": 0})
             for kind in entry:
                 entry[kind] += getattr(part, kind) * share * micro_batches
@@ -118,10 +118,10 @@ def _throughput(flops_per_clip: float, config: Stage1Config, assumed: Assumption
     return {"clips_per_s": clips_per_s, "step_s": clips_per_step / clips_per_s, "hours": seen / clips_per_s / 3600}
 
 
-def _memory(config, model_config, assumed, clip, parameters, paths, trained) -> dict[str, Any]:
-    """Bytes on one GPU in each ZeRO stage, on the student's longest path, with the teacher online."""
+def _memory(config, model_config, assumed, clip, parameters, modalities, trained) -> dict[str, Any]:
+    """Bytes on one GPU in each ZeRO stage, on the student's longest modality, with the teacher online."""
     trainable, frozen = (sum(part[kind] for part in parameters.values()) for kind in ("trainable", "frozen"))
-    longest = "av" if "av" in paths else "audio"
+    longest = "av" if "av" in modalities else "audio"
 
     def activations(batch: int, checkpointing: bool) -> memory.ActivationBytes:
         sizes = batch_of(longest, clip, assumed, batch, teacher=True)
@@ -206,11 +206,11 @@ def _warnings(plan, config, model_config, assumed, costs) -> list[str]:
             f"has {gib(room)} for it: {remedy}."
         )
     context = getattr(model_config.get_text_config(), "max_position_embeddings", None)
-    for path, tokens in plan["clip"]["row_tokens"].items():
+    for modality, tokens in plan["clip"]["row_tokens"].items():
         if context is not None and tokens > context:
             found.append(
-                f"a row of the path {path} has {tokens} tokens and the context of the LLM {context}: fewer num_frames "
-                "or pixels, or a smaller max_audio_s."
+                f"a row of the modality {modality} has {tokens} tokens and the context of the LLM {context}: fewer "
+                "num_frames or pixels, or a smaller max_audio_s."
             )
     if assumed.audio_s > config.max_audio_s:
         found.append(

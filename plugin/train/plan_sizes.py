@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 from ..data.manifest import Clip, read_manifest
-from ..errors import InputError
 from ..model.audio_lengths import (
     encoder_samples_per_position,
     num_placeholders,
@@ -15,6 +14,7 @@ from ..model.audio_lengths import (
     window_samples,
 )
 from ..model.configuration_vaemotionllm import VAEmotionLLMConfig
+from ..utils import InputError
 from . import flops
 from .stage1_config import Stage1Config
 
@@ -164,10 +164,10 @@ def visual_sizes(vlm_config, media: str, num_frames: int, pixels: int) -> tuple[
     )
 
 
-def batch_of(path: str, clip: ClipSizes, assumed: Assumptions, batch: int, teacher: bool) -> flops.BatchSizes:
-    """Sizes of a micro-batch of `batch` equal clips on a student path, with or without the teacher."""
+def batch_of(modality: str, clip: ClipSizes, assumed: Assumptions, batch: int, teacher: bool) -> flops.BatchSizes:
+    """Sizes of a micro-batch of `batch` equal clips on a student modality, with or without the teacher."""
     text = assumed.prompt_tokens + assumed.response_tokens
-    sees = path == "av"
+    sees = modality == "av"
     student = flops.InputSizes(
         row_tokens=(text + clip.audio_tokens + (clip.visual_tokens if sees else 0),) * batch,
         grids=clip.grids * batch if sees else (),

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
-from ..errors import InputError
-from .config_file import shipped_file
+from ..config_file import shipped_file
+from ..utils import InputError
 
 
 class Prompt(NamedTuple):

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..data.manifest import Clip
-from ..errors import InputError
+from ..utils import InputError
 from .shard_store import Row
 
 Rules = Mapping[str, Mapping[str, float]]

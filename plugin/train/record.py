@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from ..data.manifest import LABEL_FIELDS, MEDIA_FIELDS, Clip, read_manifest
-from ..errors import InputError
+from ..utils import InputError, write_json
 from .base_config import StageConfig
-from .checkpoint import FINISHED, RUN_CONFIG, write_json
+from .checkpoint import FINISHED, RUN_CONFIG
 from .metrics import read_metrics
 
 RECORD = "training.json"

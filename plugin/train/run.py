@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from ..errors import InputError
+from ..config_file import own_fields
+from ..utils import InputError, reported_writing, write_json
 from . import checkpoint, record, stage1_data, stage2_data
 from .attention import attention_candidates, weights_dtype
 from .base_config import StageConfig
-from .config_file import own_fields
 from .distributed import barrier, unlink_shared_buffers
 from .engine import fill_sizes
 from .freezing import count, freeze_all_but
@@ -24,7 +24,6 @@ from .stage1_trainer import Stage1Trainer
 from .stage2_config import Stage2Config
 from .stage2_trainer import Stage2Trainer
 from .stage_trainer import StageTrainer
-from .writing import told_writing
 
 logger = logging.getLogger(__name__)
 
@@ -90,9 +89,9 @@ def run(config: StageConfig) -> str:
     if stage1:
         prompt_source(config.prompts)  # a bad one is told before a large model is loaded
         clips, columns = stage1_data.read_clips(config)
-        modalities = stage1_data.decoded_modalities(config)
+        media = stage1_data.decoded_media(config)
     else:
-        modalities = stage2_data.decoded_modalities(config)
+        media = stage2_data.decoded_media(config)
     model, processor = load_model(config)
     if stage1:
         audio_features = stage1_data.cached_audio(config, model, processor, clips)
@@ -104,7 +103,7 @@ def run(config: StageConfig) -> str:
             add_lora(model, config.lora)
         dataset = stage2_data.make_dataset(config, processor, clips, general)
     # Before anything is written, so that a bad file leaves no half run behind; see `fill_cache` for what is checked.
-    dataset.fill_cache(modalities, progress=is_main(config) and not config.disable_tqdm)
+    dataset.fill_cache(media, progress=is_main(config) and not config.disable_tqdm)
     barrier()
     if is_main(config):
         checkpoint.open_output(output_dir, settings, state)
@@ -290,7 +289,7 @@ def save(trainer: StageTrainer, output_dir: Path, lora: bool) -> None:
     else:
         state_dict = trainer.model.state_dict()
     if trainer.args.should_save:
-        with told_writing(staging, unfinished=True):
+        with reported_writing(staging, unfinished=True):
             if lora:
                 save_adapter(trainer.model, state_dict, staging / ADAPTER, trainer.args, trainer.trained_parts)
                 state_dict = merge_lora(trainer.model, state_dict)
@@ -298,5 +297,5 @@ def save(trainer: StageTrainer, output_dir: Path, lora: bool) -> None:
             trainer.processing_class.save_pretrained(staging)
             trainer.state.save_to_json(str(staging / "trainer_state.json"))
         checkpoint.publish(staging, output_dir)
-        checkpoint.write_json(output_dir / checkpoint.FINISHED, {"steps": trainer.state.global_step})
+        write_json(output_dir / checkpoint.FINISHED, {"steps": trainer.state.global_step})
     barrier()

@@ -22,9 +22,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..errors import InputError
+from ..utils import InputError, reported_writing
 from .distributed import barrier
-from .writing import told_writing
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +70,7 @@ class ShardStore:
             for shard, reason in broken.items():
                 logger.warning("%s is not whole (%s); its rows are made again.", folder / shard, reason)
             # What was left of a killed run is put together, so that parts hold rows of this run alone.
-            with told_writing(folder):
+            with reported_writing(folder):
                 if self._parts.is_dir():
                     write_rows(self._final, header, self.rows.values())
                     shutil.rmtree(self._parts)
@@ -83,7 +82,7 @@ class ShardStore:
                         path.unlink()
         barrier()
         self._part = self._parts / f"rank{rank:05d}.jsonl"
-        with told_writing(folder):
+        with reported_writing(folder):
             self._part.write_text(_line(header), encoding="utf-8")
         self._number = 1 + max(
             (int(path.stem.rsplit("-", 1)[1]) for path in folder.glob(f"{name}-{rank:05d}-*.safetensors")), default=-1
@@ -102,7 +101,7 @@ class ShardStore:
             return
         shard = f"{self.name}-{self.rank:05d}-{self._number:05d}.safetensors"
         temporary = self.folder / f"{shard}.tmp"
-        with told_writing(temporary, unfinished=True):
+        with reported_writing(temporary, unfinished=True):
             if tensors:
                 save_file(tensors, temporary)
                 os.replace(temporary, self.folder / shard)
@@ -124,7 +123,7 @@ class ShardStore:
         order = [rows[key] for key in sorted(rows)]
         barrier()
         if self.rank == 0:
-            with told_writing(self._final.with_suffix(".tmp"), unfinished=True):
+            with reported_writing(self._final.with_suffix(".tmp"), unfinished=True):
                 write_rows(self._final, self.header, order)
                 shutil.rmtree(self._parts)
         barrier()

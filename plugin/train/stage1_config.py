@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from ..errors import InputError
+from ..utils import InputError
 from .base_config import StageConfig
 from .chunked_divergence import KINDS
 from .quality import check_rules
@@ -14,7 +14,7 @@ class Stage1Config(StageConfig):
     """VG-Align: the frozen visual pathway teaches a new audio pathway what to expect next (arXiv 2511.12077).
 
     The paper names the objective, next-token distributions on synchronized clips; prompts, response lengths,
-    temperature and path weights are our choice.
+    temperature and modality weights are our choice.
     """
 
     stage: int = field(default=1, metadata={"help": "1: VG-Align."})
@@ -50,7 +50,7 @@ class Stage1Config(StageConfig):
     )
     jsd_beta: float = field(default=0.5, metadata={"help": "Weight of the teacher in jsd's mixture, between 0 and 1."})
     temperature: float = field(default=1.0, metadata={"help": "Temperature of both distributions in the loss."})
-    student_paths: dict[str, float] = field(
+    student_modalities: dict[str, float] = field(
         default_factory=lambda: {"audio": 0.5, "av": 0.5},
         metadata={"help": "How often the student hears only (audio) and hears and sees (av)."},
     )
@@ -94,7 +94,7 @@ class Stage1Config(StageConfig):
                 f"config field `jsd_beta` is {self.jsd_beta!r}; a number between 0 and 1 is needed. Its limits are "
                 "the divergences forward_kl and reverse_kl."
             )
-        self._check_path_weights("student_paths", ("audio", "av"))
+        self._check_modality_weights("student_modalities", ("audio", "av"))
         if not (self.train_audio_projector or self.train_audio_tower):
             raise InputError("nothing to train: set `train_audio_projector` or `train_audio_tower` to true.")
         super().__post_init__()

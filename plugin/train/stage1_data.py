@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from ..data.collator import Stage1Collator
-from ..data.dataset import MODALITIES_OF_PATH, ClipDataset, ClipEncoder
+from ..data.dataset import MEDIA_OF_MODALITY, ClipDataset, ClipEncoder
 from ..data.manifest import Clip, read_manifest
-from ..data.samplers import path_of_step
-from ..errors import InputError
+from ..data.samplers import modality_of_step
+from ..utils import InputError
 from .audio_cache import AUDIO, AudioFeatures, audio_header, cache_audio
 from .distributed import barrier
 from .prompts import prompt_source
@@ -35,20 +35,20 @@ def read_clips(config: Stage1Config) -> tuple[list[Clip], dict[str, dict[str, An
 def make_dataset(config: Stage1Config, processor, clips: Sequence[Clip], audio_features=None) -> ClipDataset:
     """The clips; a step decodes what its student takes, and the picture where a teacher is to see it."""
 
-    def modalities(step: int, clip: Clip) -> tuple[str, ...]:
+    def media(step: int, clip: Clip) -> tuple[str, ...]:
         if step < 0:  # the teacher is asked
             return ("visual",)
-        needed = MODALITIES_OF_PATH[path_of_step(config.seed, step, config.student_paths)]
+        needed = MEDIA_OF_MODALITY[modality_of_step(config.seed, step, config.student_modalities)]
         return needed if config.teacher_cache is not None or "visual" in needed else ("visual", *needed)
 
     encoder = ClipEncoder(processor, config.num_frames, config.max_audio_s)
-    return ClipDataset(clips, encoder, modalities, config.cache_media, audio_features)
+    return ClipDataset(clips, encoder, media, config.cache_media, audio_features)
 
 
-def decoded_modalities(config: Stage1Config) -> tuple[str, ...]:
+def decoded_media(config: Stage1Config) -> tuple[str, ...]:
     """What a run decodes at all."""
     cached = config.teacher_cache is not None
-    seen = not cached or config.student_paths.get("av", 0) > 0
+    seen = not cached or config.student_modalities.get("av", 0) > 0
     return ("visual",) * seen + ("audio",) * (not config.cache_audio_features)
 
 
@@ -110,7 +110,7 @@ def make_batches(config: Stage1Config, processor, dataset: ClipDataset, response
     """The clips that have a response, the collator, and the trainer's options."""
     states = ShardReader(Path(config.teacher_cache)) if config.teacher_cache is not None else None
     dataset = dataset.only(responses.keys())
-    collator = Stage1Collator(processor, responses, config.student_paths, config.seed, states)
+    collator = Stage1Collator(processor, responses, config.student_modalities, config.seed, states)
     options: dict[str, Any] = {"kinds": sorted({row["kind"] for rows in responses.values() for row in rows})}
     if config.train_sampling_strategy == "group_by_length":
         ids = [clip.id for clip in dataset.clips]

@@ -25,7 +25,7 @@ class Stage1Trainer(StageTrainer):
         self.costs = model_costs(self.model.config)
 
     def loss_terms(self, model, batch, num_items):
-        path, config = batch["path"], self.args
+        modality, config = batch["modality"], self.args
         common = {"use_adapter": False, "packing": self.packing}
         if "teacher_states" in batch:
             teacher = batch["teacher_states"]  # (N, D)
@@ -46,8 +46,8 @@ class Stage1Trainer(StageTrainer):
         terms = model(**batch["student"], **common, response_fn=compare).response
         self._watch(terms["divergence"], batch)
         agree = (terms["agrees"] * weights).sum() / num_items.clamp(min=1)
-        # One path a step, so the terms of a path are that path's whole step.
-        return {f"kl_{path}_loss": terms["divergence_loss"], f"top1_{path}": agree}
+        # One modality a step, so the terms of a modality are that modality's whole step.
+        return {f"kl_{modality}_loss": terms["divergence_loss"], f"top1_{modality}": agree}
 
     def _watch(self, values: torch.Tensor, batch) -> None:
         """Mean divergence at places of the response, and by kind of prompt."""

@@ -3,9 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from ..errors import InputError
-from ..model.configuration_vaemotionllm import EMOTION_ADAPTER_FIELDS
-from ..model.emotion_adapter import PATHS
+from ..model.configuration_vaemotionllm import EMOTION_ADAPTER_FIELDS, MODALITIES
+from ..utils import InputError
 from .base_config import StageConfig
 from .lora import check_settings
 
@@ -36,9 +35,9 @@ class Stage2Config(StageConfig):
         metadata={"help": "A .jsonl file of general chat samples, of text, pictures and films, against forgetting."},
     )
     general_share: float = field(default=0.0, metadata={"help": "Share of the steps that `general` has, below 1."})
-    paths: dict[str, float] = field(
-        default_factory=lambda: dict.fromkeys(PATHS, 1.0),
-        metadata={"help": "How often a step takes each path: audio, visual, av."},
+    modalities: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys(MODALITIES, 1.0),
+        metadata={"help": "How often a step takes each modality: audio, visual, av."},
     )
     valence_weight: float = field(default=0.5, metadata={"help": "Weight of the Supervisor's valence loss."})
     arousal_weight: float = field(default=0.5, metadata={"help": "Weight of the Supervisor's arousal loss."})
@@ -51,7 +50,7 @@ class Stage2Config(StageConfig):
         },
     )
     consistency_weight: float = field(
-        default=0.0, metadata={"help": "Weight of the distance of the single paths from the audio-visual one."}
+        default=0.0, metadata={"help": "Weight of the distance of the single modalities from the audio-visual one."}
     )
     ccc_weight: float = field(default=1.0, metadata={"help": "Weight of 1 - CCC in the Supervisor's loss."})
     mse_weight: float = field(default=1.0, metadata={"help": "Weight of the mean square error in the same."})
@@ -81,7 +80,7 @@ class Stage2Config(StageConfig):
                 f"config field `train_sampling_strategy` is {self.train_sampling_strategy!r}; stage 2 does not know "
                 "the lengths of its clips, allowed is random."
             )
-        self._check_path_weights("paths", PATHS)
+        self._check_modality_weights("modalities", MODALITIES)
         self._check_data()
         for name in (
             "valence_weight", "arousal_weight", "emotion_weight", "consistency_weight", "ccc_weight", "mse_weight"

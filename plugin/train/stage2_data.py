@@ -1,18 +1,18 @@
-"""From a stage-2 config to what its trainer reads: clips and their paths, instructions, general samples, batches."""
+"""Data of a stage-2 run: clips and their modalities, instructions, general samples, batches."""
 
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..benchmark.training_check import benchmark_questions, benchmark_texts, refuse_benchmark_texts
 from ..data.chat import text_of
 from ..data.collator import Stage2Collator
-from ..data.dataset import MODALITIES_OF_PATH, ClipDataset, ClipEncoder, possible_paths
+from ..data.dataset import MEDIA_OF_MODALITY, ClipDataset, ClipEncoder, possible_modalities
 from ..data.general import Conversation, WithGeneral, read_general
 from ..data.manifest import Clip, read_manifest
-from ..data.samplers import class_weights, path_of_step
-from ..errors import InputError
+from ..data.samplers import class_weights, modality_of_step
+from ..utils import InputError
+from .benchmark_overlap import benchmark_questions, benchmark_texts, refuse_benchmark_texts
 from .instructions import InstructionSource, emotion_of, instruction_source
 from .stage2_config import Stage2Config
 
@@ -25,14 +25,14 @@ def read_data(config: Stage2Config) -> tuple[list[Clip], InstructionSource, list
     """Everything that a run reads but media, checked before a large model is loaded.
 
     Raises:
-        InputError: a clip that no path can take or no instruction fits, or what asks the benchmark's questions.
+        InputError: a clip that no modality can take or no instruction fits, or what asks the benchmark's questions.
     """
     source = checked_instructions(config.instructions)
     general = read_general(config.general) if config.general is not None else []
     refuse_benchmark_texts(_questions_of(general, config.general), benchmark_questions() if general else ())
     clips = read_manifest(config.manifest, config.split, source.needed)
-    paths = paths_of_clips(clips, config.paths)
-    source.check(clips, paths)
+    modalities = modalities_of_clips(clips, config.modalities)
+    source.check(clips, modalities)
     clips = clips[: config.max_clips]
     if config.class_balance and not any(clip.emotion for clip in clips):
         raise InputError(
@@ -108,26 +108,29 @@ def _labels_of(model: str | None) -> list[str] | None:
         return None  # what is wrong with it, the loading of the model says
 
 
-def paths_of_clips(clips: Sequence[Clip], weights: Mapping[str, float]) -> dict[str, tuple[str, ...]]:
-    """Clip id -> the paths of weight above 0 that it can take.
+def modalities_of_clips(clips: Sequence[Clip], weights: Mapping[str, float]) -> dict[str, tuple[str, ...]]:
+    """Clip id -> the modalities of weight above 0 that it can take.
 
     Raises:
-        InputError: a clip that can take none, or a path that no clip can take.
+        InputError: a clip that can take none, or a modality that no clip can take.
     """
-    found = {clip.id: possible_paths(clip, weights) for clip in clips}
-    wanted = [path for path, weight in weights.items() if weight > 0]
+    found = {clip.id: possible_modalities(clip, weights) for clip in clips}
+    wanted = [modality for modality, weight in weights.items() if weight > 0]
     for clip in clips:
         if not found[clip.id]:
             has = [name for name, medium in (("audio", clip.audio), (clip.visual, clip.visual)) if medium is not None]
             raise InputError(
-                f"clip {clip.id!r} holds {' and '.join(map(str, has))} alone, and `paths` takes {', '.join(wanted)}: "
-                "none of them is possible. Give a path that it can take a weight above 0, or remove the clip."
+                f"clip {clip.id!r} holds {' and '.join(map(str, has))} alone, and `modalities` takes "
+                f"{', '.join(wanted)}: none of them is possible. Give a modality that it can take a weight "
+                "above 0, or remove the clip."
             )
-    for path in wanted:
-        count = sum(path in possible for possible in found.values())
+    for modality in wanted:
+        count = sum(modality in possible for possible in found.values())
         if not count:
-            needs = " and ".join(MODALITIES_OF_PATH[path])
-            raise InputError(f"`paths` takes {path}, and no clip holds {needs}. Set its weight to 0, or add clips.")
+            needs = " and ".join(MEDIA_OF_MODALITY[modality])
+            raise InputError(
+                f"`modalities` takes {modality}, and no clip holds {needs}. Set its weight to 0, or add clips."
+            )
     few = Counter(possible for possible in found.values() if len(possible) < len(wanted))
     for possible, count in sorted(few.items()):
         logger.info("%s of %s clips take part in steps of %s alone.", count, len(clips), ", ".join(possible))
@@ -135,21 +138,28 @@ def paths_of_clips(clips: Sequence[Clip], weights: Mapping[str, float]) -> dict[
 
 
 def make_dataset(config: Stage2Config, processor, clips: list[Clip], general: Sequence[Conversation]):
-    """The clips, each with what its step's path carries, and the general samples behind them."""
+    """The clips, each with what its step's modality carries, and the general samples behind them."""
     encoder = ClipEncoder(processor, config.num_frames, config.max_audio_s)
 
-    def modalities(step: int, clip: Clip) -> tuple[str, ...]:
-        # Among the paths that the clip can take: those of its whole group, and so of the whole step.
-        return MODALITIES_OF_PATH[path_of_step(config.seed, step, config.paths, possible_paths(clip, config.paths))]
+    def media(step: int, clip: Clip) -> tuple[str, ...]:
+        # Among the modalities that the clip can take: those of its whole group, and so of the whole step.
+        return MEDIA_OF_MODALITY[
+            modality_of_step(config.seed, step, config.modalities, possible_modalities(clip, config.modalities))
+        ]
 
-    dataset = ClipDataset(clips, encoder, modalities, config.cache_media)
+    dataset = ClipDataset(clips, encoder, media, config.cache_media)
     return WithGeneral(dataset, general) if general else dataset
 
 
-def decoded_modalities(config: Stage2Config) -> tuple[str, ...]:
+def decoded_media(config: Stage2Config) -> tuple[str, ...]:
     """What a run decodes at all."""
-    taken = {modality for path, weight in config.paths.items() if weight > 0 for modality in MODALITIES_OF_PATH[path]}
-    return tuple(modality for modality in ("visual", "audio") if modality in taken)
+    taken = {
+        medium
+        for modality, weight in config.modalities.items()
+        if weight > 0
+        for medium in MEDIA_OF_MODALITY[modality]
+    }
+    return tuple(medium for medium in ("visual", "audio") if medium in taken)
 
 
 def make_batches(

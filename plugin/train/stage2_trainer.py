@@ -2,14 +2,14 @@
 
 import torch
 
-from ..model.emotion_adapter import PATHS
+from ..model.configuration_vaemotionllm import MODALITIES
 from .freezing import set_modes
 from .losses import consistency_loss, cross_entropy, emotion_loss, gather_rows, share_of, valence_arousal_loss
 from .stage_trainer import StageTrainer
 
 
 class Stage2Trainer(StageTrainer):
-    """EmoAdapter: cross entropy on the answers + the Supervisor's losses on each path that a step carries.
+    """EmoAdapter: cross entropy on the answers + the Supervisor's losses on each modality that a step carries.
 
     The Supervisor's losses are of the whole step's clips, over ranks and accumulated micro-batches: a correlation of
     two clips says nothing. With accumulation the micro-batches are therefore read once without a gradient before the
@@ -42,7 +42,7 @@ class Stage2Trainer(StageTrainer):
         return found
 
     def _rows(self, output, batch) -> torch.Tensor:
-        """(world * B, 4, 2 + K): the readings of the three paths, then the labels. Valence, arousal, labels' part."""
+        """(world * B, 4, 2 + K): the outputs of the three modalities, then the labels. Valence, arousal, logits."""
         plane = torch.stack([output.valence, output.arousal], -1)  # (B, 3, 2)
         readings = plane if output.emotion_logits is None else torch.cat([plane, output.emotion_logits], -1)
         labels = torch.cat([batch["valence"].unsqueeze(1), batch["arousal"].unsqueeze(1), batch["emotion"]], 1)
@@ -50,13 +50,13 @@ class Stage2Trainer(StageTrainer):
         return gather_rows(rows, self.args.world_size, self.args.process_index)
 
     def loss_terms(self, model, batch, num_items):
-        inputs, path = batch["inputs"], batch["path"]
+        inputs, modality = batch["inputs"], batch["modality"]
         output = model(**inputs, use_adapter=True, packing=self.packing)
         targets = inputs["input_ids"][inputs["response_mask"]]  # (N,)
-        terms = {f"ce_{path}_loss": cross_entropy(output.logits, targets, num_items)["ce_loss"]}
+        terms = {f"ce_{modality}_loss": cross_entropy(output.logits, targets, num_items)["ce_loss"]}
         rows = self._rows(output, batch)
         # Where no clip has a label the heads would be left without a gradient, see `SameModules`.
-        terms[f"ce_{path}_loss"] = terms[f"ce_{path}_loss"] + 0.0 * torch.nan_to_num(rows).sum()
+        terms[f"ce_{modality}_loss"] = terms[f"ce_{modality}_loss"] + 0.0 * torch.nan_to_num(rows).sum()
         if not self._supervised:
             return terms
         # The gradient reaches this rank's rows of this micro-batch alone.
@@ -67,7 +67,7 @@ class Stage2Trainer(StageTrainer):
 
     def _supervision(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
         """The Supervisor's losses of a whole step, from rows as `_rows` makes them."""
-        readings, labels = rows[:, : len(PATHS)], rows[:, len(PATHS)]  # (R, 3, 2 + K), (R, 2 + K)
+        readings, labels = rows[:, : len(MODALITIES)], rows[:, len(MODALITIES)]  # (R, 3, 2 + K), (R, 2 + K)
         terms = {}
         for column, name in enumerate(("valence", "arousal")):
             terms |= valence_arousal_loss(
@@ -83,8 +83,10 @@ class Stage2Trainer(StageTrainer):
     @property
     def loss_weights(self):
         weights = {name: getattr(self.args, f"{name}_weight") for name in ("valence", "arousal", "emotion")}
-        per_path = {f"{name}_{path}_loss": weight for name, weight in weights.items() for path in PATHS}
-        return per_path | {"consistency_loss": self.args.consistency_weight}
+        per_modality = {
+            f"{name}_{modality}_loss": weight for name, weight in weights.items() for modality in MODALITIES
+        }
+        return per_modality | {"consistency_loss": self.args.consistency_weight}
 
     def model_inputs(self, batch):
         return [batch["inputs"]]

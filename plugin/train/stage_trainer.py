@@ -15,7 +15,7 @@ from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 from transformers.trainer import SCHEDULER_NAME
 
 from ..data.samplers import ScheduledBatchSampler
-from ..errors import ClipError, InputError, RankError
+from ..utils import ClipError, InputError, RankError, reported_writing
 from . import checkpoint
 from .distributed import barrier, sum_over_ranks
 from .engine import is_zero3, keep_frozen_whole, save_engine
@@ -24,7 +24,6 @@ from .freezing import parameter_groups, set_modes
 from .losses import total
 from .metrics import EpochOfSampler, MetricsFile
 from .same_modules import SameModules
-from .writing import told_writing
 
 
 class StageTrainer(Trainer):
@@ -222,7 +221,7 @@ class StageTrainer(Trainer):
             # Of each device, over the time on the wall, saving and waiting included.
             if self.peak_tflops and "tflops" in logs:
                 logs["mfu"] = logs["tflops"] / self.peak_tflops
-            # A term that belongs to one path is averaged over the steps that took the path.
+            # A term that belongs to one modality is averaged over the steps that took the modality.
             logs |= {name: value / steps for name, (value, steps) in sorted(self._logged.items())}
             self._logged = {}
         super().log(logs, start_time)
@@ -263,7 +262,7 @@ class StageTrainer(Trainer):
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         output_dir = Path(self._get_output_dir(trial=trial))
         folder = output_dir / f"checkpoint-{self.state.global_step}"
-        with told_writing(folder, unfinished=True):
+        with reported_writing(folder, unfinished=True):
             try:
                 super()._save_checkpoint(model, trial)
             finally:

@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
-from ..data.collator import ConversationRenderer, build_inputs, path_inputs
+from ..data.collator import ConversationRenderer, build_inputs, modality_inputs
 from ..data.dataset import ClipDataset, Failure, Sample
 from ..data.manifest import Clip
 from ..data.samplers import SampleKey, seeded_random
-from ..errors import ClipError, InputError
 from ..model.audio_lengths import num_placeholders
+from ..utils import ClipError, InputError
 from .hashes import header_of, heard_hash, processor_hash, seen_hash, weights_hash
 from .prompts import Prompt, PromptSource
 from .shard_store import Key, Row, ShardStore, broken_shards, read_rows, row_key
@@ -166,7 +166,7 @@ class _Teacher:
             if isinstance(sample, Failure):
                 raise ClipError(sample.message)
         prompts = [self._prompt(index, slot) for index, slot in chunk]
-        inputs = path_inputs(self.processor, self.renderer, samples, "visual", [p.text for p in prompts], None)
+        inputs = modality_inputs(self.processor, self.renderer, samples, "visual", [p.text for p in prompts], None)
         self._check_context(samples, inputs)
         inputs = self._to_device(inputs)
         generated = self.model.generate(
@@ -211,11 +211,11 @@ class _Teacher:
         wanted = set(self.settings.teacher_scores)
         if not self.settings.states and not wanted & {"entropy", "agreement", "grounding"}:
             return [None] * len(samples), [{} for _ in samples]
-        readings = {"own": path_inputs(
+        readings = {"own": modality_inputs(
             self.processor, self.renderer, samples, "visual", [p.text for p in prompts], answers
         )}  # fmt: skip
         if "grounding" in wanted:
-            readings["blind"] = path_inputs(
+            readings["blind"] = modality_inputs(
                 self.processor, self.renderer, samples, "text", [p.text for p in prompts], answers
             )
         if "agreement" in wanted:

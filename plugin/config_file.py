@@ -1,0 +1,128 @@
+"""Training configs from YAML files and `key=value` words, checked field by field."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .utils import InputError
+
+# Fields that are chosen by the launcher or that our own run controls.
+_HIDDEN = {"local_rank", "resume_from_checkpoint", "do_train", "do_eval", "do_predict", "remove_unused_columns"}
+
+
+def read_config(path: str, overrides: Sequence[str] = (), kind: str = "train") -> dict[str, Any]:
+    """Values of a YAML file, with `key=value` words on top; values are read as YAML.
+
+    Args:
+        path: a file, or the name of a config that the package ships, such as `stage1_nano`.
+        overrides: words such as `learning_rate=1e-4`.
+        kind: folder of the shipped configs.
+    """
+    file = shipped_file(kind, path, (".yaml", ".yml"))
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise InputError(f"{file} is not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{file} must hold `field: value` lines, found {type(values).__name__}.")
+    return values | parse_overrides(overrides)
+
+
+def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
+    """`key=value` words as a dictionary; values are read as YAML, so that `true`, `8` and `{audio: 1}` have types."""
+    values: dict[str, Any] = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not equals or not name:
+            raise InputError(f"{word!r} is not of the form key=value.")
+        try:
+            values[name] = yaml.safe_load(text) if text else None
+        except yaml.YAMLError:
+            values[name] = text
+    return values
+
+
+def build_config(cls: type, values: dict[str, Any], listed: str = "see `vaemotionllm train --fields`."):
+    """An instance of a config class from plain values. `listed` says where its fields are listed.
+
+    Raises:
+        InputError: naming a field that does not exist and the nearest that does, or a value of a wrong type.
+    """
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init and field.name not in _HIDDEN}
+    hints = typing.get_type_hints(cls)
+    for name in values:
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
+            hint = f"did you mean `{near[0]}`?" if near else listed
+            raise InputError(f"unknown config field `{name}`: {hint}")
+    arguments = {name: _coerce(name, value, hints[name]) for name, value in values.items()}
+    try:
+        return cls(**arguments)
+    except InputError:
+        raise
+    except (ValueError, TypeError, AssertionError, OSError) as error:
+        raise InputError(f"the config cannot be used: {error}") from error
+
+
+def shipped_file(kind: str, name: str, suffixes: Sequence[str]) -> Path:
+    """A file that the user names, or one that the package ships under `configs/<kind>/` by its name without suffix."""
+    if Path(name).is_file():
+        return Path(name)
+    folder = Path(str(resources.files("vaemotionllm.configs"))) / kind
+    for suffix in suffixes:
+        if (folder / f"{name}{suffix}").is_file():
+            return folder / f"{name}{suffix}"
+    shipped = sorted(file.stem for file in folder.glob("*") if file.suffix in suffixes)
+    raise InputError(f"config not found: {name}. Give a file, or one of the shipped: {', '.join(shipped)}.")
+
+
+def own_fields(cls: type) -> list[dataclasses.Field]:
+    """The fields that a config class adds to `TrainingArguments` or gives another default."""
+    from transformers import TrainingArguments
+
+    parent = {field.name: field.default for field in dataclasses.fields(TrainingArguments)}
+    return [
+        field
+        for field in dataclasses.fields(cls)
+        if field.init
+        and field.name not in _HIDDEN
+        and (field.name not in parent or parent[field.name] != field.default)
+    ]
+
+
+def _coerce(name: str, value: Any, hint: Any) -> Any:
+    """Turn a YAML value into the field's type. YAML 1.1 reads 1e-4 as a string, so numbers are accepted in quotes."""
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    kinds = list(typing.get_args(hint)) if is_union else [hint]
+    if value is None:
+        return None
+    if float in kinds and not isinstance(value, bool):
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            if kinds == [float]:
+                raise InputError(f"config field `{name}` is {value!r}; a number is needed.") from None
+    if int in kinds and str not in kinds:
+        try:
+            if isinstance(value, bool) or float(value) != int(float(value)):
+                raise ValueError
+            return int(float(value))
+        except (TypeError, ValueError):
+            raise InputError(f"config field `{name}` is {value!r}; a whole number is needed.") from None
+    if kinds[0] is bool and all(kind in (bool, type(None)) for kind in kinds) and not isinstance(value, bool):
+        raise InputError(f"config field `{name}` is {value!r}; true or false is needed.")
+    if (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and str in kinds
+        and not {int, float} & set(kinds)
+    ):
+        return str(value)
+    return value

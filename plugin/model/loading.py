@@ -1,0 +1,73 @@
+"""Loads a VAEmotionLLM checkpoint for evaluation, with errors that name the folder."""
+
+import json
+from pathlib import Path
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+
+from .input_error import InputError
+
+
+def check_model_folder(pretrained: str | Path) -> None:
+    """Raises InputError where `pretrained` is a folder without a VAEmotionLLM, or looks like one and is not there."""
+    folder = Path(pretrained).expanduser()
+    if not folder.is_dir():
+        if folder.is_absolute() or str(pretrained).startswith((".", "~")) or str(pretrained).count("/") != 1:
+            raise InputError(
+                f"there is no folder {folder.absolute()}; give a checkpoint folder or a Hub name OWNER/NAME."
+            )
+        return
+    for name, remedy in (
+        ("config.json", "give the folder that save_pretrained or `vaemotionllm train` wrote"),
+        ("processor_config.json", "save the processor beside the model: processor.save_pretrained(DIR)"),
+    ):
+        if not (folder / name).is_file():
+            raise InputError(f"{folder} holds no {name}; {remedy}.")
+    try:
+        model_type = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except ValueError as error:
+        raise InputError(f"{folder / 'config.json'} is not valid JSON ({error}).") from error
+    if model_type != "vaemotionllm":
+        raise InputError(
+            f"{folder} holds a model of type {model_type!r}, not 'vaemotionllm'; bolt hearing onto it first with "
+            "VAEmotionLLMForConditionalGeneration.from_backbone and save the result."
+        )
+
+
+def load_model(
+    pretrained: str, device: str | None = None, dtype: str = "auto", attn_implementation: str | None = None
+):
+    """The model in evaluation mode on its device; float32 on a CPU where `dtype` is "auto"."""
+    from .modeling_vaemotionllm import VAEmotionLLMForConditionalGeneration
+
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    kind = torch.float32 if dtype == "auto" and place.type == "cpu" else dtype
+    arguments = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    try:
+        model = VAEmotionLLMForConditionalGeneration.from_pretrained(pretrained, dtype=kind, **arguments)
+    except InputError:
+        raise
+    except (OSError, ValueError, RuntimeError, StrictDataclassError) as error:
+        # Of the library's own errors a RuntimeError can be of several lines.
+        raise InputError(f"the model {pretrained!r} cannot be loaded: {' '.join(str(error).split())}") from error
+    return model.to(place).eval()
+
+
+def load_processor(pretrained: str, num_frames: int | None = None, max_audio_s: float | None = None):
+    """The processor, with the caller's number of frames and longest sound where they are given."""
+    from .processing_vaemotionllm import VAEmotionLLMProcessor
+
+    for name, value in (("num_frames", num_frames), ("max_audio_s", max_audio_s)):
+        if value is not None and not (isinstance(value, (int, float)) and value > 0):
+            raise InputError(f"{name} is {value!r}; give a number above 0.")
+    try:
+        processor = VAEmotionLLMProcessor.from_pretrained(pretrained)
+    except (OSError, ValueError) as error:
+        text = " ".join(str(error).split())
+        raise InputError(f"the processor of {pretrained!r} cannot be loaded: {text}") from error
+    if num_frames is not None:
+        processor.num_frames = int(num_frames)
+    if max_audio_s is not None:
+        processor.max_audio_s = float(max_audio_s)
+    return processor

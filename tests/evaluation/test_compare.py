@@ -1,0 +1,264 @@
+"""`vaemotionllm benchmark compare`: two result folders of lmms-eval, paired; gains and synergy."""
+
+import json
+import math
+from pathlib import Path
+
+import benchmark_files
+import numpy as np
+import pytest
+
+from vaemotionllm import InputError
+from vaemotionllm.benchmark.intervals import draw_weights, paired, wilson
+from vaemotionllm.cli.main import main
+from vaemotionllm.evaluation import artemo, artemo_circular, artemo_conflict, artemo_va, gains
+from vaemotionllm.evaluation.compare import compare
+from vaemotionllm.nano import select
+
+CELLS = [f"{aspect}_{path}" for aspect in ("content", "emotion") for path in ("audio", "visual", "av")]
+DATE = "20260102_030405"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_benchmark(tmp_path_factory.mktemp("benchmark"))
+
+
+def write_benchmark(folder: Path) -> Path:
+    """Twelve clips around the valence-arousal plane."""
+    benchmark_files.write_benchmark(folder, clips=12)
+    rows = benchmark_files.read_items(folder)
+    for row in rows:
+        angle = int(row["clip_id"].split("-")[1])
+        row.update(valence=round(0.9 * math.cos(angle), 3), arousal=round(0.9 * math.sin(angle), 3))
+    benchmark_files.write_items(folder, rows)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def chosen(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("VAEMOTIONLLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv(select.VARIABLE, str(folder))
+
+
+def kind_of(task: str):
+    """Module and aggregations of a task, as its YAML names them."""
+    if task.startswith("va_"):
+        return artemo_va, {name: artemo_va.aggregation(name) for name in artemo_va.METRICS}
+    if task == "conflict":
+        return artemo_conflict, {}
+    if task.endswith("_circular"):
+        return artemo_circular, {"circular_accuracy": artemo_circular.circular_accuracy}
+    return artemo, {}
+
+
+def evaluate(out: Path, respond, tasks=(*CELLS,), model="model", limit=None, date=DATE) -> Path:
+    """What `lmms-eval --log_samples --output_path OUT` writes (0.7.3) about a model that says `respond(task, doc)`."""
+    place = out / f"org__{model}"
+    place.mkdir(parents=True, exist_ok=True)
+    written = {"results": {}, "configs": {}, "n-samples": {}, "config": {"model": model, "model_args": "x=1"}}
+    for task in tasks:
+        module, aggregations = kind_of(task)
+        text = getattr(module, "doc_to_text", artemo.doc_to_text)
+        target = getattr(module, "doc_to_target", artemo.doc_to_target)
+        name, rows = f"artemo_{task}", []
+        for doc_id, doc in enumerate(list(artemo.yaml_value(f"documents_{task}")(None))[:limit]):
+            answer = respond(task, doc)
+            scores = module.process_results(doc, [answer])
+            rows.append(
+                {"doc_id": doc_id, "target": target(doc), "filtered_resps": answer, **scores, "input": text(doc)}
+            )
+        results = {"alias": name}
+        for metric, value in rows[0].items():
+            if metric in aggregations or isinstance(value, float):
+                aggregate = aggregations.get(metric, np.mean)
+                results[f"{metric},none"] = float(aggregate([row[metric] for row in rows]))
+        written["results"][name] = results
+        written["configs"][name] = {"metadata": artemo.metadata()}
+        written["n-samples"][name] = {"original": len(rows), "effective": len(rows)}
+        (place / f"{date}_samples_{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (place / f"{date}_results.json").write_text(json.dumps(written))
+    return out
+
+
+def knows(*clips, by_path=None):
+    """Answers right about these clips (by path, where given), and else with the option behind the right one."""
+
+    def respond(task, doc):
+        right = doc["options"].index(doc["answer"])
+        known = by_path.get(task.split("_")[1], ()) if by_path else clips
+        return "ABCD"[right if int(doc["clip_id"].split("-")[1]) in known else (right + 1) % 4]
+
+    return respond
+
+
+A = knows(by_path={"audio": range(4), "visual": range(6), "av": range(9)})
+B = knows(by_path={"audio": range(8), "visual": range(6), "av": range(7)})
+
+
+def test_differences_are_paired_by_clip(tmp_path):
+    result = compare(evaluate(tmp_path / "a", A), evaluate(tmp_path / "b", B, model="other"))
+    found = result["tasks"]["artemo_content_audio"]
+    assert (found["metric"], found["n"], found["clips"]) == ("accuracy", 12, 12)
+    assert [found[side]["value"] for side in "ab"] == pytest.approx([4 / 12, 8 / 12], abs=1e-12)
+    assert found["difference"]["value"] == pytest.approx(4 / 12, abs=1e-12)
+    clips = [f"clip-{i}" for i in range(12)]
+    expected = paired(
+        (clips, [float(i < 8) for i in range(12)]), (clips, [float(i < 4) for i in range(12)]), np.subtract
+    )
+    assert found["difference"]["ci95"] == pytest.approx(expected, abs=1e-12)
+    # Both see the same draw, so a model is exactly as good as itself.
+    same = result["tasks"]["artemo_emotion_visual"]["difference"]
+    assert same == {"value": 0, "ci95": [0, 0]}
+    assert (result["a"]["model"], result["b"]["model"]) == ("model", "other")
+    assert result["benchmark"] == {"name": "test set", "version": "1"} and not result["only_in_a"]
+
+
+def test_gains_and_synergy_by_hand(tmp_path):
+    found = compare(evaluate(tmp_path / "a", A), evaluate(tmp_path / "b", B))["gains"]["emotion"]
+    values = {side: [found[side][gain]["value"] for gain in gains.GAINS] for side in found}
+    assert values["a"] == pytest.approx([3 / 12, 5 / 12, 3 / 12], abs=1e-12)
+    # Both senses are worse than sound alone: a negative synergy.
+    assert values["b"] == pytest.approx([1 / 12, -1 / 12, -1 / 12], abs=1e-12)
+    assert values["difference"] == pytest.approx([-2 / 12, -6 / 12, -4 / 12], abs=1e-12)
+    # The interval against a plain bootstrap over the same draws.
+    weights = draw_weights(12)
+    right = {"audio": np.arange(12) < 4, "visual": np.arange(12) < 6, "av": np.arange(12) < 9}
+    order = np.argsort([f"clip-{i}" for i in range(12)])
+    drawn = []
+    for row in weights:
+        times = dict(zip(order, row))
+        accuracy = {path: sum(times[i] * right[path][i] for i in range(12)) / 12 for path in right}
+        drawn.append(accuracy["av"] - max(accuracy["audio"], accuracy["visual"]))
+    assert found["a"]["synergy"]["ci95"] == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=1e-9)
+
+
+def test_groups_pool_their_items_and_draw_clips(tmp_path):
+    tasks = (*CELLS, "content_blind", "emotion_blind", "content_audio_noise")
+    found = compare(evaluate(tmp_path / "a", A, tasks), evaluate(tmp_path / "b", B, tasks))["groups"]
+    assert set(found) == {"artemo", "artemo_blind"}
+    group = found["artemo"]
+    # Both aspects: 4 + 6 + 9 and 8 + 6 + 7 of 36.
+    assert (group["n"], group["clips"]) == (72, 12)
+    assert [group[side]["value"] for side in "ab"] == pytest.approx([19 / 36, 21 / 36], abs=1e-12)
+    # A clip's six questions stand or fall together: far wider than 72 independent answers.
+    low, high = group["a"]["ci95"]
+    narrow = wilson(38, 72)
+    assert low < narrow[0] and narrow[1] < high
+    each = np.array([sum(i < limit for limit in (4, 6, 9)) / 3 for i in sorted(range(12), key=str)])
+    assert [low, high] == pytest.approx(np.quantile(draw_weights(12) @ each / 12, [0.025, 0.975]), abs=1e-9)
+    assert group["difference"]["value"] == pytest.approx(2 / 36, abs=1e-12)
+
+
+def test_gains_need_the_same_clips():
+    cells = {path: (["x", "y"], [1.0, 0.0]) for path in gains.MODALITIES}
+    with pytest.raises(ValueError, match=r"a visual differs in 2, such as \['y', 'z'\]"):
+        gains.modality_gains({"a": {**cells, "visual": (["x", "z"], [1.0, 0.0])}})
+    assert set(gains.modality_gains({"a": cells})) == {"a"}
+
+
+def test_every_kind_of_task_is_compared(tmp_path):
+    tasks = ("va_av", "conflict", "emotion_audio_circular", "content_blind")
+
+    def first(task, doc):
+        if task == "va_av":
+            return "no idea" if doc["clip_id"] == "clip-0" else f"{0.5 * doc['valence']:.3f}, {doc['arousal']:.3f}"
+        return doc["answer"]
+
+    def second(task, doc):
+        if task == "va_av":
+            return f"valence: {doc['valence']}, arousal: {doc['arousal']}"
+        return doc["sound_answer"] if task == "conflict" else "B"
+
+    out = evaluate(tmp_path / "a", first, tasks), evaluate(tmp_path / "b", second, tasks)
+    found = compare(*out)["tasks"]
+    assert {task: entry["metric"] for task, entry in found.items()} == {
+        "artemo_va_av": "ccc",
+        "artemo_conflict": "follows_sight",
+        "artemo_emotion_audio_circular": "circular_accuracy",
+        "artemo_content_blind": "accuracy",
+    }
+    circular = found["artemo_emotion_audio_circular"]
+    assert (circular["n"], circular["a"]["value"], circular["b"]["value"]) == (12, 1, 0)
+    assert found["artemo_conflict"]["difference"]["value"] == -1
+    assert found["artemo_content_blind"]["b"]["value"] == 0
+    plane = found["artemo_va_av"]
+    assert plane["a"]["unparsable"] == 1 / 12 and plane["b"]["value"] == pytest.approx(1, abs=1e-9)
+    assert plane["difference"]["value"] == pytest.approx(1 - plane["a"]["value"], abs=1e-9)
+    assert 0 < plane["difference"]["ci95"][0] < plane["difference"]["value"] < plane["difference"]["ci95"][1]
+
+
+def test_the_command_prints_and_writes(tmp_path, capsys):
+    a, b = evaluate(tmp_path / "a", A, (*CELLS, "content_blind")), evaluate(tmp_path / "b", B, (*CELLS, "va_audio"))
+    assert main(["benchmark", "compare", str(a), str(b), "--json", str(tmp_path / "c.json")]) == 0
+    out = capsys.readouterr().out
+    assert out.count("artemo  ") == 1
+    assert "artemo_content_audio   accuracy  12  0.333 [0.138, 0.609]  0.667 [0.391, 0.862]  +0.333 [" in out
+    assert "Only in A: artemo_content_blind" in out and "Only in B: artemo_va_audio" in out
+    assert "emotion  synergy" in out and "test set, version 1" in out
+    assert json.loads((tmp_path / "c.json").read_text()) == compare(a, b)
+
+
+def test_a_score_that_is_not_defined_is_null(tmp_path, capsys):
+    silent = evaluate(tmp_path / "a", lambda task, doc: "", ("va_audio",))
+    assert math.isnan(compare(silent, silent)["tasks"]["artemo_va_audio"]["a"]["value"])
+    assert main(["benchmark", "compare", str(silent), str(silent), "--json", str(tmp_path / "c.json")]) == 0
+    assert capsys.readouterr().out.count("not defined") == 3
+    assert json.loads((tmp_path / "c.json").read_text())["tasks"]["artemo_va_audio"]["difference"]["value"] is None
+
+
+def test_other_benchmarks_are_refused_by_name(tmp_path, monkeypatch, folder):
+    a = evaluate(tmp_path / "a", A)
+    cut = evaluate(tmp_path / "cut", A, limit=11)
+    with pytest.raises(
+        InputError, match="artemo_content_audio: 1 of 12 items .* the first is 'clip-11-content-audio'"
+    ):
+        compare(a, cut)
+    with pytest.raises(InputError, match="1 of 12 items of .*/a/.* are not in .*/cut/"):
+        compare(cut, a)
+    other = write_benchmark(tmp_path / "other")
+    rows = benchmark_files.read_items(other)
+    rows[0]["options"] = rows[0]["options"][::-1]
+    benchmark_files.write_items(other, rows)
+    monkeypatch.setenv(select.VARIABLE, str(other))
+    with pytest.raises(InputError, match="the item 'clip-0-content-audio' was asked in other words"):
+        compare(a, evaluate(tmp_path / "b", A))
+    (other / "benchmark.json").write_text(json.dumps({"format": 1, "name": "their set", "version": "2"}))
+    artemo._benchmark.cache_clear()
+    with pytest.raises(InputError, match="'test set' version 1 in .*'their set' version 2 in "):
+        compare(a, evaluate(tmp_path / "c", A))
+
+
+def test_files_that_do_not_fit_are_named(tmp_path, capsys):
+    a = evaluate(tmp_path / "a", A)
+    assert main(["benchmark", "compare", str(tmp_path / "none"), str(a)]) == 2
+    assert "holds no *_results.json" in capsys.readouterr().err
+    with pytest.raises(
+        InputError, match="share no task: the first has artemo_content_audio.* the second artemo_va_av"
+    ):
+        compare(a, evaluate(tmp_path / "b", lambda task, doc: "0, 0", ("va_av",)))
+    both = evaluate(evaluate(tmp_path / "both", A), A, model="second")
+    with pytest.raises(InputError, match="several models; name one of .*org__model, .*org__second"):
+        compare(both, a)
+    # A results file names itself, and the newest of a folder counts.
+    evaluate(tmp_path / "a", B, date="20260102_030406")
+    old = a / "org__model" / f"{DATE}_results.json"
+    assert compare(old, a)["tasks"]["artemo_content_audio"]["difference"]["value"] == pytest.approx(4 / 12)
+    samples = old.with_name(f"{DATE}_samples_artemo_content_av.jsonl")
+    lines = samples.read_text().splitlines(keepends=True)
+    samples.write_text("".join(lines[:-1]))
+    with pytest.raises(InputError, match="holds 11 of 12 answers"):
+        compare(old, a)
+    flipped = {**json.loads(lines[0]), "accuracy": 0.0}
+    samples.write_text("".join([json.dumps(flipped) + "\n", *lines[1:]]))
+    with pytest.raises(InputError, match="says accuracy 0.75 for artemo_content_av, but its samples say 0.66"):
+        compare(old, a)
+    samples.write_text("".join(json.dumps({"doc_id": i, "accuracy": 1.0}) + "\n" for i in range(12)))
+    with pytest.raises(InputError, match="lacks what the tasks write"):
+        compare(old, a)
+    samples.unlink()
+    with pytest.raises(InputError, match="run lmms-eval with --log_samples"):
+        compare(old, a)
+    old.write_text("{}")
+    with pytest.raises(InputError, match="is no results file of lmms-eval"):
+        compare(old, a)

@@ -1,0 +1,146 @@
+"""`evaluate-emotion`: labels, calibration, intervals and the conflict score, against naive references."""
+
+import json
+
+import numpy as np
+import pytest
+import scipy.spatial.distance
+from media_files import write_png, write_wav
+from report_files import make_rows
+
+from vaemotionllm.benchmark import schema
+from vaemotionllm.benchmark.controls import mismatched_partners
+from vaemotionllm.evaluation import emotion
+from vaemotionllm.evaluation.calibration import expected_calibration_error
+from vaemotionllm.evaluation.sureness import read_sureness
+from vaemotionllm.model.emotion_prediction import ModalityEmotion, conflict_of
+from vaemotionllm.nano.items import benchmark_items
+from vaemotionllm.nano.labels import EMOTIONS
+from vaemotionllm.utils import InputError
+
+
+@pytest.fixture
+def benchmark(tmp_path):
+    rows = make_rows(24, 0)
+    for row in rows:
+        write_wav(tmp_path / row["audio"], seconds=0.2)
+        write_png(tmp_path / row["image"])
+    items = benchmark_items(rows, 0)
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    (tmp_path / "benchmark.json").write_text(json.dumps({"format": 1, "name": "nano", "nano": True, "seed": 0}))
+    return schema.load(tmp_path)
+
+
+def reading(rng, item, noise: float) -> ModalityEmotion:
+    """A reading that knows the item's emotion, but for noise."""
+    logits = rng.normal(size=len(EMOTIONS)) * noise + 4 * (np.array(EMOTIONS) == item.emotion)
+    shares = np.exp(logits) / np.exp(logits).sum()
+    valence = float(np.clip(item.valence + noise * rng.normal() / 5, -1, 1))
+    return ModalityEmotion(
+        valence, item.arousal, dict(zip(EMOTIONS, shares.tolist())), (valence - 0.2, valence + 0.2), (-1.0, -0.9)
+    )
+
+
+def readings(benchmark, noise: float):
+    rng = np.random.default_rng(1)
+    emotions = {item.clip_id: item.answer for item in benchmark.select(aspect="emotion")}
+    items = {item.clip_id: item for item in benchmark.select(modality="audio")}
+
+    class Clip:
+        def __init__(self, item):
+            self.valence, self.arousal, self.emotion = item.valence, item.arousal, emotions[item.clip_id]
+
+    return items, emotions, {clip: reading(rng, Clip(item), noise) for clip, item in items.items()}
+
+
+def test_summary_is_what_a_loop_gives(benchmark):
+    items, emotions, found = readings(benchmark, 3.0)
+    summary = emotion._summary(list(items.values()), found, emotions)
+    right, confident, targets = [], [], []
+    inside = 0
+    for clip, item in items.items():
+        row = found[clip]
+        right.append(max(row.probabilities, key=row.probabilities.get) == emotions[clip])
+        confident.append([row.probabilities[name] for name in EMOTIONS])
+        targets.append([name == emotions[clip] for name in EMOTIONS])
+        inside += abs(item.valence - row.valence) <= 0.2
+    assert summary["accuracy"] == pytest.approx(np.mean(right)) and 0.2 < np.mean(right) < 1
+    assert summary["ece"] == expected_calibration_error(np.array(confident), np.array(targets, dtype=float))
+    assert summary["valence_coverage"] == pytest.approx(inside / len(items)) and 0 < inside < len(items)
+    assert summary["arousal_coverage"] == pytest.approx(np.mean([item.arousal <= -0.9 for item in items.values()]))
+    assert summary["emotions"] == [emotions[clip] for clip in items]
+
+
+def test_a_label_that_the_model_does_not_know_is_not_scored(benchmark):
+    items, emotions, found = readings(benchmark, 0.0)
+    odd = next(iter(items))
+    summary = emotion._summary(list(items.values()), found, emotions | {odd: "solemn"})
+    assert summary["emotions"][0] is None and summary["accuracy"] == 1.0
+    nothing = emotion._summary(list(items.values()), found, {})
+    assert nothing["accuracy"] is None and nothing["ece"] is None and nothing["valence_ccc"] is not None
+
+
+def test_votes_are_compared_with_probabilities(benchmark):
+    items, emotions, found = readings(benchmark, 1.0)
+    clips = list(items)
+    votes = {
+        clips[0]: {"calm": 0.75, "sad": 0.25},
+        clips[1]: {"joyful": 1.0},
+        clips[2]: {"calm": 0.5, "solemn": 0.5},  # a label that the model does not know
+    }
+    summary = emotion._summary(list(items.values()), found, emotions, votes)
+    p = [found[clip].probabilities for clip in clips[:2]]
+    kl = [0.75 * np.log2(0.75 / p[0]["calm"]) + 0.25 * np.log2(0.25 / p[0]["sad"]), np.log2(1 / p[1]["joyful"])]
+    assert summary["votes_n"] == 2 and summary["votes_kl"] == pytest.approx(np.mean(kl), abs=1e-9)
+    js = []
+    for given, shares in zip(list(votes.values())[:2], p):
+        a, b = np.array([given.get(label, 0) for label in EMOTIONS]), np.array([shares[label] for label in EMOTIONS])
+        js.append(scipy.spatial.distance.jensenshannon(a, b, base=2) ** 2)
+    assert summary["votes_js"] == pytest.approx(np.mean(js), abs=1e-9)
+    without = emotion._summary(list(items.values()), found, emotions)
+    assert (without["votes_n"], without["votes_kl"], without["votes_js"]) == (0, None, None)
+    # Arousal is read without error, valence with some.
+    x, y = np.array(without["predicted"])[:, 0], np.array(without["true"])[:, 0]
+    assert without["valence_rmse"] == pytest.approx(np.sqrt(np.mean((x - y) ** 2)), abs=1e-9)
+    assert without["valence_pearson"] == pytest.approx(np.corrcoef(x, y)[0, 1], abs=1e-9)
+    assert without["arousal_rmse"] == 0 and without["arousal_pearson"] == pytest.approx(1)
+
+
+def test_auroc_is_the_share_of_ordered_pairs():
+    rng = np.random.default_rng(0)
+    high, low = rng.integers(3, 9, 40).tolist(), rng.integers(0, 6, 30).tolist()  # with ties
+    pairs = [(a > b) + 0.5 * (a == b) for a in high for b in low]
+    assert emotion.auroc(high, low) == pytest.approx(np.mean(pairs))
+    assert emotion.auroc([1.0], [0.0]) == 1 and emotion.auroc([0.0], [0.0]) == 0.5
+
+
+def test_a_clip_disagrees_with_the_sound_of_one_that_shares_no_answer(benchmark):
+    _, _, heard = readings(benchmark, 1.0)
+    _, _, seen = readings(benchmark, 0.5)
+    found = emotion.conflict_scores(benchmark, heard, seen)
+    partners = mismatched_partners(benchmark.select(modality="audio"))
+    assert sorted(found["clip_ids"]) == sorted(heard) and found["reason"] is None
+    for clip, agreeing, disagreeing in zip(found["clip_ids"], found["agreeing"], found["disagreeing"]):
+        assert agreeing == conflict_of(heard[clip], seen[clip])
+        assert disagreeing == conflict_of(heard[partners[clip]], seen[clip])
+    assert found["auroc"] > 0.9  # these readings know what they hear and see
+    nothing = emotion.conflict_scores(benchmark, {}, seen)
+    assert nothing["auroc"] is None and nothing["reason"]
+
+
+def test_the_report_reads_it_with_intervals(benchmark, tmp_path):
+    items, emotions, found = readings(benchmark, 1.0)
+    summary = emotion._summary(list(items.values()), found, emotions)
+    conflict = emotion.conflict_scores(benchmark, found, readings(benchmark, 3.0)[2])
+    written = {"level": 0.9, "conflict": conflict, **dict.fromkeys(emotion.MODALITIES, summary)}
+    (tmp_path / "emotion.json").write_text(json.dumps(written))
+    sureness = read_sureness(tmp_path / "emotion.json")
+    assert sureness["av"]["ece"] == summary["ece"] and sureness["conflict"]["n"] == len(items)
+    low, high = sureness["conflict"]["ci95"]
+    assert low < conflict["auroc"] < high
+    low, high = sureness["audio"]["valence_coverage_ci95"]
+    assert low < summary["valence_coverage"] < high
+    del written["av"]["ece"]
+    (tmp_path / "emotion.json").write_text(json.dumps(written))
+    with pytest.raises(InputError, match="does not say how sure.*'ece'"):
+        read_sureness(tmp_path / "emotion.json")

@@ -1,0 +1,298 @@
+"""The model card and `reproducibility.json`: what a run, its evaluation and its parts say, and nothing else."""
+
+import hashlib
+import json
+import os
+import shutil
+
+import pytest
+from huggingface_hub import ModelCard
+from report_files import make_rows, write_va
+from test_compare import A, chosen, evaluate, folder, knows  # noqa: F401  (fixtures of the benchmark in force)
+from training import make_setup, stage1_values, stage2_values, train
+
+from vaemotionllm.benchmark.intervals import wilson
+from vaemotionllm.cli.main import main
+from vaemotionllm.hub import reproducibility
+from vaemotionllm.hub.push import push
+from vaemotionllm.train import record
+from vaemotionllm.train.run import sha256_of
+from vaemotionllm.utils import InputError
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """(root, manifest): `root/stage1` and `root/stage2` are finished runs of a few steps."""
+    root = tmp_path_factory.mktemp("runs")
+    model, manifest = make_setup(root, clips=8)
+    short = {"max_steps": 2, "save_steps": 2}
+    train(stage1_values(model, manifest, root / "stage1", responses_per_clip=1, **short))
+    train(stage2_values(root / "stage1", manifest, root / "stage2", **short))
+    return root, manifest
+
+
+@pytest.fixture
+def stage2(runs, tmp_path):
+    return shutil.copytree(runs[0] / "stage2", tmp_path / "stage2")
+
+
+@pytest.fixture
+def results(tmp_path):
+    """A demo's evaluation of `stage2`: 4, 6 and 9 of 12 clips right, by sound, by sight and by both."""
+    out = tmp_path / "eval" / "stage2"
+    evaluate(out / "lmms_eval", A, model="stage2")
+    evaluate(out / "lmms_eval", knows(*range(3)), ("emotion_audio_silence",), model="stage2", date="20260101_000000")
+    import numpy as np
+
+    write_va(out / "emotion.json", make_rows(12, 0), 0.1, np.random.default_rng(0))
+    return out
+
+
+def dry(model, **options):
+    return push(model, "org/name", dry_run=True, recorded=False, **options)
+
+
+def test_a_run_tells_its_whole_history(runs, tmp_path):
+    root, manifest = runs
+    moved = shutil.copytree(root / "stage2", tmp_path / "elsewhere")
+    first, second = record.stages_of(moved)  # though stage 1 does not lie beside it
+    assert [stage["settings"]["stage"] for stage in (first, second)] == [1, 2]
+    assert [stage["settings"]["seed"] for stage in (first, second)] == [1, 3]
+    assert [stage["steps"] for stage in (first, second)] == [2, 2]
+    assert first["quality"] == {"responses": 8, "responses_dropped": 0} and second["last"]["step"] == 2
+    expected = {"clips": 8, "split": "train", "sources": {"test": 8}, "licenses": {"CC0-1.0": 8},
+                "media": {"audio": 8, "video": 4, "image": 4}}  # fmt: skip
+    for stage in (first, second):
+        assert {name: stage["data"][name] for name in expected} == expected
+        assert stage["settings"]["manifest_sha256"] == sha256_of(manifest)
+        assert {"torch", "transformers", "vaemotionllm"} < set(stage["versions"])
+        assert stage["settings_sha256"] == record.hash_of(stage["settings"])
+    assert first["data"]["labels"] == {} and second["data"]["labels"]["emotion"] == 8  # stage 1 is given none
+    assert second["data"]["art_forms"] == {"painting": 8}
+
+
+def test_a_run_of_before_the_record_is_read_where_its_files_lie(runs, tmp_path):
+    root, manifest = runs
+    for name in ("stage1", "stage2", "world"):
+        shutil.copytree(root / name, tmp_path / name)
+    for stage, start in (("stage1", None), ("stage2", "stage1")):
+        (tmp_path / stage / record.RECORD).unlink()
+        settings = json.loads((tmp_path / stage / "run.json").read_text())
+        # As from a project's root: seen from the folders above.
+        settings |= {"manifest": "world/manifest.jsonl", "model": start}
+        (tmp_path / stage / "run.json").write_text(json.dumps(settings))
+    first, second = record.stages_of(tmp_path / "stage2")
+    known = record.stages_of(root / "stage2")
+    assert [first["data"], second["data"]] == [stage["data"] for stage in known] and "versions" not in second
+    with open(tmp_path / "world" / "manifest.jsonl", "a") as out:
+        out.write("\n")  # another manifest than that of the run
+    assert all("data" not in stage for stage in record.stages_of(tmp_path / "stage2"))
+    shutil.rmtree(tmp_path / "stage1")
+    assert len(record.stages_of(tmp_path / "stage2")) == 1
+    text = dry(tmp_path / "stage2").card
+    assert "What it lists is not recorded, and the manifest is not at hand." in text
+
+
+def test_an_exported_model_keeps_the_history(runs, tmp_path, capsys):
+    assert main(["export", str(runs[0] / "stage2"), "--out", str(tmp_path / "exported")]) == 0
+    assert record.stages_of(tmp_path / "exported") == record.stages_of(runs[0] / "stage2")
+    (tmp_path / "exported" / record.RECORD).write_text("{")
+    assert main(["push", str(tmp_path / "exported"), "--repo", "a/b", "--dry-run", "--no-recording"]) == 2
+    assert "training.json is no readable JSON" in capsys.readouterr().err
+
+
+def test_the_card_says_what_the_run_and_its_evaluation_say(stage2, results, runs, tmp_path):
+    root, manifest = runs
+    done = dry(stage2, license="cc-by-4.0")
+    card = ModelCard(done.card)
+    assert (card.data.library_name, card.data.pipeline_tag) == ("transformers", "image-text-to-text")
+    assert card.data.license == "cc-by-4.0" and "base_model" not in card.data.to_dict()
+    of = {(r.dataset_config, r.metric_type): r for r in card.data.eval_results}
+    # By hand, see `results`; the control is in the table alone.
+    assert of["artemo_content_audio", "accuracy"].metric_value == pytest.approx(4 / 12, abs=1e-6)
+    assert of["artemo_emotion_av", "accuracy"].metric_value == pytest.approx(9 / 12, abs=1e-6)
+    assert len(of) == 6 + 6 and ("supervisor_av", "valence_ccc") in of
+    assert of["artemo_content_audio", "accuracy"].dataset_name == "test set, version 1"
+    low, high = wilson(4, 12)
+    assert f"| artemo_content_audio | accuracy | 0.333 | {low:.3f} to {high:.3f} | 12 |" in done.card
+    assert "| artemo_emotion_audio_silence | accuracy (control) | 0.250 |" in done.card
+    for line in (
+        "- Sources: test 8",
+        "- Licences: CC0-1.0 8",
+        "- Clips: 8, split `train`",
+        f"SHA-256 `{sha256_of(manifest)}`",
+        "**Stage 1, VG-Align**",
+        "| teacher's responses | 8 |",
+        "| lora | rank 2",
+        "merged into the weights; alone, for PEFT, in `adapter/`",
+        ", ".join(json.loads((stage2 / "config.json").read_text())["emotion_labels"]),
+        "- Stated by who uploaded it: cc-by-4.0.",
+        "No number in this card is the paper's.",
+        "AutoModel, AutoProcessor",
+    ):
+        assert line in done.card, line
+    assert str(root) not in done.card and str(tmp_path) not in done.card
+    assert {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"} < set(done.files)
+
+
+def test_what_is_not_known_is_said_and_not_made_up(runs, tmp_path):
+    done = dry(next((runs[0] / "models").glob("vaemotionllm_*")))
+    card = ModelCard(done.card)
+    assert card.data.eval_results is None and card.data.license is None
+    assert done.card.count("Not known: the folder holds no record of a training run.") == 2
+    assert "No results were given when this card was made." in done.card
+    assert "- Training data: its licences are not known here." in done.card
+    assert "No stage-2 run is recorded" in done.card and "- Whoever uploaded it stated none." in done.card
+
+
+def test_results_of_an_older_model_are_not_taken(stage2, results):
+    weights = stage2 / "model.safetensors"
+    os.utime(weights, (weights.stat().st_mtime + 10_000,) * 2)
+    assert "No results were given" in dry(stage2).card
+    assert "| artemo_content_audio |" in dry(stage2, results_path=results).card  # where they are named
+    assert "| artemo_content_audio |" in dry(stage2, results_path=results.parents[1]).card
+    file = next(f for f in results.glob("**/*_results.json") if "artemo_content_audio" in f.read_text())
+    written = json.loads(file.read_text())
+    written["results"]["artemo_content_audio"]["accuracy,none"] = 0.99
+    file.write_text(json.dumps(written))
+    with pytest.raises(InputError, match=r"0\.99 for artemo_content_audio, but its samples say"):
+        dry(stage2, results_path=results)
+
+
+def test_the_licence_of_a_backbone_is_that_of_its_card(runs, stage2):
+    backbone = runs[0] / "models" / "qwen2_5_vl"
+    (backbone / "README.md").write_text("---\nlicense: mit\n---\n# Backbone\n")
+    try:
+        done = dry(stage2)
+        assert ModelCard(done.card).data.license == "mit"
+        assert "- Of the backbone (from a folder `qwen2_5_vl`), which holds for its weights too: mit." in done.card
+        assert ModelCard(dry(stage2, license="other").card).data.license == "other"
+        (backbone / "README.md").write_text("---\nlicense: [mit, My own]\n---\n# Backbone\n")
+        assert ModelCard(dry(stage2).card).data.license is None
+    finally:
+        (backbone / "README.md").unlink()
+
+
+def of_adapter(results, adapter):
+    """Makes results those of a run by an lmms-eval model of that name."""
+    for file in results.glob("**/*_results.json"):
+        written = json.loads(file.read_text())
+        for config in written["configs"].values():
+            config["metadata"]["run"] = {"adapter": adapter, "num_frames": 2, "dtype": "torch.float32"}
+            config["generation_kwargs"] = {"max_new_tokens": 4}
+        file.write_text(json.dumps(written))
+
+
+def test_answers_of_the_evaluation_are_recorded(stage2, results, monkeypatch, capsys):
+    """For `verify --evaluation` by whoever downloads the model."""
+    sent = {}
+
+    def take(files, *_, **__):
+        sent.update({name: path.read_bytes() for name, path in files.items()})
+        return "address"
+
+    monkeypatch.setattr("vaemotionllm.hub.push.upload", take)
+    of_adapter(results, "vaemotionllm.evaluation.lmms_model.VAEmotionLLM")
+    assert push(stage2, "org/name").notes == ()
+    recorded = json.loads(sent["verification.json"])["evaluation"]
+    assert recorded["benchmark"]["name"] == "test set" and recorded["run"]["num_frames"] == 2
+    of = recorded["tasks"]["artemo_content_audio"]
+    assert len(of["items"]) == len(of["answers"]) == 12 and of["accuracy"] == pytest.approx(4 / 12)
+    listed = json.loads(sent["reproducibility.json"])["files"]["verification.json"]
+    assert listed["sha256"] == hashlib.sha256(sent["verification.json"]).hexdigest()
+    # Of results by another adapter the card has the scores, and no answers can be asked again.
+    of_adapter(results, "another")
+    assert main(["push", str(stage2), "--repo", "org/name"]) == 0
+    assert "evaluation" not in json.loads(sent["verification.json"])
+    assert "note: no answers are recorded for `verify --evaluation`: " in capsys.readouterr().err
+    assert b"| artemo_content_audio |" in sent["README.md"]
+
+
+@pytest.fixture
+def written(stage2, runs):
+    """A model folder with its `reproducibility.json`."""
+    for path in stage2.glob("checkpoint-*"):
+        shutil.rmtree(path)
+    reproducibility.write(stage2, record.stages_of(stage2), {"tasks": {}})
+    return stage2
+
+
+def test_reproducibility_names_versions_settings_seeds_data_results_and_files(written, runs):
+    text = (written / reproducibility.FILE).read_text()
+    found = json.loads(text)
+    assert found["format"] == 1 and found["seeds"] == {"stage 1": 1, "stage 2": 3}
+    assert {"python", "torch", "transformers", "vaemotionllm"} < set(found["versions"])
+    stages = record.stages_of(written)
+    assert found["configs"] == {f"stage {i + 1}": stage["settings_sha256"] for i, stage in enumerate(stages)}
+    assert found["data"]["stage 2"]["manifest_sha256"] == sha256_of(runs[1])
+    assert found["data"]["stage 1"]["licenses"] == {"CC0-1.0": 8} and found["results"] == {"tasks": {}}
+    names = {path.relative_to(written).as_posix() for path in written.rglob("*") if path.is_file()}
+    assert set(found["files"]) == names - {reproducibility.FILE}
+    weights = written / "model.safetensors"
+    assert found["files"][weights.name] == {"sha256": sha256_of(weights), "size": weights.stat().st_size}
+    assert str(runs[0]) not in text  # no place on this machine
+    reproducibility.write(written, stages, {"tasks": {}})
+    assert (written / reproducibility.FILE).read_text() == text
+
+
+def test_a_model_from_the_hub_takes_its_history_along_unless_it_was_changed(written):
+    for name in (record.RECORD, "run.json"):
+        (written / name).unlink()
+    stages = json.loads((written / reproducibility.FILE).read_text())["stages"]
+    reproducibility.write(written, stages, {})
+    assert "**Stage 1, VG-Align**" in dry(written).card
+    for name in ("verification.json", "verification.safetensors"):
+        (written / name).write_text("of the model before")
+    reproducibility.write(written, stages, {})
+    (written / "notes.jsonl").write_text("beside the model, and none of its files")
+    assert "verification.json" in dry(written).files and "**Stage 1, VG-Align**" in dry(written).card
+    (written / "generation_config.json").write_text("{}")
+    assert "verification.json" not in dry(written).files
+    (written / "README.md").write_text("# org/name, before")
+    assert "the model was changed since it came here" in dry(written).notes[0]
+    (written / "README.md").unlink()
+    assert "Not known: the folder holds no record" in dry(written).card
+
+
+def test_files_that_differ_are_named(written):
+    assert reproducibility.check_files(written) == []
+    (written / "README.md").write_text("# A card")
+    (written / "figure.png").write_bytes(b"drawn")
+    (written / ".gitattributes").write_text("")
+    assert reproducibility.check_files(written) == []
+    weights = written / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    (written / "media.py").unlink()
+    (written / "config.json").write_text("{}")
+    (written / "adapter" / "extra.bin").write_bytes(b"x")
+    size = json.loads((written / reproducibility.FILE).read_text())["files"]["config.json"]["size"]
+    assert reproducibility.check_files(written) == [
+        f"config.json has 2 bytes instead of {size:,}.",
+        "media.py is missing.",
+        "model.safetensors was altered: its SHA-256 is another.",
+        "adapter/extra.bin is not of this model: reproducibility.json does not list it.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (None, "holds no reproducibility.json"),
+        ({"format": 2}, "is of format 2, and this release knows 1; upgrade"),
+        ({"files": {"../../etc/passwd": {"sha256": "0", "size": 1}}}, "leads out of the folder"),
+        ({"files": {"/etc/passwd": {"sha256": "0", "size": 1}}}, "leads out of the folder"),
+        ({"files": {"config.json": "abc"}}, "cannot be read"),
+        ({"files": []}, "cannot be read"),
+        ("{", "cannot be read"),
+    ],
+)
+def test_a_file_of_hashes_that_cannot_be_used(written, change, words):
+    file = written / reproducibility.FILE
+    if change is None:
+        file.unlink()
+    else:
+        file.write_text(change if isinstance(change, str) else json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(InputError, match=words):
+        reproducibility.check_files(written)

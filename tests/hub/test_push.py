@@ -1,0 +1,394 @@
+"""`vaemotionllm push` and `push_to_hub` with the real client, against a small Hub on this machine."""
+
+import json
+import logging
+import shutil
+import socket
+import sys
+
+import hub_server
+import pytest
+import tiny
+import torch
+from hub_server import TOKEN
+from rounding import in_own_memory
+
+from vaemotionllm.cli.main import main
+from vaemotionllm.hub import folder_checks, reproducibility
+from vaemotionllm.hub.places import is_hub_name, without_place
+from vaemotionllm.hub.push import push
+from vaemotionllm.utils import InputError
+
+CODE = {"audio_lengths.py", "audio_projector.py", "configuration_vaemotionllm.py", "emotion_adapter.py",
+        "modeling_vaemotionllm.py", "processing_vaemotionllm.py"}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A tiny model in shards, which is never changed."""
+    from vaemotionllm import VAEmotionLLMForConditionalGeneration as Model
+
+    folder = tiny.make_vaemotionllm(tmp_path_factory.mktemp("model"))
+    model = Model.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="100KB")
+    return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    """A copy, with what a run leaves beside a model."""
+    copy = tmp_path / "stage2"
+    shutil.copytree(saved, copy)
+    for name in ("checkpoint-5/optimizer.pt", "checkpoint-5/trainable.safetensors", "logs/events.out", "metrics.jsonl",
+                 "trainer_state.json", "pytorch_model.bin", "old.pkl", ".env", ".cache/model.safetensors", "notes.py",
+                 "__pycache__/media.pyc", "wandb/config.json"):  # fmt: skip
+        (copy / name).parent.mkdir(exist_ok=True)
+        (copy / name).write_bytes(b'{"step": 1}\n')
+    return copy
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    with hub_server.running() as server:
+        hub_server.connect(monkeypatch, server, tmp_path / "home")
+        hub_server.no_waiting(monkeypatch)
+        monkeypatch.setattr("vaemotionllm.hub.upload.WAITS_S", (0.0, 0.0))
+        yield server
+
+
+def run(folder, *words):
+    return main(["push", str(folder), "--repo", "org/name", "--no-recording", *words])
+
+
+def ids(folder, text="What?"):
+    from vaemotionllm import VAEmotionLLMProcessor
+
+    turn = {"role": "user", "content": [{"type": "text", "text": text}]}
+    options = {"tokenize": True, "add_generation_prompt": True, "return_dict": True, "return_tensors": "pt"}
+    return VAEmotionLLMProcessor.from_pretrained(folder).apply_chat_template([turn], **options)
+
+
+def logits_of(model, inputs):
+    with torch.no_grad():
+        return model.eval()(**inputs).logits
+
+
+def test_what_belongs_to_a_model_goes_out_in_one_commit_and_nothing_else(folder, hub, capsys):
+    assert run(folder, "--message", "the first one") == 0
+    files = hub.files("org/name")
+    shards = {name for name in files if name.endswith(".safetensors")}
+    assert len(shards) > 2 and CODE < set(files)
+    expected = {"config.json", "generation_config.json", "processor_config.json", "tokenizer.json", "README.md",
+                "tokenizer_config.json", "chat_template.jinja", "reproducibility.json",
+                folder_checks.INDEX}  # fmt: skip
+    assert set(files) - shards - expected == {name for name in files if name.endswith(".py")}
+    assert "notes.py" not in files
+    assert hub.log("org/name") == ["the first one"]
+    for name in set(files) - {"README.md", "reproducibility.json", "config.json"}:
+        assert files[name] == (folder / name).read_bytes()
+    # Large files went by LFS, each once, before the one commit.
+    assert hub.asked("PUT /lfs/object/*") == len(shards) and hub.asked("POST /api/*/commit/*") == 1
+    order = [f"{method} {path}" for method, path, _, _ in hub.seen]
+    assert order.index("POST /api/models/org/name/commit/main") > max(
+        i for i, one in enumerate(order) if one.startswith("PUT")
+    )
+    out = capsys.readouterr().out
+    assert out.startswith(f"{hub.url}/org/name: {len(files)} files, ")
+    assert not hub.repos["model", "org/name"].private
+
+
+def test_a_pushed_model_loads_by_name_with_the_same_logits(folder, hub, tmp_path):
+    from transformers import AutoModel, AutoProcessor
+
+    assert run(folder) == 0
+    inputs = ids(folder)
+    expected = logits_of(AutoModel.from_pretrained(folder), inputs)
+    assert torch.equal(logits_of(AutoModel.from_pretrained("org/name"), inputs), expected)
+    assert (
+        AutoProcessor.from_pretrained("org/name").chat_template == AutoProcessor.from_pretrained(folder).chat_template
+    )
+    # What came down is what its hashes say.
+    from huggingface_hub import snapshot_download
+
+    down = snapshot_download("org/name", local_dir=tmp_path / "down")
+    assert reproducibility.check_files(tmp_path / "down") == []
+    assert down == str(tmp_path / "down")
+
+
+def test_the_same_folder_makes_no_second_commit(folder, hub, capsys):
+    assert run(folder) == 0 and run(folder) == 0
+    assert len(hub.log("org/name")) == 1
+    assert hub.asked("PUT /lfs/*") == len(list(folder.glob("model-*.safetensors")))
+
+
+def test_private_and_revision(folder, hub, capsys):
+    assert run(folder, "--private", "--revision", "v2/try") == 0
+    assert hub.repos["model", "org/name"].private
+    assert "model-00001" in " ".join(hub.files("org/name", "v2/try")) and hub.files("org/name") == {}
+    assert f"{hub.url}/org/name/tree/v2/try: " in capsys.readouterr().out
+    assert run(folder, "--revision", "v2/try") == 0  # the branch is there already
+
+
+def test_a_public_repository_is_not_taken_for_a_private_one(folder, hub, capsys):
+    assert run(folder) == 0
+    asked = len(hub.seen)
+    assert run(folder, "--private") == 2
+    assert "org/name is there already and public" in capsys.readouterr().err
+    assert not any("preupload" in path for _, path, _, _ in hub.seen[asked:])
+
+
+def test_files_of_an_earlier_version_go_in_the_same_commit(folder, hub, saved):
+    assert run(folder) == 0
+    repo = hub.repos["model", "org/name"]
+    of_owner = {"LICENSE": b"mine", "figure.png": b"drawn", "examples/run.py": b"print()"}
+    repo.commit(
+        "main", "by hand", {**repo.at("main").files, **of_owner, "pytorch_model.bin": b"old", "x/y.pt": b"old"}
+    )
+    from vaemotionllm import VAEmotionLLMForConditionalGeneration as Model
+
+    model = Model.from_pretrained(folder)
+    for path in folder.glob("model*"):
+        path.unlink()
+    model.save_pretrained(folder)  # in one file
+    (folder / "generation_config.json").unlink()
+    assert run(folder) == 0
+    files = hub.files("org/name")
+    assert {name for name in files if "model" in name and not name.endswith(".py")} == {"model.safetensors"}
+    assert of_owner.items() <= files.items() and "x/y.pt" not in files and "generation_config.json" not in files
+    assert len(hub.log("org/name")) == 3
+
+
+def test_a_dry_run_lists_the_files_and_connects_to_nothing(folder, capsys, monkeypatch):
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("connected"))
+    assert run(folder, "--dry-run", "--show-card") == 0
+    out = capsys.readouterr().out
+    assert f"tokenizer.json  {(folder / 'tokenizer.json').stat().st_size:,}\n" in out
+    assert "would go to org/name: " in out and "checkpoint-" not in out and "\n# name\n" in out
+
+
+def test_pushing_changes_nothing_in_the_folder(folder, hub):
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert run(folder) == 0
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_no_place_of_this_machine_goes_out(folder, hub, tmp_path, capsys):
+    """Of folders nothing; names on the Hub stay, with their revision."""
+    (folder / "adapter").mkdir()
+    made = {"from_backbone": {"vlm": str(tmp_path / "vlm"), "audio": "openai/whisper", "projector_stride": 4}}
+    adapter = {"base_model_name_or_path": str(tmp_path / "start"), "revision": None, "auto_mapping": made}
+    (folder / "adapter" / "adapter_config.json").write_text(json.dumps(adapter))
+    edited("config.json", lambda c: c.update(backbone_name=str(tmp_path / "vlm"), backbone_revision="1"))(folder)
+    edited("processor_config.json", lambda c: c.update(_name_or_path=str(folder)))(folder)
+    edited("tokenizer_config.json", lambda c: c.update(vocab_file="C:\\Users\\me\\vocab.txt", sep_token="/"))(folder)
+    assert "_name_or_path" in (folder / "config.json").read_text()
+    assert run(folder) == 0
+    files = hub.files("org/name")
+    for name, content in files.items():
+        assert str(tmp_path).encode() not in content and b'_name_or_path": "/' not in content, name
+    found = {name: json.loads(content) for name, content in files.items() if name.endswith("config.json")}
+    assert "_name_or_path" not in files["config.json"].decode()
+    assert (found["config.json"]["backbone_name"], found["config.json"]["backbone_revision"]) == (None, None)
+    of = found["adapter/adapter_config.json"]
+    assert of["base_model_name_or_path"] is None
+    assert of["auto_mapping"]["from_backbone"] == {"vlm": None, "audio": "openai/whisper", "projector_stride": 4}
+    assert found["tokenizer_config.json"]["vocab_file"] is None and found["tokenizer_config.json"]["sep_token"] == "/"
+    edited("config.json", lambda c: c.update(backbone_name="org/backbone", backbone_revision="1"))(folder)
+    assert run(folder) == 0
+    config = json.loads(hub.files("org/name")["config.json"])
+    assert (config["backbone_name"], config["backbone_revision"]) == ("org/backbone", "1")
+
+
+def test_a_relative_path_is_no_name_on_the_hub(tmp_path, monkeypatch):
+    (tmp_path / "runs" / "vlm").mkdir(parents=True)
+    assert is_hub_name("runs/vlm") and not is_hub_name("runs/vlm", tmp_path / "runs" / "stage2")
+    monkeypatch.chdir(tmp_path)
+    assert not is_hub_name("runs/vlm")
+    assert not any(is_hub_name(name) for name in ("/a/b", "~/b", "./b", "a", "a/b/c", "a b/c"))
+
+
+@pytest.mark.parametrize(
+    ("setting", "shown"),
+    [("/home/me/world/manifest.jsonl", "manifest.jsonl"), ("runs/demo/stage1", "stage1"), ("C:\\me\\stage1", "stage1"),
+     ("file:///home/me/stage1/", "stage1"), ("org/name", "org/name"), ("what is it / a or b / c?", None), (3, None)],
+)  # fmt: skip
+def test_settings_name_no_place(setting, shown):
+    assert without_place({"a": [setting]}) == {"a": [setting if shown is None else shown]}
+
+
+def test_without_its_backbone_a_model_needs_one_on_the_hub(folder, capsys):
+    edited("config.json", lambda c: c.update(backbone_name=str(folder.parent / "vlm")))(folder)
+    for words in (("--audio-only",), ("--audio-only", "--backbone", "vlm")):
+        assert run(folder, "--dry-run", *words) == 2
+        err = capsys.readouterr().err
+        assert "is a folder; push the whole model with --audio-only --backbone OWNER/NAME." in err
+    edited("config.json", lambda c: c.update(backbone_included=False))(folder)
+    assert run(folder, "--dry-run") == 2 and "is a folder; push the whole" in capsys.readouterr().err
+
+
+def test_a_card_in_the_folder_is_taken_as_it_is(folder, hub, capsys):
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n# Mine\n")
+    assert run(folder) == 0
+    assert "README.md is taken as the card, and does not name org/name." in capsys.readouterr().err
+    assert hub.files("org/name")["README.md"] == b"---\nlicense: mit\n---\n# Mine\n"
+
+
+def cut_short(folder):
+    shard = min(folder.glob("model-*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+
+
+def without(name):
+    return lambda folder: [path.unlink() for path in folder.glob(name)]
+
+
+def edited(name, change):
+    def edit(folder):
+        values = json.loads((folder / name).read_text())
+        change(values)
+        (folder / name).write_text(json.dumps(values))
+
+    return edit
+
+
+BROKEN = {
+    "no config": (without("config.json"), "holds no config.json"),
+    "another model": (edited("config.json", lambda c: c.update(model_type="bert")), "holds a model of type 'bert'"),
+    "config with a bad value": (
+        edited("config.json", lambda c: c.update(projector_stride=0)), "config.json cannot be used"),
+    "no JSON": (lambda f: (f / "config.json").write_text("{"), "config.json is no JSON file"),
+    "weights cut short": (cut_short, "is truncated or no safetensors file"),
+    "a pickle by that name": (
+        lambda f: min(f.glob("model-*.safetensors")).write_bytes(b"PK\x03\x04" + b"\xff" * 20),
+        "is truncated or no safetensors file",
+    ),
+    "a shard is missing": (without("model-00001-*"), "is missing, which model.safetensors.index.json names"),
+    "an index that names more": (
+        edited(folder_checks.INDEX, lambda i: i["weight_map"].update(more=sorted(i["weight_map"].values())[0])),
+        "lacks 1 of its weights, more the first",
+    ),
+    "an index that leads out": (
+        edited(folder_checks.INDEX, lambda i: i["weight_map"].update(more="../../x.safetensors")),
+        "only safetensors files of the folder itself",
+    ),
+    "no weights": (without("model*"), "the weights are missing"),
+    "no processor": (without("processor_config.json"), "processor_config.json is missing"),
+    "no tokenizer": (without("tokenizer.json"), "the processor cannot be loaded"),
+    "no code": (without("emotion_adapter.py"), "lacks emotion_adapter.py"),
+    "a token": (
+        edited("config.json", lambda c: c["vlm_config"].update(note=f"https://x:{TOKEN}@h")),
+        "holds what looks like a token",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_folder_is_refused_before_any_connection(folder, capsys, monkeypatch, name):
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("connected"))
+    damage, words = BROKEN[name]
+    damage(folder)
+    assert run(folder) == 2
+    err = capsys.readouterr().err
+    assert words in err and err.count("\n") == 1 and TOKEN not in err
+
+
+def test_a_link_out_of_the_folder_is_refused(folder, tmp_path, capsys):
+    shard = min(folder.glob("model-*.safetensors"))
+    shard.rename(tmp_path / "secret")
+    shard.symlink_to(tmp_path / "secret")
+    assert run(folder, "--dry-run") == 2
+    assert "is a link that leads out of the folder" in capsys.readouterr().err
+    shutil.move(tmp_path / "secret", folder / "kept")
+    shard.unlink()
+    shard.symlink_to("kept")
+    assert run(folder, "--dry-run") == 0
+
+
+WRONG = {
+    "a repository without an owner": (("--repo", "name"), "allowed is OWNER/NAME"),
+    "a licence in words": (("--license", "My own"), "--license is 'My own'; give an identifier"),
+    "no time": (("--timeout", "0"), "--timeout is 0; give"),
+    "a backbone that nothing fetches": (("--backbone", "a/b"), "are for --audio-only"),
+    "results that are not there": (("--results", "nowhere"), "--results nowhere does not exist"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_words_are_refused(folder, capsys, name):
+    words, said = WRONG[name]
+    assert run(folder, "--dry-run", *words) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_the_token_is_nowhere(folder, hub, capsys, caplog, tmp_path):
+    """Not in output, in logs at their most talkative, in an error that quotes it, or in a file."""
+    from huggingface_hub.utils import logging as hub_logging
+
+    talkative = ("huggingface_hub", "httpx2", "httpcore2", "transformers", "vaemotionllm")
+    for name in ("", *(n for n in logging.root.manager.loggerDict if n.startswith(talkative))):
+        caplog.set_level(logging.DEBUG, logger=name)
+    hub_logging.enable_propagation()
+    try:
+        hub.fail("POST */commit/*", status=503)
+        assert run(folder) == 0
+        hub.fail("*", status=403, times=9)
+        assert run(folder, "--revision", "b") == 2
+        hub.failures.clear()
+        hub.fail("*", status=401, times=9)
+        with pytest.raises(InputError) as caught:
+            push(folder, "org/name", recorded=False)
+    finally:
+        hub_logging.disable_propagation()
+    import traceback
+
+    said = capsys.readouterr()
+    told = "".join(traceback.format_exception(caught.value))
+    assert "commit" in caplog.text and "(401)" in told
+    for text in (said.out, said.err, caplog.text, told):
+        assert TOKEN not in text
+    assert all(authorization == f"Bearer {TOKEN}" for _, path, authorization, _ in hub.seen if path.startswith("/api"))
+    written = [path for root in (tmp_path, folder) for path in root.rglob("*") if path.is_file()]
+    assert written and not any(TOKEN.encode() in path.read_bytes() for path in written)
+    assert not any(TOKEN.encode() in data for data in hub.files("org/name").values())
+
+
+def test_the_stock_push_to_hub_makes_a_repository_that_loads(saved, hub):
+    from transformers import AutoConfig, AutoModel, AutoProcessor
+
+    from vaemotionllm import VAEmotionLLMForConditionalGeneration as Model
+    from vaemotionllm import VAEmotionLLMProcessor as Processor
+
+    model, processor = Model.from_pretrained(saved), Processor.from_pretrained(saved)
+    model.push_to_hub("org/stock", private=True)
+    processor.push_to_hub("org/stock")
+    files = hub.files("org/stock")
+    assert hub.repos["model", "org/stock"].private and CODE < set(files)
+    assert {"config.json", "generation_config.json", "model.safetensors", "processor_config.json", "tokenizer.json",
+            "chat_template.jinja", "README.md"} < set(files)  # fmt: skip
+    inputs = ids(saved)
+    again = in_own_memory(AutoModel.from_pretrained("org/stock"))
+    assert torch.equal(logits_of(again, inputs), logits_of(in_own_memory(model), inputs))
+    assert AutoProcessor.from_pretrained("org/stock").chat_template == processor.chat_template
+    assert AutoConfig.from_pretrained("org/stock").auto_map == model.config.auto_map
+    # A command afterwards takes over, and leaves nothing of the other form of the weights.
+    assert main(["push", str(saved), "--repo", "org/stock", "--no-recording"]) == 0
+    assert "model.safetensors" not in hub.files("org/stock") and folder_checks.INDEX in hub.files("org/stock")
+
+
+def test_without_a_token_it_is_said(folder, hub, monkeypatch, capsys):
+    monkeypatch.delenv("HF_TOKEN")
+    assert run(folder) == 2
+    assert "401" in (err := capsys.readouterr().err) and "hf auth login" in err
+
+
+def test_help_needs_no_torch():
+    import subprocess
+
+    code = (
+        "import sys; from vaemotionllm.cli.main import main\ntry: main(['push', '--help'])\nexcept SystemExit: pass\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code + "assert 'torch' not in sys.modules"], capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "--audio-only" in done.stdout, done.stderr

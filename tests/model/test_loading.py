@@ -1,0 +1,233 @@
+"""Loading: formats, config fields and files that are wrong or not there; what a caller asks for."""
+
+import json
+import shutil
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+
+from vaemotionllm import InputError, VAEmotionLLMConfig, VAEmotionLLMForConditionalGeneration, VAEmotionLLMProcessor
+from vaemotionllm.model.configuration_vaemotionllm import FORMAT_VERSION
+from vaemotionllm.model.loading import load_model, load_processor
+
+LABELS = ["calm", "joyful", "sad"]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    return tiny.make_vaemotionllm(tmp_path_factory.mktemp("saved"), emotion_labels=LABELS)
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    """A copy to damage."""
+    return shutil.copytree(saved, tmp_path / "model")
+
+
+def change_config(folder, *removed, **fields):
+    file = folder / "config.json"
+    config = json.loads(file.read_text()) | fields
+    file.write_text(json.dumps({name: value for name, value in config.items() if name not in removed}))
+
+
+def change_weights(folder, change):
+    """`change` gets the dict of tensors."""
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def change_header(folder, name, shape):
+    """Says another shape of a tensor, over the same bytes."""
+    file = folder / "model.safetensors"
+    content = file.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header[name]["shape"] = shape
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + content[end:])
+
+
+def shard(folder):
+    model = VAEmotionLLMForConditionalGeneration.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="100KB")
+
+
+@pytest.mark.parametrize("auto", [AutoConfig, AutoModel, VAEmotionLLMForConditionalGeneration])
+def test_a_newer_format_says_what_to_upgrade(folder, auto):
+    change_config(folder, format_version=FORMAT_VERSION + 1, field_of_the_future=3)
+    text = (
+        rf"format_version {FORMAT_VERSION + 1} and this code reads up to {FORMAT_VERSION}: .*pip install -U vaemotion"
+    )
+    with pytest.raises(ValueError, match=text):
+        auto.from_pretrained(folder)
+
+
+def test_a_folder_from_before_there_was_a_format_loads_and_is_saved_with_it(folder, tmp_path):
+    assert json.loads((folder / "config.json").read_text())["format_version"] == FORMAT_VERSION
+    change_config(folder, *(name for name in VAEmotionLLMConfig.__annotations__ if name.startswith("backbone_")))
+    change_config(folder, "format_version")
+    model = AutoModel.from_pretrained(folder)
+    assert model.config.format_version == FORMAT_VERSION and model.config.backbone_included
+    model.save_pretrained(tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["format_version"] == FORMAT_VERSION
+
+
+@pytest.mark.parametrize("auto", [AutoConfig, AutoModel, VAEmotionLLMForConditionalGeneration])
+def test_an_unknown_field_of_the_config_is_named(folder, auto):
+    change_config(folder, enhancr_rank=8)
+    with pytest.raises(
+        ValueError, match="'enhancr_rank' is no field .* enhancer_rank, .*`pip install -U vaemotionllm"
+    ):
+        auto.from_pretrained(folder)
+
+
+def test_commands_get_errors_of_the_config_as_one_line(folder):
+    for fields, text in (
+        ({"format_version": FORMAT_VERSION + 1}, "pip install -U vaemotionllm"),
+        ({"enhancr_rank": 8}, "'enhancr_rank' is no field"),
+        ({"projector_stride": "four"}, "'projector_stride' expected int, got str"),
+    ):
+        shutil.copy(folder / "config.json", folder / "good.json")
+        change_config(folder, **fields)
+        with pytest.raises(InputError, match=f"^the model '{folder}' cannot be loaded: [^\n]*{text}[^\n]*$"):
+            load_model(str(folder))
+        shutil.move(folder / "good.json", folder / "config.json")
+
+
+def test_fields_of_the_library_are_none_of_ours_and_pass(folder):
+    change_config(
+        folder, use_cache=False, pad_token_id=0, output_hidden_states=True, torch_dtype="float32", num_labels=3
+    )
+    config = AutoConfig.from_pretrained(folder, attn_implementation="eager")
+    assert config.output_hidden_states and config.num_labels == 3
+    again = type(config).from_dict(config.to_dict())
+    assert again.to_dict() == config.to_dict()
+
+
+def test_arguments_of_the_config_classes_keep_their_meaning(folder):
+    config, unused = AutoConfig.from_pretrained(folder, enhancer_rank=2, nothing=1, return_unused_kwargs=True)
+    assert config.enhancer_rank == 2 and unused == {"nothing": 1}
+    assert not hasattr(AutoConfig.from_pretrained(folder, nothing=1), "nothing")
+
+
+def test_a_field_that_could_not_be_loaded_again_is_not_saved_and_said(saved, tmp_path, caplog):
+    model = AutoModel.from_pretrained(saved)
+    model.config.note = "mine"
+    with caplog.at_level("WARNING"):
+        model.save_pretrained(tmp_path / "noted")
+    assert [record.message for record in caplog.records if "no fields" in record.message] == [
+        "Not saved, since they are no fields of a VAEmotionLLM's config: note."
+    ]
+    assert model.config.note == "mine" and not hasattr(AutoConfig.from_pretrained(tmp_path / "noted"), "note")
+
+
+def cut(folder):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+def drop_a_shard(folder):
+    shard(folder)
+    sorted(folder.glob("model-*.safetensors"))[1].unlink()
+
+
+def cut_a_shard(folder):
+    shard(folder)
+    file = sorted(folder.glob("model-*.safetensors"))[1]
+    file.write_bytes(file.read_bytes()[:100])
+
+
+def garble_the_index(folder):
+    shard(folder)
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": ')
+
+
+UP = "vlm.model.layers.0.mlp.up_proj.weight"
+DAMAGE = {
+    "cut": (cut, r"the weight file .*model.safetensors is cut off or altered"),
+    "garbage": (
+        lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 1000),
+        r"the weight file .*model.safetensors is cut off or altered",
+    ),
+    "sizes": (lambda folder: change_header(folder, UP, [3, 5]), "model.safetensors is cut off or altered"),
+    "shapes": (lambda folder: change_header(folder, UP, [32, 48]), rf"1 of .*{UP} \(32, 48\) and not \(48, 32\)"),
+    "config": (lambda folder: change_config(folder, enhancer_rank=8), r"other shapes .*\(4, 32\) and not \(8, 32\)"),
+    "shard missing": (drop_a_shard, r"model-00002-of-0000\d.safetensors is not there, and the index .* names it"),
+    "shard cut": (cut_a_shard, r"model-00002-of-0000\d.safetensors is cut off or altered"),
+    "index": (garble_the_index, "model.safetensors.index.json is no index of weights"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_weights_that_are_damaged_are_named(folder, kind):
+    change, text = DAMAGE[kind]
+    change(folder)
+    for load in (AutoModel.from_pretrained, lambda path: load_model(str(path))):
+        with pytest.raises(InputError, match=f"the model '{folder}' cannot be loaded: .*{text}"):
+            load(folder)
+
+
+def test_pickled_weights_are_not_read(folder):
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(tensors, folder / "pytorch_model.bin")
+    with pytest.raises(OSError, match="no file named model.safetensors"):
+        AutoModel.from_pretrained(folder)
+    with pytest.raises(InputError, match="safetensors alone"):
+        AutoModel.from_pretrained(folder, use_safetensors=False)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [UP, "audio_tower.conv1.weight", "audio_projector.linear_1.bias", "emotion_adapter.supervisor.labels.0.bias"],
+)
+def test_a_weight_that_is_not_there_is_an_error_and_no_random_number(folder, name):
+    change_weights(folder, lambda tensors: tensors.pop(name))
+    key = name.replace("vlm.model.", "vlm.model.language_model.")
+    for auto in (AutoModel, AutoModelForImageTextToText):
+        with pytest.raises(InputError, match=rf"1 of its weights are not there, {key} among them, .* random numbers"):
+            auto.from_pretrained(folder)
+    model, info = AutoModel.from_pretrained(folder, ignore_mismatched_sizes=True, output_loading_info=True)
+    assert info["missing_keys"] == {key} and model.get_parameter(key).isfinite().all()
+
+
+def test_what_the_caller_asks_for_in_another_form_starts_anew(saved, folder):
+    whole = AutoModel.from_pretrained(saved)
+    calls = {
+        "emotion_adapter.supervisor.labels.": {"emotion_labels": None},
+        "emotion_adapter.enhancers.1.": {"enhancer_layers": [0, 1]},
+    }
+    for new, fields in calls.items():
+        model, info = AutoModel.from_pretrained(saved, output_loading_info=True, **fields)
+        found = info["missing_keys"] | info["unexpected_keys"]
+        assert found and all(key.startswith(new) for key in found)
+        assert torch.equal(model.audio_projector.boundary, whole.audio_projector.boundary)
+        VAEmotionLLMForConditionalGeneration.from_pretrained(saved, **fields)
+    change_weights(folder, lambda tensors: tensors.pop("audio_projector.boundary"))
+    with pytest.raises(InputError, match="1 of its weights are not there, audio_projector.boundary"):
+        AutoModel.from_pretrained(folder, enhancer_layers=[0, 1])
+
+
+def test_the_report_of_loading_is_the_librarys(saved):
+    model, info = VAEmotionLLMForConditionalGeneration.from_pretrained(saved, output_loading_info=True)
+    assert isinstance(model, VAEmotionLLMForConditionalGeneration) and not model.training
+    assert set(info) >= {"missing_keys", "unexpected_keys", "mismatched_keys"} and not any(info.values())
+    state_dict = model.state_dict()
+    loaded = VAEmotionLLMForConditionalGeneration.from_pretrained(None, config=model.config, state_dict=state_dict)
+    assert all(torch.equal(tensor, state_dict[name]) for name, tensor in loaded.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "file", ["processor_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
+)
+def test_a_file_of_the_processor_that_is_not_there_is_named(folder, file):
+    (folder / file).unlink()
+    for load in (AutoProcessor.from_pretrained, VAEmotionLLMProcessor.from_pretrained, load_processor):
+        with pytest.raises(InputError, match=f"{folder} holds no {file}"):
+            load(str(folder))

@@ -1,0 +1,167 @@
+"""A killed run goes on as if it had not been killed."""
+
+import json
+import resource
+import shutil
+import time
+
+import fork_server
+import pytest
+import torch
+from safetensors.torch import load_file
+from training import (
+    TRAIN,
+    losses_of,
+    make_setup,
+    process_environment,
+    stage1_values,
+    stage2_values,
+    train,
+    write_config,
+)
+
+from vaemotionllm.train import checkpoint
+from vaemotionllm.utils import RankError
+
+
+@pytest.fixture(scope="module")
+def setup(tmp_path_factory):
+    return make_setup(tmp_path_factory.mktemp("setup"))
+
+
+def kill_when(values, config, condition, timeout_s=fork_server.HANG_S):
+    """Starts the command and sends SIGKILL as soon as `condition()` holds."""
+    process = fork_server.start([*TRAIN, "--config", write_config(config, values)], process_environment())
+    deadline = time.monotonic() + timeout_s
+    try:
+        while not condition():
+            assert process.exitcode is None, "the run ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+    finally:
+        process.kill()
+        process.join()
+
+
+@pytest.mark.parametrize("values_of", [stage1_values, stage2_values])
+def test_a_killed_run_goes_on_with_the_same_losses(setup, tmp_path, values_of):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    options = dict(max_steps=40, save_steps=5)
+    train(values_of(*setup, whole, **options))
+    # Somewhere after step 12: beyond checkpoint 10, in the third epoch and in the middle of it.
+    kill_when(values_of(*setup, broken, **options), tmp_path / "c.yaml", lambda: len(losses_of(broken)) >= 12)
+    assert not (broken / "finished.json").exists()
+    assert train(values_of(*setup, broken, **options)) == "trained"
+    assert [row["step"] for row in losses_of(broken)] == list(range(1, 41))
+    for one, two in zip(losses_of(whole), losses_of(broken), strict=True):
+        assert one.keys() == two.keys()
+        for name in one:
+            assert one[name] == pytest.approx(two[name], abs=1e-6), (one["step"], name)
+    first, second = load_file(whole / "model.safetensors"), load_file(broken / "model.safetensors")
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], atol=1e-6, rtol=1e-5)
+
+
+def test_responses_are_not_generated_twice(setup, tmp_path):
+    run = tmp_path / "run"
+    values = stage1_values(*setup, run, generation_batch_size=2, responses_per_clip=8, max_steps=2)
+    part = run / "responses.parts" / "rank00000.jsonl"
+
+    def lines():
+        return part.read_text().splitlines() if part.is_file() else []
+
+    kill_when(values, tmp_path / "c.yaml", lambda: len(lines()) >= 9)
+    with open(part, "a") as out:
+        out.write('{"id": "train-0", "slot": 7, "tok')  # the line that the kill cut short
+    kept = [json.loads(line) for line in lines()[1:-1]]
+    assert 8 <= len(kept) < 96
+    marked = [row | {"prompt": row["prompt"] + " (kept)"} for row in kept]
+    part.write_text(lines()[0] + "\n" + "".join(json.dumps(row) + "\n" for row in marked) + lines()[-1])
+    train(values)
+    rows = [json.loads(line) for line in (run / "responses.jsonl").read_text().splitlines()[1:]]
+    assert len({(row["id"], row["slot"]) for row in rows}) == len(rows) == 96
+    assert sum(row["prompt"].endswith("(kept)") for row in rows) == len(kept)
+    assert not (run / "responses.parts").exists()
+
+
+def test_a_half_written_checkpoint_is_passed_over(setup, tmp_path):
+    run = tmp_path / "run"
+    values = stage1_values(*setup, run, max_steps=6, save_steps=2, save_total_limit=None)
+    train(values)
+    expected = losses_of(run)
+    for name in ("finished.json", "model.safetensors", "config.json"):
+        (run / name).unlink()
+    (run / "checkpoint-6" / "complete.json").unlink()  # killed before the last file
+    with open(run / "checkpoint-4" / "optimizer.pt", "r+b") as file:  # a disk that lost the end of a file
+        file.truncate(100)
+    assert checkpoint.last_complete(run) == run / "checkpoint-2"
+    assert train(values) == "trained"
+    assert losses_of(run) == expected
+
+
+def test_old_checkpoints_go_only_when_the_new_one_is_whole(tmp_path):
+    for step in (2, 4, 6):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "x").write_text("x")
+        checkpoint.mark_complete(folder)
+    (tmp_path / "checkpoint-6" / "complete.json").unlink()
+    checkpoint.rotate(tmp_path, 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-4", "checkpoint-6"]
+
+
+def test_a_checkpoint_of_other_parameters_is_refused(setup, tmp_path):
+    from vaemotionllm import InputError, VAEmotionLLMForConditionalGeneration
+    from vaemotionllm.train.freezing import freeze_all_but
+
+    model = VAEmotionLLMForConditionalGeneration.from_pretrained(setup[0])
+    freeze_all_but(model, ["audio_projector"])
+    checkpoint.save_trainable(model, tmp_path)
+    saved = load_file(tmp_path / checkpoint.TRAINABLE)
+    assert saved and all(name.startswith("audio_projector.") for name in saved)
+    freeze_all_but(model, ["audio_projector", "audio_tower"])
+    with pytest.raises(InputError, match="missing.*audio_tower"):
+        checkpoint.load_trainable(model, tmp_path)
+
+
+def test_overwrite_starts_again(setup, tmp_path):
+    run = tmp_path / "run"
+    train(stage1_values(*setup, run, max_steps=2))
+    train(stage1_values(*setup, run, max_steps=1, seed=9, overwrite=True))
+    assert len(losses_of(run)) == 1
+    shutil.rmtree(run)
+
+
+def test_a_run_that_was_killed_while_it_saved_takes_no_further_step(setup, tmp_path):
+    values = stage1_values(*setup, tmp_path / "run", max_steps=5, save_steps=5)
+    train(values)
+    expected, losses = load_file(tmp_path / "run" / "model.safetensors"), losses_of(tmp_path / "run")
+    for name in ("finished.json", "model.safetensors"):
+        (tmp_path / "run" / name).unlink()
+    assert train(values) == "trained"
+    again = load_file(tmp_path / "run" / "model.safetensors")
+    assert json.loads((tmp_path / "run" / "finished.json").read_text())["steps"] == 5
+    assert losses_of(tmp_path / "run") == losses and expected.keys() == again.keys()
+    assert all(torch.equal(expected[name], again[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    "largest_file, fails, left",
+    [(100_000, "checkpoint-2", []),  # trainable.safetensors
+     (300_000, "checkpoint-2", []),  # optimizer.pt
+     (500_000, "final", ["checkpoint-4", "checkpoint-6"])],  # model.safetensors
+)  # fmt: skip
+def test_a_full_disk_is_told_and_nothing_half_written_stays(setup, tmp_path, largest_file, fails, left):
+    run = tmp_path / "run"
+    values = stage2_values(*setup, run)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, hard))
+    try:
+        with pytest.raises(RankError, match=rf"cannot write {fails} in .*GiB are free there.*run the same command"):
+            train(values)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert sorted(path.name for path in run.iterdir() if path.is_dir()) == left
+    assert train(values) == "trained"
+    train(stage2_values(*setup, tmp_path / "whole"))
+    assert losses_of(run) == losses_of(tmp_path / "whole")

@@ -1,0 +1,429 @@
+"""The teacher cache: what it holds, how it grows, what it refuses, and that training by it equals the teacher."""
+
+import json
+import os
+import resource
+import shutil
+import time
+
+import fork_server
+import pytest
+import torch
+from media_files import write_wav
+from safetensors.torch import load_file, save_file
+from training import (
+    losses_of,
+    make_model,
+    make_setup,
+    process_environment,
+    stage1_values,
+    train,
+    write_config,
+)
+
+from vaemotionllm import InputError, VAEmotionLLMForConditionalGeneration, VAEmotionLLMProcessor
+from vaemotionllm.cli.main import main
+from vaemotionllm.config_file import build_config
+from vaemotionllm.data.samplers import SampleKey
+from vaemotionllm.train import stage1_data
+from vaemotionllm.train.run import load_model
+from vaemotionllm.train.shard_store import ShardReader, ShardStore
+from vaemotionllm.train.stage1_config import Stage1Config
+
+
+@pytest.fixture(scope="module")
+def setup(tmp_path_factory):
+    return make_setup(tmp_path_factory.mktemp("setup"))
+
+
+def cache_values(setup, folder, **changes):
+    return stage1_values(*setup, folder / "run", teacher_cache=str(folder / "cache"), **changes)
+
+
+def fill(values):
+    """Fills the cache in this process; returns its rows."""
+    folder = values["teacher_cache"]
+    assert main(["cache-teacher", "--config", str(write_config_beside(values)), "disable_tqdm=true"]) == 0
+    lines = [json.loads(line) for line in open(os.path.join(folder, "responses.jsonl"))]
+    return lines[0], lines[1:]
+
+
+def write_config_beside(values):
+    path = os.path.join(os.path.dirname(values["teacher_cache"]), "config.yaml")
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    from pathlib import Path
+
+    return write_config(Path(path), values)
+
+
+@pytest.fixture(scope="module")
+def filled(setup, tmp_path_factory):
+    """(folder with `cache/`, values)"""
+    folder = tmp_path_factory.mktemp("filled")
+    scores = ["entropy", "agreement", "grounding", "audio_dbfs"]
+    values = cache_values(setup, folder, cache_audio_features=True, train_audio_tower=False, teacher_scores=scores)
+    fill(values)
+    return folder, values
+
+
+def batches_of(values, setup, count=4):
+    """Model, trainer-ready batches of the first steps."""
+    config = build_config(Stage1Config, values)
+    clips, columns = stage1_data.read_clips(config)
+    model, processor = load_model(config)
+    audio = stage1_data.cached_audio(config, model, processor, clips)
+    dataset = stage1_data.make_dataset(config, processor, clips, audio)
+    os.makedirs(config.output_dir, exist_ok=True)
+    responses = stage1_data.gate(config, stage1_data.teacher_rows(config, model, processor, dataset), columns)
+    dataset, collator, _ = stage1_data.make_batches(config, processor, dataset, responses)
+    keys = [[SampleKey((4 * step + i) % len(dataset), 0, step) for i in range(4)] for step in range(count)]
+    return model, [collator([dataset[key] for key in row]) for row in keys]
+
+
+def gradients(model, batch):
+    from vaemotionllm.train.losses import divergence
+    from vaemotionllm.train.teacher import states_of
+
+    model.requires_grad_(False)
+    model.audio_projector.requires_grad_(True)
+    model.zero_grad()
+    if "teacher_states" in batch:
+        teacher = batch["teacher_states"]
+    else:
+        with torch.no_grad():
+            teacher = model(**batch["teacher"], use_adapter=False, response_fn=states_of).response
+    output = model(
+        **batch["student"],
+        use_adapter=False,
+        response_fn=lambda s, head: divergence(teacher, s, head, temperature=2.0),
+    )
+    output.response["divergence_loss"].backward()
+    return torch.cat([p.grad.flatten() for p in model.audio_projector.parameters()])
+
+
+def test_cached_and_online_gradients_are_equal(setup, filled, tmp_path):
+    _, values = filled
+    model, cached = batches_of(values | {"output_dir": str(tmp_path / "a")}, setup)
+    online = values | {"output_dir": str(tmp_path / "b"), "teacher_cache": None, "cache_audio_features": False}
+    _, computed = batches_of(online, setup)
+    paths = set()
+    for one, two in zip(cached, computed, strict=True):
+        assert one["ids"] == two["ids"] and torch.equal(one["student"]["input_ids"], two["student"]["input_ids"])
+        assert "audio_states" in one["student"] and "input_features" in two["student"]
+        assert "teacher" not in one and "teacher_states" not in two
+        first, second = gradients(model, one), gradients(model, two)
+        assert first.norm() > 1e-3
+        torch.testing.assert_close(first, second, atol=1e-6, rtol=1e-5)
+        paths.add(one["path"])
+    assert paths == {"audio", "av"}
+
+
+def test_training_by_the_cache_follows_training_by_the_teacher(setup, filled, tmp_path):
+    _, values = filled
+    train(values | {"output_dir": str(tmp_path / "cached")})
+    online = {"teacher_cache": None, "cache_audio_features": False}
+    train(values | online | {"output_dir": str(tmp_path / "online")})
+    assert losses_of(tmp_path / "online")[0]["loss"] > 0.1
+    for one, two in zip(losses_of(tmp_path / "cached"), losses_of(tmp_path / "online"), strict=True):
+        assert one.keys() == two.keys()
+        for name in one:
+            assert one[name] == pytest.approx(two[name], rel=1e-3, abs=1e-5), (one["step"], name)
+
+
+def test_the_cache_holds_the_teacher_s_states_at_its_own_responses(setup, filled):
+    folder, _ = filled
+    rows = [json.loads(line) for line in open(folder / "cache" / "responses.jsonl")][1:]
+    assert len(rows) == 24 and not any(row["empty"] for row in rows)
+    model = VAEmotionLLMForConditionalGeneration.from_pretrained(setup[0]).eval()
+    processor = VAEmotionLLMProcessor.from_pretrained(setup[0])
+    reader = ShardReader(folder / "cache")
+    row = next(row for row in rows if row["id"] == "train-2")
+    content = [
+        {"type": "image", "path": str(setup[1].parent / "train-2.png")},
+        {"type": "text", "text": row["prompt"]},
+    ]
+    inputs = processor.apply_chat_template(
+        [[{"role": "user", "content": content}]], tokenize=True, return_dict=True, add_generation_prompt=True,
+        return_tensors="pt",
+    )  # fmt: skip
+    assert inputs["input_ids"].shape[1] == row["text_tokens"] + row["visual_tokens"]
+    ids = torch.cat([inputs["input_ids"], torch.tensor([row["tokens"]])], dim=1)
+    inputs = dict(inputs) | {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if "mm_token_type_ids" in inputs:
+        inputs["mm_token_type_ids"] = torch.nn.functional.pad(inputs["mm_token_type_ids"], (0, len(row["tokens"])))
+    with torch.no_grad():
+        logits = model(**inputs, use_adapter=False).logits[0, -len(row["tokens"]) - 1 : -1]
+        cached = model.get_output_embeddings()(reader(row))
+    torch.testing.assert_close(cached, logits, atol=1e-4, rtol=1e-4)
+    p = torch.softmax(logits, -1)
+    assert row["scores"]["entropy"] == pytest.approx(-(p * p.log()).sum(-1).mean().item(), rel=1e-3)
+    assert logits.argmax(-1).tolist() == row["tokens"]  # the teacher's own greedy words
+
+
+def test_scores_say_what_they_promise(setup, filled):
+    folder, _ = filled
+    rows = [json.loads(line) for line in open(folder / "cache" / "responses.jsonl")][1:]
+    for row in rows:
+        scores = row["scores"]
+        assert scores["grounding"] >= 0 and -120 <= scores["audio_dbfs"] < 0
+        # A picture is read in one way only where its question has no other wording.
+        seen_again = int(row["id"].split("-")[1]) % 2 == 1
+        assert (scores["agreement"] is not None) == seen_again and 0 <= (scores["agreement"] or 0) <= 1
+        if row["visual_tokens"] and row["id"].endswith(("0", "2", "4")):
+            assert scores["grounding"] > 0  # the tiny model answers by what it sees
+
+
+def test_a_cache_grows_by_clips_and_responses_and_keeps_what_it_has(setup, tmp_path):
+    values = cache_values(setup, tmp_path, max_clips=5, responses_per_clip=1)
+    _, first = fill(values)
+    shards = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("*.safetensors")}
+    _, second = fill(values | {"max_clips": 8, "responses_per_clip": 2})
+    assert len(first) == 5 and len(second) == 16
+    keys = {(row["id"], row["slot"]): row for row in second}
+    assert all(keys[row["id"], row["slot"]] == row for row in first)
+    assert all((tmp_path / "cache" / name).stat().st_mtime_ns == time_ns for name, time_ns in shards.items())
+    train(values | {"max_clips": 6, "max_steps": 1})  # a part of it is enough for a run
+    with pytest.raises(InputError, match=r"lacks 4 of 12 .* the first is clip 'train-8'.*the cache holds none"):
+        train(values | {"max_clips": 12, "max_steps": 1, "output_dir": str(tmp_path / "other")})
+
+
+def test_sampled_responses_depend_on_seed_and_clip_alone(setup, tmp_path):
+    options = dict(teacher_temperature=1.0, teacher_top_p=0.95, max_clips=6)
+    _, one = fill(cache_values(setup, tmp_path / "a", **options, generation_batch_size=5))
+    _, two = fill(cache_values(setup, tmp_path / "b", **options, generation_batch_size=3))
+    _, other = fill(cache_values(setup, tmp_path / "c", **options, teacher_seed=1))
+    _, greedy = fill(cache_values(setup, tmp_path / "d", max_clips=6))
+    said = [[row["tokens"] for row in rows] for rows in (one, two, other, greedy)]
+    assert said[0] == said[1] and said[0] != said[2] and said[0] != said[3]
+
+
+# ---- unhappy paths
+
+
+def test_a_cache_of_another_backbone_or_preprocessing_is_refused_with_both_hashes(setup, filled, tmp_path):
+    folder, values = filled
+    values = values | {"output_dir": str(tmp_path / "run")}
+    other = make_model(tmp_path / "models")
+    model = VAEmotionLLMForConditionalGeneration.from_pretrained(other)
+    with torch.no_grad():
+        model.get_decoder().layers[0].mlp.up_proj.weight.mul_(1.01)
+    model.save_pretrained(other)
+    values = values | {"cache_audio_features": False}
+    header = json.loads(open(folder / "cache" / "responses.jsonl").readline())
+    found = header["hash"][:12]
+    pattern = rf"holds rows with hash {found}, this run needs (?!{found})\w{{12}}: "
+    with pytest.raises(InputError, match=pattern + "backbone changed"):
+        train(values | {"model": str(other)})
+    with pytest.raises(InputError, match=pattern + "num_frames changed"):
+        train(values | {"num_frames": 2})
+    with pytest.raises(InputError, match=pattern + "prompts changed"):
+        train(values | {"prompts": ["Another?"]})
+    assert not (tmp_path / "run").exists()
+    processor = VAEmotionLLMProcessor.from_pretrained(setup[0])
+    processor.image_processor.size["longest_edge"] = 28 * 28
+    again = tmp_path / "again"
+    shutil.copytree(setup[0], again)
+    train(values | {"model": str(again), "max_steps": 1, "output_dir": str(tmp_path / "copy")})  # a copy is no other
+    processor.save_pretrained(again)
+    with pytest.raises(InputError, match=pattern + "preprocessing changed"):
+        train(values | {"model": str(again)})
+
+
+def test_a_changed_file_is_named_with_both_hashes(setup, tmp_path):
+    shutil.copytree(setup[1].parent, tmp_path / "world")
+    inside = (setup[0], tmp_path / "world" / "manifest.jsonl")
+    values = cache_values(inside, tmp_path, train_audio_tower=False, cache_audio_features=True, max_clips=4)
+    _, rows = fill(values)
+    write_wav(tmp_path / "world" / "train-2.wav", seconds=0.7)
+    with pytest.raises(InputError, match=r"the sound of clip 'train-2' with hash \w+, the file has \w+"):
+        train(values)
+    _, again = fill(values)  # makes anew what changed
+    assert [row["tokens"] for row in again] == [row["tokens"] for row in rows]
+    changed = {row["id"] for one, row in zip(rows, again) if one["heard"] != row["heard"]}
+    assert changed == {"train-2"}  # its level and its length are those of the new sound
+    assert [row["audio_tokens"] for row in again] != [row["audio_tokens"] for row in rows]
+    train(values | {"max_steps": 1})
+    with pytest.raises(InputError, match="num_frames changed. .*overwrite=true"):
+        config = build_config(Stage1Config, values | {"num_frames": 2})
+        stage1_data.fill_teacher_cache(config, *load_model(config), stage1_data.read_clips(config)[0])
+    _, other = fill(values | {"num_frames": 2, "overwrite": True})
+    assert len(other) == len(rows)
+
+
+def test_training_without_a_finished_cache_says_which_command_makes_it(setup, tmp_path):
+    with pytest.raises(InputError, match="holds no finished cache of the teacher. Run `vaemotionllm cache-teacher`"):
+        train(cache_values(setup, tmp_path))
+
+
+def test_a_damaged_shard_is_refused_and_made_again(setup, tmp_path):
+    values = cache_values(setup, tmp_path, max_clips=4)
+    fill(values)
+    shard = next((tmp_path / "cache").glob("responses-*.safetensors"))
+    whole = {name: tensor.clone() for name, tensor in load_file(shard).items()}
+    with open(shard, "r+b") as file:  # a disk that lost the end of a file
+        file.truncate(shard.stat().st_size - 10)
+    with pytest.raises(InputError, match=f"{shard.name} is missing or damaged .*cache-teacher"):
+        train(values)
+    (tmp_path / "cache" / "responses-00000-00009.safetensors").write_bytes(b"written by nobody")
+    fill(values)
+    again = {}
+    for path in sorted((tmp_path / "cache").glob("responses-*.safetensors")):
+        again |= load_file(path)
+    assert again.keys() == whole.keys()
+    for name in whole:
+        torch.testing.assert_close(again[name], whole[name], atol=1e-5, rtol=1e-5)
+    train(values | {"max_steps": 1})
+
+
+def test_a_killed_cache_goes_on(setup, tmp_path):
+    values = cache_values(setup, tmp_path, responses_per_clip=8, generation_batch_size=2)
+    config = write_config(tmp_path / "c.yaml", values)
+    code = (  # small shards, so that some are written before the kill
+        "import sys; from vaemotionllm.train.shard_store import ShardStore; from vaemotionllm.cli.main import main;"
+        "ShardStore.__init__.__defaults__ = (0, 600, 60); sys.exit(main(sys.argv[1:]))"
+    )
+    process = fork_server.start(["-c", code, "cache-teacher", "--config", config], process_environment())
+    part, deadline = tmp_path / "cache" / "responses.parts" / "rank00000.jsonl", time.monotonic() + fork_server.HANG_S
+    while not (part.is_file() and len(part.read_text().splitlines()) > 9):
+        assert process.exitcode is None and time.monotonic() < deadline
+        time.sleep(0.002)
+    process.kill()
+    process.join()
+    kept = [json.loads(line) for line in part.read_text().splitlines(keepends=True)[1:] if line.endswith("\n")]
+    assert 8 <= len(kept) < 96
+    (tmp_path / "cache" / "responses-00000-00099.safetensors.tmp").write_bytes(b"half a shard")
+    _, rows = fill(values)
+    assert len({(row["id"], row["slot"]) for row in rows}) == len(rows) == 96
+    assert all(row in rows for row in kept)
+    assert not list((tmp_path / "cache").glob("*.tmp")) and not part.exists()
+    reader = ShardReader(tmp_path / "cache")
+    assert all(reader(row).shape == (len(row["tokens"]), 32) for row in rows)
+
+
+def test_a_full_disk_is_told_and_nothing_half_written_stays(tmp_path):
+    store = ShardStore(tmp_path, "rows", {"hash": "h", "depends_on": {}}, shard_bytes=0)
+    store.add({"id": "a", "slot": 0}, torch.zeros(10))
+    store.flush()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    store.add({"id": "b", "slot": 0}, torch.zeros(100_000))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        with pytest.raises(InputError, match=r"cannot write rows-00000-00001.*GiB are free.*run the same command"):
+            store.flush()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert sorted(path.name for path in tmp_path.glob("rows*")) == ["rows-00000-00000.safetensors", "rows.parts"]
+    again = ShardStore(tmp_path, "rows", {"hash": "h", "depends_on": {}}, shard_bytes=0)
+    assert list(again.rows) == [("a", 0)]
+    again.add({"id": "b", "slot": 0}, torch.ones(100_000))
+    assert [row["id"] for row in again.close()] == ["a", "b"]
+    assert ShardReader(tmp_path)(again.rows["b", 0]).sum() == 100_000
+
+
+def test_a_reader_names_a_shard_that_vanished(tmp_path):
+    save_file({"0/a": torch.zeros(1)}, tmp_path / "s.safetensors")
+    reader = ShardReader(tmp_path)
+    assert reader({"id": "a", "slot": 0, "shard": "s.safetensors"}).shape == (1,)
+    with pytest.raises(InputError, match="t.safetensors cannot be read"):
+        reader({"id": "a", "slot": 0, "shard": "t.safetensors"})
+
+
+def test_a_prompt_longer_than_the_context_is_named(setup, tmp_path):
+    values = cache_values(setup, tmp_path, max_response_tokens=2030)
+    with pytest.raises(InputError, match=r"clip 'train-0': its prompt of \d+ tokens and a response of 2030 .*2048"):
+        config = build_config(Stage1Config, values)
+        model, processor = load_model(config)
+        stage1_data.fill_teacher_cache(config, model, processor, stage1_data.read_clips(config)[0])
+
+
+def test_the_command_tells_the_size_before_it_works(setup, tmp_path, capsys):
+    values = cache_values(setup, tmp_path, cache_audio_features=True, train_audio_tower=False)
+    config = write_config(tmp_path / "c.yaml", values)
+    assert main(["cache-teacher", "--config", str(config), "--estimate"]) == 0
+    # 12 clips * 2 responses * 6 tokens * 32 dimensions * 4 bytes
+    assert "At most 0.02 MiB for 24 responses of up to 6 tokens, about " in capsys.readouterr().out
+    assert not (tmp_path / "cache").exists()
+    assert main(["cache-teacher", "--config", str(config), "teacher_cache=null"]) == 2
+    assert "`teacher_cache` is missing" in capsys.readouterr().err
+
+
+def test_two_ranks_fill_one_cache(setup, tmp_path, filled):
+    values = cache_values(setup, tmp_path, generation_batch_size=4)
+    config = write_config(tmp_path / "c.yaml", values)
+    words = ["-m", "vaemotionllm.cli.cache_teacher", "--config", config]
+    result = fork_server.run_ranks(words, process_environment())
+    assert result.returncode == 0, result.stderr[-3000:]
+    rows = [json.loads(line) for line in open(tmp_path / "cache" / "responses.jsonl")][1:]
+    alone = [json.loads(line) for line in open(filled[0] / "cache" / "responses.jsonl")][1:]
+    assert [(row["id"], row["slot"], row["tokens"]) for row in rows] == [
+        (row["id"], row["slot"], row["tokens"]) for row in alone
+    ]
+    assert {row["shard"].split("-")[1] for row in rows} == {"00000", "00001"}
+
+
+def test_a_response_that_is_nothing_but_its_end_is_empty_and_teaches_nothing(setup, tmp_path):
+    """A teacher that is made to end at once on half of the clips."""
+    from vaemotionllm.train import teacher
+
+    class Silent(teacher.SeededSampling):
+        def __call__(self, input_ids, scores):
+            scores[::2, 2] = 1e4  # the end token
+            return scores
+
+    class Half(teacher._Teacher):
+        def _sampling(self, chunk):
+            return [Silent([])]
+
+    values = cache_values(setup, tmp_path, max_clips=4, generation_batch_size=4, responses_per_clip=1)
+    config = build_config(Stage1Config, values)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(teacher, "_Teacher", Half)
+        clips, columns = stage1_data.read_clips(config)
+        stage1_data.fill_teacher_cache(config, *load_model(config), clips)
+    rows = [json.loads(line) for line in open(tmp_path / "cache" / "responses.jsonl")][1:]
+    assert [row["empty"] for row in rows] == [True, False, True, False] and rows[0]["tokens"] == [2]
+    train(values | {"max_steps": 1})
+    report = json.loads((tmp_path / "run" / "quality.json").read_text())
+    assert report["dropped_by"] == {"empty response": 2} and report["clips_dropped"] == ["train-0", "train-2"]
+
+
+def test_rows_that_were_made_again_replace_those_of_a_killed_run(tmp_path):
+    """Whatever rank had them: a part of a killed run holds an old row, a lower rank makes it anew."""
+    header = {"hash": "h", "depends_on": {}}
+    killed = ShardStore(tmp_path, "rows", header, shard_bytes=0)
+    for name in ("a", "b"):
+        killed.add({"id": name, "slot": 0, "score": None}, torch.zeros(3))
+        killed.flush(force=True)
+    (tmp_path / killed.rows["b", 0]["shard"]).write_bytes(b"lost")
+    (tmp_path / "rows.parts" / "rank00000.jsonl").rename(tmp_path / "rows.parts" / "rank00001.jsonl")
+    store = ShardStore(tmp_path, "rows", header, shard_bytes=0)
+    assert list(store.rows) == [("a", 0)]
+    for name in ("a", "b"):
+        store.add({"id": name, "slot": 0, "score": 1.0}, torch.ones(3))
+    rows = store.close()
+    assert [(row["id"], row["score"]) for row in rows] == [("a", 1.0), ("b", 1.0)]
+    assert all(ShardReader(tmp_path)(row).sum() == 3 for row in rows)
+
+
+def test_a_bad_sound_is_told_by_the_rank_that_meets_it(setup, tmp_path):
+    from vaemotionllm.utils import RankError
+
+    shutil.copytree(setup[1].parent, tmp_path / "world")
+    (tmp_path / "world" / "train-2.wav").write_bytes(b"RIFF")
+    values = cache_values((setup[0], tmp_path / "world" / "manifest.jsonl"), tmp_path)
+    config = build_config(Stage1Config, values)
+    with pytest.raises(RankError, match="clip 'train-2': .*train-2.wav"):
+        stage1_data.fill_teacher_cache(config, *load_model(config), stage1_data.read_clips(config)[0])
+
+
+def test_a_file_of_equal_size_with_other_content_is_another_file(tmp_path):
+    from vaemotionllm.data.manifest import Clip
+    from vaemotionllm.train.hashes import heard_hash
+
+    file, found = tmp_path / "a.wav", []
+    for change in (0, 150_000, 299_999):
+        content = bytearray(300_000)
+        content[change] = 1
+        file.write_bytes(content)
+        found.append(heard_hash(Clip(id="a", split="train", source="s", license="l", audio=str(file))))
+    assert len(set(found)) == 3
