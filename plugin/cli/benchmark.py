@@ -138,7 +138,7 @@ def _add_push(parser: argparse.ArgumentParser) -> None:
 
 
 def _push(args: argparse.Namespace) -> int:
-    from ..hub.push_benchmark import push
+    from ..hub.push import push_benchmark as push
 
     done = push(args.folder, args.repo, args.private, args.dry_run)
     size = f"{len(done.files)} files, {done.size / 1e6:.1f} MB"

@@ -8,7 +8,7 @@ from .. import __version__
 from ..utils import InputError, bound_spinning
 
 # Command -> one line for --help. Each names a module in this folder ("-" as "_") with `add_arguments(parser)` and
-# `run(args)`.
+# `run(args)`, unless `SHARED` has it.
 COMMANDS = {
     "init": "bolt an audio encoder onto a vision-language model: the model that stage 1 teaches to hear",
     "cache-teacher": "ask the teacher of stage 1 once, so that training need not run it in each step",
@@ -29,6 +29,11 @@ COMMANDS = {
     "demo": "run everything on the nano world: backbone, both stages, lmms-eval, report",
 }
 
+# Command -> (module, function that adds arguments, function that runs it).
+SHARED = {
+    "push": ("hub", "add_push_arguments", "run_push"),
+    "verify": ("hub", "add_verify_arguments", "run_verify"),
+}
 
 # What a user can mend: bad input, and paths that cannot be used.
 USER_ERRORS = (InputError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
@@ -51,10 +56,10 @@ def main(argv: list[str] | None = None) -> int:
         sub = commands.add_parser(name, help=text, description=text)
         # Only the chosen command's module is imported, so that --help stays fast.
         if argv and argv[0] == name:
-            _module(name).add_arguments(sub)
+            _functions(name)[0](sub)
     args = parser.parse_args(argv)
     try:
-        return _module(args.command).run(args) or 0
+        return _functions(args.command)[1](args) or 0
     except USER_ERRORS as error:
         print(f"vaemotionllm {args.command}: error: {in_words(error)}", file=sys.stderr)
         return 2
@@ -63,8 +68,11 @@ def main(argv: list[str] | None = None) -> int:
         return 130  # as a shell says of a program that Ctrl-C ended
 
 
-def _module(command: str):
-    return importlib.import_module(f"{__package__}.{command.replace('-', '_')}")
+def _functions(command: str):
+    """The two functions of a command: one adds its arguments, the other runs it."""
+    module, add, run = SHARED.get(command, (command.replace("-", "_"), "add_arguments", "run"))
+    found = importlib.import_module(f"{__package__}.{module}")
+    return getattr(found, add), getattr(found, run)
 
 
 if __name__ == "__main__":

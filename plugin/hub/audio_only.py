@@ -1,4 +1,4 @@
-"""From a whole saved model to one without its backbone: megabytes, which name what they need."""
+"""A saved model without its backbone: megabytes beside the whole model, with the name of what completes them."""
 
 import json
 import shutil
@@ -6,11 +6,12 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
+from ..model.checkpoint_loading import BACKBONE
 from ..model.loading import check_model_folder
-from ..utils import InputError, new_folder
-from .folder_checks import is_pickle_name
+from ..model.weight_files import Backbone, Weights, commit_of, weight_files
+from ..utils import InputError, new_folder, read_json
+from .model_folder import is_pickle_name
 
-WEIGHTS = "model.safetensors"
 TEMPLATES = "additional_chat_templates"
 # Hashes of the whole folder's files, and what its weights were listed in.
 _LEFT_OUT = ("reproducibility.json", "*.index.json")
@@ -32,11 +33,8 @@ def write_audio_only(folder: Path, out: Path, backbone: str | None = None, revis
         InputError: a folder without a whole model, a backbone that is not known or cannot be fetched, or one that has
             other weights than the model, bit by bit.
     """
-    from ..model.checkpoint_loading import BACKBONE
-    from ..model.weight_files import Backbone, Weights, commit_of, weight_files
-
     check_model_folder(folder)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json", "the model's config")
     if not config.get("backbone_included", True):
         raise InputError(f"{folder} holds no weights of its backbone already; push it as it is.")
     try:
@@ -60,11 +58,10 @@ def write_audio_only(folder: Path, out: Path, backbone: str | None = None, revis
     with new_folder(out, "out") as partial:
         names = [file.name for file in folder.iterdir() if file.is_file()]
         for name in sorted(set(names) - ignored(str(folder), names)):
-            if is_pickle_name(name):
-                continue
-            shutil.copyfile(folder / name, partial / name)
+            if not is_pickle_name(name):
+                shutil.copyfile(folder / name, partial / name)
         if (folder / TEMPLATES).is_dir():
             shutil.copytree(folder / TEMPLATES, partial / TEMPLATES)
-        save_file(own, partial / WEIGHTS, metadata={"format": "pt"})
+        save_file(own, partial / "model.safetensors", metadata={"format": "pt"})
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"  # as the library writes it
         (partial / "config.json").write_text(text, encoding="utf-8")

@@ -1,34 +1,75 @@
-"""A saved model onto the Hub: checked, gathered with its card and its hashes, and committed at once."""
+"""The way of a model or a benchmark to the Hub and back: gathered in a folder of its own, committed at once, fetched.
+
+Nothing but the model goes out: no checkpoint, optimizer state, log, cache, pickle, hidden file, or file beyond the
+folder, and no local path.
+"""
 
 import contextlib
-import errno
+import fnmatch
 import json
+import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..utils import InputError
-from . import card, folder_checks, places, reproducibility, results, staging
-from .errors import check_name
-from .opening import read_json_object
-from .upload import TIMEOUT_S, upload
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token, snapshot_download
+from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.utils import validate_repo_id
+from transformers.dynamic_module_utils import get_relative_import_files
 
-RECORDING = "verification.json"
+from .. import __version__
+from ..benchmark import schema, unpack
+from ..model.loading import check_model_folder, load_processor
+from ..train.record import stages_of
+from ..utils import InputError, read_json, reported_writing
+from . import card, model_folder
+from .audio_only import write_audio_only
+from .model_folder import CARD, RECORDED, REPRODUCIBILITY, is_hub_name, is_pickle_name, loaded, one_line
+from .verify import record
+
+# The names that transformers and PEFT give; what they do not name is not taken.
+TAKEN = (
+    "config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json",
+    "video_preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "tekken.json", "*.model", "chat_template.jinja",
+    "additional_chat_templates/*.jinja", "adapter/adapter_config.json", "adapter/adapter_model*.safetensors",
+    "adapter/*.safetensors.index.json", *RECORDED,
+)  # fmt: skip
+# What is fetched, by kind: backbones bring tokenizers of their own. No format that could hold a pickle.
+FETCHED = ("*.json", "*.jsonl", "*.safetensors", "*.jinja", "*.py", "*.txt", "*.md", "*.model", "*.yaml", "LICENSE*",
+           "NOTICE*")  # fmt: skip
+# What belongs to a benchmark beside the media that its items name.
+BENCHMARK_FILES = (CARD, schema.INFO_FILE, schema.ITEMS_FILE, unpack.SHARDS)
+_TOKEN = re.compile(r"hf_[A-Za-z0-9]{30,}")
 
 
 @dataclass(frozen=True)
 class Pushed:
-    """files: name in the repository -> bytes. card: text of the model card. url: None in a dry run. notes: what the
-    user should know, a sentence each."""
+    """What went out, or in a dry run would.
+
+    Args:
+        files: name in the repository -> bytes.
+        card: text of the card.
+        url: of the repository; None in a dry run.
+        notes: what the user should know, a sentence each.
+    """
 
     repo: str
     files: dict[str, int]
     card: str
     url: str | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(self.files.values())
+
+
+# ---- a model
 
 
 def push(
@@ -41,13 +82,10 @@ def push(
     audio_only: bool = False,
     backbone: str | None = None,
     backbone_revision: str | None = None,
-    results_path: str | Path | None = None,
+    results: str | Path | None = None,
     license: str | None = None,
     recorded: bool = True,
     dry_run: bool = False,
-    endpoint: str | None = None,
-    token: str | None = None,
-    timeout_s: float = TIMEOUT_S,
 ) -> Pushed:
     """Uploads a model folder in one commit; files of an earlier version that this one lacks go in the same commit.
 
@@ -61,149 +99,295 @@ def push(
         message: of the commit.
         audio_only: leave out the weights of the backbone, which loading then fetches.
         backbone, backbone_revision: where it fetches them, if the model's config does not say.
-        results_path: the model's evaluation, see `hub.results.read`; a demo's own is found by itself.
+        results: the model's evaluation, see `card.find_evaluation`; a demo's own is found by itself.
         license: identifier of the licence, for the card.
         recorded: record inputs and their logits for `vaemotionllm verify`, where the folder has none, or has those of
             a model that was changed since it came from the Hub.
         dry_run: do all but connect to the Hub.
-        endpoint, token: of the Hub, in place of HF_ENDPOINT and the saved token.
-        timeout_s: longest silence of the Hub within one request.
 
     Raises:
-        InputError: no whole model, no such name, or what the Hub answered; each in words.
+        InputError: no whole model, no such name, or what the Hub answered.
     """
     folder = Path(folder).expanduser().absolute()
     check_name(repo)
     card.check_license(license)
-    if timeout_s <= 0:
-        raise InputError(f"--timeout is {timeout_s:g}; give a number of seconds above 0.")
-    if not folder.is_dir():
-        raise InputError(f"{folder} is no folder; name a saved model.")
-    staging.check(folder)
-    with _staged(folder, audio_only, backbone, backbone_revision) as staged:
-        parts = card.parts_of(staged, folder)
-        places.remove_places(staged, folder)
-        if problems := folder_checks.format_problems(staged):
-            raise InputError(f"{folder}: {problems[0]}")
+    check_whole(folder)
+    evaluation, note = card.find_evaluation(folder, None if results is None else Path(results).expanduser())
+    notes = [note] if note else []
+    with staged(folder, audio_only, backbone, backbone_revision) as out:
+        parts = card.parts_of(out, folder)
+        model_folder.remove_local_paths(out, folder)
         # A model that came from the Hub and was trained on: what its files say is of the one before.
-        altered = (folder / reproducibility.FILE).is_file() and bool(reproducibility.changed_files(folder))
+        from_hub = (folder / REPRODUCIBILITY).is_file()
+        altered = from_hub and bool(model_folder.changed_files(folder))
         if altered:
-            for name in staging.RECORDED:
-                (staged / name).unlink(missing_ok=True)
-        if recorded and not (staged / RECORDING).is_file():
-            from .recording import record
-
-            record(staged)
-        stages, found, evaluation = _facts(folder, results_path, altered)
-        notes = [] if evaluation is None else _record_answers(staged, evaluation)
-        if not (staged / staging.CARD).is_file():
-            text = card.card(staged, repo, stages, found, license, parts)
-            (staged / staging.CARD).write_text(text, encoding="utf-8")
-        elif altered:
-            notes.append(
-                f"{folder / staging.CARD} is taken as the card, and the model was changed since it came here."
-            )
-        elif repo not in (staged / staging.CARD).read_text(encoding="utf-8", errors="replace"):
-            notes.append(f"{folder / staging.CARD} is taken as the card, and does not name {repo}.")
-        reproducibility.write(staged, stages, found)
-        files = {path.relative_to(staged).as_posix(): path for path in sorted(staged.rglob("*")) if path.is_file()}
+            notes.append(f"{folder} was changed since it came from the Hub: what it recorded of itself is left out.")
+            for name in RECORDED:
+                (out / name).unlink(missing_ok=True)
+        stages, found = stages_of(folder), dict[str, Any]()
+        if from_hub and not altered and not stages:
+            earlier = model_folder.read_reproducibility(folder)
+            stages, found = earlier.get("stages") or [], earlier.get("results") or {}
+        if evaluation is not None:
+            found = card.read_results(evaluation)
+        elif not found and not note:
+            notes.append(f"no evaluation of {folder} was found, and the card says so; name one by --results PATH.")
+        with reported_writing(out):
+            if recorded and not (out / RECORDED[0]).is_file():
+                record(out)
+            if not (out / CARD).is_file():
+                (out / CARD).write_text(card.card(out, repo, stages, found, license, parts), encoding="utf-8")
+            elif altered or repo not in (out / CARD).read_text(encoding="utf-8", errors="replace"):
+                notes.append(f"{folder / CARD} is taken as the card; look whether it fits this model and {repo}.")
+            model_folder.write_reproducibility(out, stages, found)
+        files = {path.relative_to(out).as_posix(): path for path in sorted(out.rglob("*")) if path.is_file()}
         sizes = {name: path.stat().st_size for name, path in files.items()}
-        text = (staged / staging.CARD).read_text(encoding="utf-8", errors="replace")
-        url = None
-        if not dry_run:
-            url = upload(
-                files, repo, message or _message(stages), private=private, revision=revision, stale=_stale,
-                endpoint=endpoint, token=token, timeout_s=timeout_s,
-            )  # fmt: skip
+        text = (out / CARD).read_text(encoding="utf-8", errors="replace")
+        last = f" after stage {stages[-1]['settings'].get('stage')}" if stages else ""
+        message = message or f"Model{last}, by vaemotionllm {__version__}"
+        stale = (*TAKEN, "*.safetensors", "*.safetensors.index.json")
+        url = None if dry_run else upload(files, repo, message, stale, private=private, revision=revision)
     return Pushed(repo, sizes, text, url, tuple(notes))
 
 
+def check_whole(folder: Path) -> None:
+    """Checks without any connection that a folder holds a whole model: config, weights, processor, code.
+
+    Raises:
+        InputError: naming the file and the remedy.
+    """
+    check_model_folder(folder)
+    if problems := model_folder.part_problems(folder):
+        raise InputError(f"{folder}: {problems[0].rstrip('.')}. Save model and processor again: save_pretrained(DIR).")
+    loaded(load_processor, folder)
+    for name in model_files(folder):
+        # Weights hold numbers alone, and are gigabytes.
+        if not name.endswith(".safetensors") and _TOKEN.search((folder / name).read_text("utf-8", errors="replace")):
+            raise InputError(f"{folder / name} holds what looks like a token of the Hub; remove it, and revoke it.")
+
+
 @contextlib.contextmanager
-def _staged(folder: Path, audio_only: bool, backbone: str | None, revision: str | None) -> Iterator[Path]:
-    """A folder with the model's files that is gone after the block."""
-    root = Path(tempfile.mkdtemp(prefix="vaemotionllm-push-"))
-    try:
-        whole = root / "model"
-        whole.mkdir()
-        staging.stage(folder, whole)
-        config = read_json_object(whole / "config.json")
-        name = backbone or config.get("backbone_name")
-        if audio_only or not config.get("backbone_included", True):
-            # Whoever loads the model fetches the backbone, and has no folder of this machine.
-            if name is not None and not places.is_hub_name(str(name), folder):
-                raise InputError(
-                    f"the backbone of a model without its weights has to be on the Hub, and {name!r} is a folder; "
-                    "push the whole model with --audio-only --backbone OWNER/NAME."
-                )
-        if audio_only:
-            from .audio_only import write_audio_only
+def staged(
+    folder: Path, audio_only: bool = False, backbone: str | None = None, revision: str | None = None
+) -> Iterator[Path]:
+    """A folder with the files of a model alone, which is gone after the block.
 
-            small = root / "audio_only"
-            write_audio_only(whole, small, backbone=backbone, revision=revision)
-            yield small
-        elif backbone is not None or revision is not None:
-            raise InputError("--backbone and --backbone-revision are for --audio-only.")
-        else:
-            yield whole
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
+    Weights are links, since they may be gigabytes, all else copies.
+    """
+    if (backbone or revision) and not audio_only:
+        raise InputError("--backbone and --backbone-revision are for --audio-only.")
+    config = read_json(folder / "config.json", "the model's config")
+    name = backbone or config.get("backbone_name")
+    # Whoever loads the model fetches the backbone, and has no folder of this machine.
+    if (audio_only or not config.get("backbone_included", True)) and name and not is_hub_name(str(name), folder):
         raise InputError(
-            f"the disk of {root.parent} is full, where what goes out is gathered; make room, or name another folder "
-            "by TMPDIR."
-        ) from error
-    finally:
-        shutil.rmtree(root, ignore_errors=True)
+            f"the backbone of a model without its weights has to be on the Hub, and {name!r} is a folder; "
+            "push the whole model with --audio-only --backbone OWNER/NAME."
+        )
+    with tempfile.TemporaryDirectory(prefix="vaemotionllm-push-") as root:
+        out = Path(root) / "model"
+        with reported_writing(Path(root)):
+            for file in model_files(folder):
+                target = out / file
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if file.endswith(".safetensors"):
+                    target.symlink_to((folder / file).resolve())
+                else:
+                    shutil.copyfile(folder / file, target)
+            if problems := model_folder.pickles(out):
+                raise InputError(f"{folder}: {problems[0]}")
+            if audio_only:
+                whole, out = out, Path(root) / "audio_only"
+                write_audio_only(whole, out, backbone=backbone, revision=revision)
+        yield out
 
 
-def _facts(
-    folder: Path, results_path: str | Path | None, altered: bool
-) -> tuple[list[dict[str, Any]], dict[str, Any], Path | None]:
-    """The runs that made a model, its results, and where its evaluation lies, as far as they are known.
+def model_files(folder: Path) -> list[str]:
+    """Names, relative to `folder`, of the files that are the model.
+
+    Raises:
+        InputError: a file that belongs to it is a link that leads out of the folder.
+    """
+    names = {path.relative_to(folder).as_posix() for pattern in (*TAKEN, CARD) for path in folder.glob(pattern)}
+    names = {name for name in names if not name.rpartition("/")[2].startswith(".")}
+    names |= {*model_folder.weight_names(folder), *code_files(folder)}
+    root = folder.resolve()
+    for name in sorted(names):
+        if not (folder / name).resolve().is_relative_to(root):
+            raise InputError(f"{folder / name} is a link that leads out of the folder; put the file itself there.")
+    return sorted(names)
+
+
+def code_files(folder: Path) -> set[str]:
+    """The remote code that the folder's configs name, and what it imports from beside it.
+
+    Raises:
+        InputError: one that is not there.
+    """
+    found: set[str] = set()
+    for config in ("config.json", "processor_config.json", "tokenizer_config.json"):
+        mapped = read_json(folder / config, "a config of the model").get("auto_map") or {}
+        classes = [c for value in mapped.values() for c in (value if isinstance(value, list) else [value]) if c]
+        # Those of other repositories have `--` in them, and no file here.
+        for module in {c.rpartition(".")[0] for c in classes if re.fullmatch(r"\w+\.\w+", c)}:
+            file = folder / f"{module}.py"
+            try:
+                with open(file):
+                    found |= {Path(path).name for path in (file, *get_relative_import_files(file))}
+            except FileNotFoundError as error:
+                lacking = Path(error.filename).name
+                raise InputError(f"{folder} lacks {lacking}, code that {config} needs; save it again.") from error
+    return found
+
+
+# ---- a benchmark
+
+
+def push_benchmark(folder: str | Path, repo: str, private: bool = False, dry_run: bool = False) -> Pushed:
+    """Checks a benchmark and uploads its files; the data set is made where it does not exist.
 
     Args:
-        altered: its files are not those of its reproducibility.json.
+        repo: "owner/name".
+        private: make the data set private, where it is made.
+        dry_run: check, and list what would go out, without any connection.
+
+    Raises:
+        InputError: no valid benchmark, no such name, or what the Hub answered.
     """
-    from ..train.record import stages_of
+    folder = Path(folder).expanduser().absolute()
+    check_name(repo)
+    benchmark = schema.load(folder)
+    if not (folder / CARD).is_file():
+        raise InputError(f"{folder} holds no {CARD}, the data set's card; `benchmark build` writes one.")
+    paths = {path for pattern in BENCHMARK_FILES for path in folder.glob(pattern) if path.is_file()}
+    if benchmark.folder == folder:  # a plain one, whose items name files; in shards they hold them
+        media = (getattr(item, column) for item in benchmark.items for column in schema.MEDIA)
+        paths |= {Path(path) for path in media if path}
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(paths)}
+    sizes = {name: path.stat().st_size for name, path in files.items()}
+    message = f"{benchmark.name}, version {benchmark.info.get('version', 1)}"
+    # Items of an earlier version would be loaded beside these.
+    stale = (schema.ITEMS_FILE, unpack.SHARDS)
+    url = None if dry_run else upload(files, repo, message, stale, "dataset", private)
+    return Pushed(repo, sizes, (folder / CARD).read_text(encoding="utf-8"), url)
 
-    stages = stages_of(folder)
-    found: dict[str, Any] = {}
-    if not stages and not altered and (folder / reproducibility.FILE).is_file():
-        # It came from the Hub, and is what it was there.
-        earlier = reproducibility.read(folder)
-        stages, found = earlier.get("stages") or [], earlier.get("results") or {}
-    place = results.beside(folder)
-    if results_path is not None:
-        place = results.place_of(Path(results_path).expanduser(), folder)
-    if place is not None:
-        found = results.read(place, folder)
-    return stages, found, place
+
+# ---- the Hub
 
 
-def _record_answers(staged: Path, evaluation: Path) -> list[str]:
-    """Adds answers of an evaluation to the recording; a sentence where that cannot be done."""
-    if not (staged / RECORDING).is_file():
-        return []
-    from .recorded_evaluation import record_evaluation
-
+def check_name(repo: str) -> None:
+    """Raises an InputError unless `repo` is "owner/name"."""
     try:
-        record_evaluation(staged, evaluation)
-    except InputError as error:
-        return [f"no answers are recorded for `verify --evaluation`: {error}"]
-    return []
+        validate_repo_id(repo)
+        if repo.count("/") != 1:
+            raise HFValidationError("an owner and a name are needed")
+    except HFValidationError as error:
+        raise InputError(f"--repo is {repo!r}; allowed is OWNER/NAME ({error}).") from error
 
 
-def _message(stages: list[dict[str, Any]]) -> str:
-    from .. import __version__
+@contextlib.contextmanager
+def hub_errors(doing: str, remedy: str) -> Iterator[None]:
+    """Turns whatever the client raises in the block into an InputError of one line with the client's own text.
 
-    last = f" after stage {stages[-1]['settings'].get('stage')}" if stages else ""
-    return f"Model{last}, by vaemotionllm {__version__}"
+    The client's error is not kept as its cause: what the Hub answers may quote the token, and a traceback would print
+    it.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        text = f"{type(error).__name__}: {one_line(error)}"
+        if token := get_token():
+            text = text.replace(token, "[token]")
+        raise InputError(f"{doing} failed ({_TOKEN.sub('[token]', text)}). {remedy}") from None
 
 
-def _stale(there: list[str], read: Callable[[str], bytes]) -> list[str]:
-    """Files of a repository that a new version replaces or drops; see `staging.goes`."""
-    earlier: set[str] = set()
-    if reproducibility.FILE in there:
-        with contextlib.suppress(ValueError, TypeError, KeyError):
-            earlier = set(json.loads(read(reproducibility.FILE))["files"]) | {reproducibility.FILE}
-    return [name for name in there if staging.goes(name, earlier)]
+def upload(
+    files: Mapping[str, Path],
+    repo: str,
+    message: str,
+    stale: tuple[str, ...],
+    repo_type: str = "model",
+    private: bool = False,
+    revision: str | None = None,
+) -> str:
+    """Makes the repository where it is missing and commits all files at once; the client sends large ones first.
+
+    Whoever loads the revision meanwhile gets what was there before, whole, whenever the upload breaks off:
+    `upload_folder` may make several commits and is not used. The commit names the one that it follows, so that the
+    Hub refuses it where somebody else was faster.
+
+    Args:
+        files: path in the repository -> file.
+        repo: "owner/name".
+        stale: patterns of files that go, where they are not among `files`; with them what the repository's
+            reproducibility.json lists, and model_folder.pickles. What else its owner has put there stays.
+        private: make the repository private, where it is made.
+        revision: branch; made where it is missing. The main one if not given.
+
+    Returns:
+        Address of the repository, at the branch if one was named.
+
+    Raises:
+        InputError: whatever went wrong.
+    """
+    api, of, branch = HfApi(), {"repo_type": repo_type}, revision or "main"
+    again = "Run the same command again: what was uploaded is not sent twice, and the Hub shows what it showed before."
+    with hub_errors(f"the upload to {repo}", again):
+        url = str(api.create_repo(repo, private=private or None, exist_ok=True, **of))
+        if private and not api.repo_info(repo, **of).private:
+            raise InputError(f"{repo} is there already and public, and --private was given. Take another name.")
+        if revision is not None:
+            api.create_branch(repo, branch=revision, exist_ok=True, **of)
+            url = f"{url}/tree/{revision}"
+        head = api.repo_info(repo, revision=branch, **of)
+        there = {file.rfilename for file in head.siblings or ()}
+        earlier: set[str] = set()
+        if REPRODUCIBILITY in there:
+            with contextlib.suppress(ValueError, TypeError, KeyError):
+                listed = Path(api.hf_hub_download(repo, REPRODUCIBILITY, revision=head.sha, **of)).read_bytes()
+                earlier = {REPRODUCIBILITY, *json.loads(listed)["files"]}
+        gone = {name for name in there if name in earlier or _matches(name, stale) or is_pickle_name(name)}
+        operations = [
+            *(CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(files[name])) for name in sorted(files)),
+            *(CommitOperationDelete(path_in_repo=name) for name in sorted(gone - set(files))),
+        ]
+        api.create_commit(repo, operations, commit_message=message, revision=branch, parent_commit=head.sha, **of)
+    return url
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    """As `Path.glob` does: a star does not reach over a slash."""
+    return any(name.count("/") == p.count("/") and fnmatch.fnmatchcase(name, p) for p in patterns)
+
+
+def download(name: str, revision: str | None = None) -> tuple[Path, str | None, tuple[str, ...]]:
+    """A local folder, or the snapshot of a model on the Hub in the Hub's cache; nothing of it is run.
+
+    Args:
+        name: a folder, or OWNER/NAME.
+        revision: branch, tag or commit on the Hub.
+
+    Returns:
+        The folder; the commit on the Hub, None for a local folder; names of files that may be pickles, not fetched.
+
+    Raises:
+        InputError: neither, or the Hub does not give it out.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if revision is not None:
+            raise InputError(f"--revision is of models on the Hub, and {name} is a folder; leave one of them out.")
+        return folder.absolute(), None, ()
+    check_model_folder(name)
+    names: list[str] = []
+    with hub_errors(f"fetching {name}", "Look at the name and the revision; `hf auth login` for private models."):
+        # Offline, what the cache has is looked at.
+        with contextlib.suppress(OfflineModeIsEnabled):
+            found = HfApi().model_info(name, revision=revision)
+            revision, names = found.sha, [file.rfilename for file in found.siblings or ()]
+        if names and "config.json" not in names:
+            raise InputError(f"{name} on the Hub holds no config.json, so it is no saved model.")
+        path = Path(snapshot_download(name, revision=revision, allow_patterns=list(FETCHED)))
+    return path, path.name, tuple(file for file in names if is_pickle_name(file))
