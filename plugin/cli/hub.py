@@ -130,7 +130,7 @@ def run_verify(args: argparse.Namespace) -> int:
             print(f"{title} in {of['dtype']} with {of['attn_implementation']} attention on {of['device']}{by}")
     print("\n".join(("", *table(checks), "")))
     results = [check.result for check in checks]
-    print(", ".join(f"{results.count(result)} {result}" for result in SHOWN) + ".")
+    print(", ".join(f"{results.count(result)} {result.removesuffix('s')}" for result in SHOWN) + ".")
     return 0 if agrees else 1
 
 

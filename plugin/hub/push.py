@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token, snapshot_download
-from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 from transformers.dynamic_module_utils import get_relative_import_files
 
@@ -297,7 +297,9 @@ def hub_errors(doing: str, remedy: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        text = f"{type(error).__name__}: {one_line(error)}"
+        # The status of a large file's upload stands in the cause alone.
+        parts = [error] if isinstance(error, HfHubHTTPError) else [error, error.__cause__]
+        text = "; ".join(f"{type(one).__name__}: {one_line(one)}" for one in parts if one)
         if token := get_token():
             text = text.replace(token, "[token]")
         raise InputError(f"{doing} failed ({_TOKEN.sub('[token]', text)}). {remedy}") from None

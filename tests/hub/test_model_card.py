@@ -1,6 +1,5 @@
-"""The model card and `reproducibility.json`: what a run, its evaluation and its parts say, and nothing else."""
+"""The model card and `reproducibility.json`: what a run, its evaluation and its parts hold, and nothing else."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -13,7 +12,7 @@ from training import make_setup, stage1_values, stage2_values, train
 
 from vaemotionllm.benchmark.intervals import wilson
 from vaemotionllm.cli.main import main
-from vaemotionllm.hub import reproducibility
+from vaemotionllm.hub.model_folder import REPRODUCIBILITY, check_files, write_reproducibility
 from vaemotionllm.hub.push import push
 from vaemotionllm.train import record
 from vaemotionllm.train.run import sha256_of
@@ -148,15 +147,18 @@ def test_what_is_not_known_is_said_and_not_made_up(runs, tmp_path):
 def test_results_of_an_older_model_are_not_taken(stage2, results):
     weights = stage2 / "model.safetensors"
     os.utime(weights, (weights.stat().st_mtime + 10_000,) * 2)
-    assert "No results were given" in dry(stage2).card
-    assert "| artemo_content_audio |" in dry(stage2, results_path=results).card  # where they are named
-    assert "| artemo_content_audio |" in dry(stage2, results_path=results.parents[1]).card
+    done = dry(stage2)
+    assert "No results were given" in done.card
+    # What is left out is reported, with what brings it back: copies have new times too.
+    assert f"the evaluation in {results} is older" in done.notes[0] and f"--results {results}" in done.notes[0]
+    assert "| artemo_content_audio |" in dry(stage2, results=results).card  # where they are named
+    assert "| artemo_content_audio |" in dry(stage2, results=results.parents[1]).card
     file = next(f for f in results.glob("**/*_results.json") if "artemo_content_audio" in f.read_text())
     written = json.loads(file.read_text())
     written["results"]["artemo_content_audio"]["accuracy,none"] = 0.99
     file.write_text(json.dumps(written))
     with pytest.raises(InputError, match=r"0\.99 for artemo_content_audio, but its samples say"):
-        dry(stage2, results_path=results)
+        dry(stage2, results=results)
 
 
 def test_the_licence_of_a_backbone_is_that_of_its_card(runs, stage2):
@@ -173,52 +175,17 @@ def test_the_licence_of_a_backbone_is_that_of_its_card(runs, stage2):
         (backbone / "README.md").unlink()
 
 
-def of_adapter(results, adapter):
-    """Makes results those of a run by an lmms-eval model of that name."""
-    for file in results.glob("**/*_results.json"):
-        written = json.loads(file.read_text())
-        for config in written["configs"].values():
-            config["metadata"]["run"] = {"adapter": adapter, "num_frames": 2, "dtype": "torch.float32"}
-            config["generation_kwargs"] = {"max_new_tokens": 4}
-        file.write_text(json.dumps(written))
-
-
-def test_answers_of_the_evaluation_are_recorded(stage2, results, monkeypatch, capsys):
-    """For `verify --evaluation` by whoever downloads the model."""
-    sent = {}
-
-    def take(files, *_, **__):
-        sent.update({name: path.read_bytes() for name, path in files.items()})
-        return "address"
-
-    monkeypatch.setattr("vaemotionllm.hub.push.upload", take)
-    of_adapter(results, "vaemotionllm.evaluation.lmms_model.VAEmotionLLM")
-    assert push(stage2, "org/name").notes == ()
-    recorded = json.loads(sent["verification.json"])["evaluation"]
-    assert recorded["benchmark"]["name"] == "test set" and recorded["run"]["num_frames"] == 2
-    of = recorded["tasks"]["artemo_content_audio"]
-    assert len(of["items"]) == len(of["answers"]) == 12 and of["accuracy"] == pytest.approx(4 / 12)
-    listed = json.loads(sent["reproducibility.json"])["files"]["verification.json"]
-    assert listed["sha256"] == hashlib.sha256(sent["verification.json"]).hexdigest()
-    # Of results by another adapter the card has the scores, and no answers can be asked again.
-    of_adapter(results, "another")
-    assert main(["push", str(stage2), "--repo", "org/name"]) == 0
-    assert "evaluation" not in json.loads(sent["verification.json"])
-    assert "note: no answers are recorded for `verify --evaluation`: " in capsys.readouterr().err
-    assert b"| artemo_content_audio |" in sent["README.md"]
-
-
 @pytest.fixture
 def written(stage2, runs):
     """A model folder with its `reproducibility.json`."""
     for path in stage2.glob("checkpoint-*"):
         shutil.rmtree(path)
-    reproducibility.write(stage2, record.stages_of(stage2), {"tasks": {}})
+    write_reproducibility(stage2, record.stages_of(stage2), {"tasks": {}})
     return stage2
 
 
 def test_reproducibility_names_versions_settings_seeds_data_results_and_files(written, runs):
-    text = (written / reproducibility.FILE).read_text()
+    text = (written / REPRODUCIBILITY).read_text()
     found = json.loads(text)
     assert found["format"] == 1 and found["seeds"] == {"stage 1": 1, "stage 2": 3}
     assert {"python", "torch", "transformers", "vaemotionllm"} < set(found["versions"])
@@ -227,39 +194,40 @@ def test_reproducibility_names_versions_settings_seeds_data_results_and_files(wr
     assert found["data"]["stage 2"]["manifest_sha256"] == sha256_of(runs[1])
     assert found["data"]["stage 1"]["licenses"] == {"CC0-1.0": 8} and found["results"] == {"tasks": {}}
     names = {path.relative_to(written).as_posix() for path in written.rglob("*") if path.is_file()}
-    assert set(found["files"]) == names - {reproducibility.FILE}
+    assert set(found["files"]) == names - {REPRODUCIBILITY}
     weights = written / "model.safetensors"
     assert found["files"][weights.name] == {"sha256": sha256_of(weights), "size": weights.stat().st_size}
     assert str(runs[0]) not in text  # no place on this machine
-    reproducibility.write(written, stages, {"tasks": {}})
-    assert (written / reproducibility.FILE).read_text() == text
+    write_reproducibility(written, stages, {"tasks": {}})
+    assert (written / REPRODUCIBILITY).read_text() == text
 
 
 def test_a_model_from_the_hub_takes_its_history_along_unless_it_was_changed(written):
     for name in (record.RECORD, "run.json"):
         (written / name).unlink()
-    stages = json.loads((written / reproducibility.FILE).read_text())["stages"]
-    reproducibility.write(written, stages, {})
+    stages = json.loads((written / REPRODUCIBILITY).read_text())["stages"]
+    write_reproducibility(written, stages, {})
     assert "**Stage 1, VG-Align**" in dry(written).card
     for name in ("verification.json", "verification.safetensors"):
         (written / name).write_text("of the model before")
-    reproducibility.write(written, stages, {})
+    write_reproducibility(written, stages, {})
     (written / "notes.jsonl").write_text("beside the model, and none of its files")
     assert "verification.json" in dry(written).files and "**Stage 1, VG-Align**" in dry(written).card
     (written / "generation_config.json").write_text("{}")
     assert "verification.json" not in dry(written).files
     (written / "README.md").write_text("# org/name, before")
-    assert "the model was changed since it came here" in dry(written).notes[0]
+    assert any("was changed since it came from the Hub" in note for note in dry(written).notes)
+    assert any("README.md is taken as the card; look whether" in note for note in dry(written).notes)
     (written / "README.md").unlink()
     assert "Not known: the folder holds no record" in dry(written).card
 
 
 def test_files_that_differ_are_named(written):
-    assert reproducibility.check_files(written) == []
+    assert check_files(written) == []
     (written / "README.md").write_text("# A card")
     (written / "figure.png").write_bytes(b"drawn")
     (written / ".gitattributes").write_text("")
-    assert reproducibility.check_files(written) == []
+    assert check_files(written) == []
     weights = written / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
@@ -267,8 +235,8 @@ def test_files_that_differ_are_named(written):
     (written / "media.py").unlink()
     (written / "config.json").write_text("{}")
     (written / "adapter" / "extra.bin").write_bytes(b"x")
-    size = json.loads((written / reproducibility.FILE).read_text())["files"]["config.json"]["size"]
-    assert reproducibility.check_files(written) == [
+    size = json.loads((written / REPRODUCIBILITY).read_text())["files"]["config.json"]["size"]
+    assert check_files(written) == [
         f"config.json has 2 bytes instead of {size:,}.",
         "media.py is missing.",
         "model.safetensors was altered: its SHA-256 is another.",
@@ -279,20 +247,20 @@ def test_files_that_differ_are_named(written):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (None, "holds no reproducibility.json"),
-        ({"format": 2}, "is of format 2, and this release knows 1; upgrade"),
+        (None, "cannot read .*reproducibility.json"),
+        ({"format": 2}, "is of format 2, and 1 is known; upgrade"),
         ({"files": {"../../etc/passwd": {"sha256": "0", "size": 1}}}, "leads out of the folder"),
         ({"files": {"/etc/passwd": {"sha256": "0", "size": 1}}}, "leads out of the folder"),
-        ({"files": {"config.json": "abc"}}, "cannot be read"),
-        ({"files": []}, "cannot be read"),
-        ("{", "cannot be read"),
+        ({"files": {"config.json": "abc"}}, "lacks the hashes"),
+        ({"files": []}, "lacks the hashes"),
+        ("{", "is no valid JSON"),
     ],
 )
 def test_a_file_of_hashes_that_cannot_be_used(written, change, words):
-    file = written / reproducibility.FILE
+    file = written / REPRODUCIBILITY
     if change is None:
         file.unlink()
     else:
         file.write_text(change if isinstance(change, str) else json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(InputError, match=words):
-        reproducibility.check_files(written)
+        check_files(written)

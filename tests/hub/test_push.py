@@ -1,11 +1,20 @@
-"""`vaemotionllm push` and `push_to_hub` with the real client, against a small Hub on this machine."""
+"""`vaemotionllm push`, `benchmark push` and `push_to_hub` with the real client, against a small Hub on this machine.
 
+What goes out and what does not, what is refused, and what a failure at any point leaves behind.
+"""
+
+import hashlib
 import json
 import logging
+import os
 import shutil
 import socket
+import subprocess
 import sys
+import threading
+import traceback
 
+import benchmark_files
 import hub_server
 import pytest
 import tiny
@@ -14,8 +23,7 @@ from hub_server import TOKEN
 from rounding import in_own_memory
 
 from vaemotionllm.cli.main import main
-from vaemotionllm.hub import folder_checks, reproducibility
-from vaemotionllm.hub.places import is_hub_name, without_place
+from vaemotionllm.hub.model_folder import INDEX, check_files, is_hub_name, without_local_path
 from vaemotionllm.hub.push import push
 from vaemotionllm.utils import InputError
 
@@ -53,7 +61,6 @@ def hub(tmp_path, monkeypatch):
     with hub_server.running() as server:
         hub_server.connect(monkeypatch, server, tmp_path / "home")
         hub_server.no_waiting(monkeypatch)
-        monkeypatch.setattr("vaemotionllm.hub.upload.WAITS_S", (0.0, 0.0))
         yield server
 
 
@@ -81,7 +88,7 @@ def test_what_belongs_to_a_model_goes_out_in_one_commit_and_nothing_else(folder,
     assert len(shards) > 2 and CODE < set(files)
     expected = {"config.json", "generation_config.json", "processor_config.json", "tokenizer.json", "README.md",
                 "tokenizer_config.json", "chat_template.jinja", "reproducibility.json",
-                folder_checks.INDEX}  # fmt: skip
+                INDEX}  # fmt: skip
     assert set(files) - shards - expected == {name for name in files if name.endswith(".py")}
     assert "notes.py" not in files
     assert hub.log("org/name") == ["the first one"]
@@ -112,7 +119,7 @@ def test_a_pushed_model_loads_by_name_with_the_same_logits(folder, hub, tmp_path
     from huggingface_hub import snapshot_download
 
     down = snapshot_download("org/name", local_dir=tmp_path / "down")
-    assert reproducibility.check_files(tmp_path / "down") == []
+    assert check_files(tmp_path / "down") == []
     assert down == str(tmp_path / "down")
 
 
@@ -214,7 +221,7 @@ def test_a_relative_path_is_no_name_on_the_hub(tmp_path, monkeypatch):
      ("file:///home/me/stage1/", "stage1"), ("org/name", "org/name"), ("what is it / a or b / c?", None), (3, None)],
 )  # fmt: skip
 def test_settings_name_no_place(setting, shown):
-    assert without_place({"a": [setting]}) == {"a": [setting if shown is None else shown]}
+    assert without_local_path({"a": [setting]}) == {"a": [setting if shown is None else shown]}
 
 
 def test_without_its_backbone_a_model_needs_one_on_the_hub(folder, capsys):
@@ -230,7 +237,7 @@ def test_without_its_backbone_a_model_needs_one_on_the_hub(folder, capsys):
 def test_a_card_in_the_folder_is_taken_as_it_is(folder, hub, capsys):
     (folder / "README.md").write_text("---\nlicense: mit\n---\n# Mine\n")
     assert run(folder) == 0
-    assert "README.md is taken as the card, and does not name org/name." in capsys.readouterr().err
+    assert "README.md is taken as the card; look whether it fits" in capsys.readouterr().err
     assert hub.files("org/name")["README.md"] == b"---\nlicense: mit\n---\n# Mine\n"
 
 
@@ -257,24 +264,24 @@ BROKEN = {
     "another model": (edited("config.json", lambda c: c.update(model_type="bert")), "holds a model of type 'bert'"),
     "config with a bad value": (
         edited("config.json", lambda c: c.update(projector_stride=0)), "config.json cannot be used"),
-    "no JSON": (lambda f: (f / "config.json").write_text("{"), "config.json is no JSON file"),
-    "weights cut short": (cut_short, "is truncated or no safetensors file"),
+    "no JSON": (lambda f: (f / "config.json").write_text("{"), "config.json is not valid JSON"),
+    "weights cut short": (cut_short, "is cut off or altered"),
     "a pickle by that name": (
         lambda f: min(f.glob("model-*.safetensors")).write_bytes(b"PK\x03\x04" + b"\xff" * 20),
-        "is truncated or no safetensors file",
+        "is cut off or altered",
     ),
-    "a shard is missing": (without("model-00001-*"), "is missing, which model.safetensors.index.json names"),
+    "a shard is missing": (without("model-00001-*"), "is not there, and the index beside it names it"),
     "an index that names more": (
-        edited(folder_checks.INDEX, lambda i: i["weight_map"].update(more=sorted(i["weight_map"].values())[0])),
-        "lacks 1 of its weights, more the first",
+        edited(INDEX, lambda i: i["weight_map"].update(more=sorted(i["weight_map"].values())[0])),
+        "names 1 weights that no file holds, more among them",
     ),
     "an index that leads out": (
-        edited(folder_checks.INDEX, lambda i: i["weight_map"].update(more="../../x.safetensors")),
+        edited(INDEX, lambda i: i["weight_map"].update(more="../../x.safetensors")),
         "only safetensors files of the folder itself",
     ),
     "no weights": (without("model*"), "the weights are missing"),
-    "no processor": (without("processor_config.json"), "processor_config.json is missing"),
-    "no tokenizer": (without("tokenizer.json"), "the processor cannot be loaded"),
+    "no processor": (without("processor_config.json"), "holds no processor_config.json"),
+    "no tokenizer": (without("tokenizer.json"), "cannot be loaded"),
     "no code": (without("emotion_adapter.py"), "lacks emotion_adapter.py"),
     "a token": (
         edited("config.json", lambda c: c["vlm_config"].update(note=f"https://x:{TOKEN}@h")),
@@ -308,7 +315,6 @@ def test_a_link_out_of_the_folder_is_refused(folder, tmp_path, capsys):
 WRONG = {
     "a repository without an owner": (("--repo", "name"), "allowed is OWNER/NAME"),
     "a licence in words": (("--license", "My own"), "--license is 'My own'; give an identifier"),
-    "no time": (("--timeout", "0"), "--timeout is 0; give"),
     "a backbone that nothing fetches": (("--backbone", "a/b"), "are for --audio-only"),
     "results that are not there": (("--results", "nowhere"), "--results nowhere does not exist"),
 }
@@ -330,7 +336,6 @@ def test_the_token_is_nowhere(folder, hub, capsys, caplog, tmp_path):
         caplog.set_level(logging.DEBUG, logger=name)
     hub_logging.enable_propagation()
     try:
-        hub.fail("POST */commit/*", status=503)
         assert run(folder) == 0
         hub.fail("*", status=403, times=9)
         assert run(folder, "--revision", "b") == 2
@@ -340,12 +345,10 @@ def test_the_token_is_nowhere(folder, hub, capsys, caplog, tmp_path):
             push(folder, "org/name", recorded=False)
     finally:
         hub_logging.disable_propagation()
-    import traceback
-
-    said = capsys.readouterr()
-    told = "".join(traceback.format_exception(caught.value))
-    assert "commit" in caplog.text and "(401)" in told
-    for text in (said.out, said.err, caplog.text, told):
+    captured = capsys.readouterr()
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "commit" in caplog.text and "401" in shown
+    for text in (captured.out, captured.err, caplog.text, shown):
         assert TOKEN not in text
     assert all(authorization == f"Bearer {TOKEN}" for _, path, authorization, _ in hub.seen if path.startswith("/api"))
     written = [path for root in (tmp_path, folder) for path in root.rglob("*") if path.is_file()]
@@ -373,18 +376,10 @@ def test_the_stock_push_to_hub_makes_a_repository_that_loads(saved, hub):
     assert AutoConfig.from_pretrained("org/stock").auto_map == model.config.auto_map
     # A command afterwards takes over, and leaves nothing of the other form of the weights.
     assert main(["push", str(saved), "--repo", "org/stock", "--no-recording"]) == 0
-    assert "model.safetensors" not in hub.files("org/stock") and folder_checks.INDEX in hub.files("org/stock")
-
-
-def test_without_a_token_it_is_said(folder, hub, monkeypatch, capsys):
-    monkeypatch.delenv("HF_TOKEN")
-    assert run(folder) == 2
-    assert "401" in (err := capsys.readouterr().err) and "hf auth login" in err
+    assert "model.safetensors" not in hub.files("org/stock") and INDEX in hub.files("org/stock")
 
 
 def test_help_needs_no_torch():
-    import subprocess
-
     code = (
         "import sys; from vaemotionllm.cli.main import main\ntry: main(['push', '--help'])\nexcept SystemExit: pass\n"
     )
@@ -392,3 +387,228 @@ def test_help_needs_no_torch():
         [sys.executable, "-c", code + "assert 'torch' not in sys.modules"], capture_output=True, text=True
     )
     assert done.returncode == 0 and "--audio-only" in done.stdout, done.stderr
+
+
+# ---- failures between the command and the Hub
+
+COMMIT = "POST /api/models/org/name/commit/main"
+
+
+@pytest.fixture(scope="module")
+def versions(saved, tmp_path_factory):
+    """Two versions of a tiny model in shards; the second has other weights in every shard."""
+    from vaemotionllm import VAEmotionLLMForConditionalGeneration as Model
+
+    root = tmp_path_factory.mktemp("versions")
+    model = Model.from_pretrained(saved)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.01)
+    model.save_pretrained(shutil.copytree(saved, root / "new"), max_shard_size="100KB")
+    return saved, root / "new"
+
+
+@pytest.fixture(scope="module")
+def old_files(versions, tmp_path_factory):
+    """What a push of the old version puts on the Hub."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch, hub_server.running() as server:
+        hub_server.connect(patch, server, home)
+        assert run(versions[0]) == 0
+        return server.files("org/name")
+
+
+@pytest.fixture
+def filled(hub, old_files):
+    """A Hub that holds the old version."""
+    repo = hub.repos["model", "org/name"] = hub_server.Repo(private=False)
+    repo.commit("main", "initial commit", {".gitattributes": b""})
+    repo.commit("main", "old", {".gitattributes": b"", **old_files})
+    return hub
+
+
+def is_new(hub, versions):
+    """Whether the Hub's files are the new version's, all of them."""
+    files, shards = hub.files("org/name"), sorted(versions[1].glob("*.safetensors"))
+    names = sorted(name for name in files if name.endswith(".safetensors"))
+    return names == [shard.name for shard in shards] and all(files[s.name] == s.read_bytes() for s in shards)
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "GET /api/models/org/name/revision/main",
+        "* /org/name/resolve/*",
+        "PUT /lfs/object/*",
+        "POST /lfs/verify",
+        COMMIT,
+    ],
+)
+def test_a_connection_that_breaks_leaves_the_old_version_whole(filled, versions, old_files, capsys, where):
+    filled.fail(where, cut=60, times=10_000)
+    assert run(versions[1]) == 2
+    err = capsys.readouterr().err
+    assert "the upload to org/name failed (" in err.splitlines()[-1] and "Run the same command again" in err
+    assert "Traceback" not in err and TOKEN not in err
+    assert filled.files("org/name") == old_files and filled.log("org/name") == ["old"]
+    filled.failures.clear()
+    assert run(versions[1]) == 0
+    assert is_new(filled, versions) and len(filled.log("org/name")) == 2
+
+
+def test_what_was_uploaded_is_not_sent_twice(filled, versions):
+    shards = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in versions[1].glob("*.safetensors")}
+    broken = sorted(shards)[1]
+    filled.fail(f"PUT /lfs/object/{shards[broken]}", cut=30, times=10_000)
+    assert run(versions[1]) == 2
+    there = set(filled.objects)
+    assert there and shards[broken] not in there
+    filled.failures.clear()
+    before = len(filled.seen)
+    assert run(versions[1]) == 0
+    sent = {path.rpartition("/")[2] for method, path, _, _ in filled.seen[before:] if method == "PUT"}
+    assert sent == set(shards.values()) - there and shards[broken] in sent
+    assert is_new(filled, versions)
+
+
+def test_a_commit_whose_answer_is_lost_is_made_once(filled, versions):
+    filled.fail(COMMIT, lost=True)
+    assert run(versions[1]) in (0, 2) and run(versions[1]) == 0
+    assert is_new(filled, versions) and len(filled.log("org/name")) == 2
+
+
+def test_a_push_of_somebody_else_is_not_overwritten(filled, versions, old_files, capsys):
+    files = {".gitattributes": b"", **old_files, "config.json": b"{}"}
+    filled.fail(COMMIT, then=lambda: filled.repos["model", "org/name"].commit("main", "theirs", files))
+    assert run(versions[1]) == 2
+    assert "A commit has happened since" in capsys.readouterr().err
+    assert filled.log("org/name") == ["theirs", "old"] and filled.files("org/name")["config.json"] == b"{}"
+
+
+@pytest.mark.parametrize(
+    ("where", "status", "shown"),
+    [*((COMMIT, status, str(status)) for status in (401, 403, 413, 503)), ("PUT /lfs/object/*", 403, "403"),
+     ("POST /api/validate-yaml", 400, "Invalid metadata in README.md")],
+)  # fmt: skip
+def test_what_the_hub_refuses_is_one_line_of_the_clients(filled, versions, old_files, capsys, where, status, shown):
+    filled.fail(where, status=status, times=10_000)
+    assert run(versions[1]) == 2
+    err = capsys.readouterr().err
+    assert "the upload to org/name failed (" in err.splitlines()[-1] and shown in err.splitlines()[-1]
+    assert TOKEN not in err and "Traceback" not in err
+    assert filled.files("org/name") == old_files
+
+
+def test_ctrl_c_ends_with_one_line_and_leaves_nothing_behind(
+    filled, versions, old_files, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+
+    def interrupted(*_, **__):
+        assert any((tmp_path / "temporary").iterdir())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_commit", interrupted)
+    assert run(versions[1]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "vaemotionllm push: interrupted."
+    assert not any((tmp_path / "temporary").iterdir()) and filled.files("org/name") == old_files
+
+
+def test_a_hub_that_cannot_be_reached(versions, tmp_path, monkeypatch, capsys):
+    hub_server.connect(monkeypatch, "http://127.0.0.1:9", tmp_path)
+    hub_server.no_waiting(monkeypatch)
+    assert run(versions[1]) == 2
+    assert "the upload to org/name failed (ConnectError" in capsys.readouterr().err
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert run(versions[1]) == 2
+    assert "(OfflineModeIsEnabled" in capsys.readouterr().err
+
+
+def test_without_a_token_the_clients_text_says_how_to_log_in(folder, hub, monkeypatch, capsys):
+    monkeypatch.delenv("HF_TOKEN")
+    assert run(folder) == 2
+    assert "401" in capsys.readouterr().err
+
+
+def test_a_killed_push_leaves_the_old_version_and_can_be_run_again(filled, versions, old_files, tmp_path):
+    """In a process of its own, which finds the Hub by HF_ENDPOINT."""
+    reached, killed = threading.Event(), threading.Event()
+    filled.fail("PUT /lfs/object/*", then=lambda: (reached.set(), killed.wait(600)), times=10_000)
+    command = [sys.executable, "-m", "vaemotionllm.cli.main", "push", str(versions[1]), "--repo", "org/name",
+               "--no-recording"]  # fmt: skip
+    process = subprocess.Popen(
+        command, env=os.environ | hub_server.environment(filled, tmp_path / "home") | {"TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    assert reached.wait(600), process.communicate()
+    process.kill()
+    output, _ = process.communicate()
+    filled.failures.clear()
+    killed.set()
+    assert TOKEN not in output and process.returncode == -9
+    assert filled.files("org/name") == old_files and filled.log("org/name") == ["old"]
+    assert run(versions[1]) == 0 and is_new(filled, versions)
+
+
+# ---- a benchmark
+
+BENCHMARK = ["README.md", "benchmark.json", "media/clip-0.png", "media/clip-0.wav", "media/clip-1.png",
+             "media/clip-1.wav", "test.jsonl"]  # fmt: skip
+
+
+@pytest.fixture
+def benchmark(tmp_path, monkeypatch):
+    monkeypatch.setenv("VAEMOTIONLLM_CACHE", str(tmp_path / "cache"))
+    made = benchmark_files.write_benchmark(tmp_path / "mine", clips=2)
+    (made / "README.md").write_text("# Mine\n")
+    (made / "notes.txt").write_text("not for others")
+    return made
+
+
+def run_benchmark(folder, *words):
+    return main(["benchmark", "push", str(folder), "--repo", "owner/name", *words])
+
+
+def test_what_belongs_to_a_benchmark_goes_out_and_nothing_else(benchmark, hub, capsys):
+    assert run_benchmark(benchmark, "--private") == 0
+    assert f"{hub.url}/datasets/owner/name: 7 files" in capsys.readouterr().out
+    assert hub.repos["dataset", "owner/name"].private
+    assert hub.files("owner/name", kind="dataset") == {name: (benchmark / name).read_bytes() for name in BENCHMARK}
+    assert hub.log("owner/name", kind="dataset") == ["test set, version 1"]
+
+
+def test_items_of_an_earlier_version_go_in_the_same_commit(benchmark, hub):
+    repo = hub.repos["dataset", "owner/name"] = hub_server.Repo(private=False)
+    repo.commit("main", "initial commit", {"data/test-00000-of-00009.parquet": b"old", "LICENSE": b"mine"})
+    assert run_benchmark(benchmark) == 0
+    files = hub.files("owner/name", kind="dataset")
+    assert sorted(files) == sorted([*BENCHMARK, "LICENSE"]) and len(hub.log("owner/name", kind="dataset")) == 1
+
+
+def test_a_refused_benchmark_is_one_line(benchmark, hub, capsys):
+    hub.fail("*", status=403, times=1_000)
+    assert run_benchmark(benchmark) == 2
+    err = capsys.readouterr().err
+    assert "the upload to owner/name failed (" in err and err.count("\n") == 1 and TOKEN not in err
+
+
+def test_a_dry_run_of_a_benchmark_lists_the_files(benchmark, capsys, monkeypatch):
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("connected"))
+    assert run_benchmark(benchmark, "--dry-run") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:-1] == BENCHMARK and lines[-1].startswith("would go to owner/name: 7 files, ")
+
+
+@pytest.mark.parametrize("repo", ["name", "a/b/c", "../x", "owner/na me", ""])
+def test_wrong_names_are_refused(benchmark, capsys, repo):
+    assert main(["benchmark", "push", str(benchmark), "--repo", repo, "--dry-run"]) == 2
+    assert "allowed is OWNER/NAME" in capsys.readouterr().err
+
+
+def test_no_benchmark_and_no_card_are_refused(benchmark, tmp_path, capsys):
+    (benchmark / "README.md").unlink()
+    assert run_benchmark(benchmark, "--dry-run") == 2
+    assert "holds no README.md" in capsys.readouterr().err
+    assert run_benchmark(tmp_path, "--dry-run") == 2
+    assert "is not a benchmark folder" in capsys.readouterr().err
