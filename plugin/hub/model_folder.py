@@ -31,6 +31,7 @@ _FOR_READERS = re.compile(r"(LICENSE|NOTICE|CITATION)[^/]*|.*\.(md|png|jpg|jpeg|
 
 
 def one_line(error: BaseException) -> str:
+    """The text of an error, or its type where it has none."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
@@ -88,11 +89,10 @@ def part_problems(folder: Path) -> list[str]:
     except InputError as error:
         problems.append(f"config.json cannot be used: {error}")
     try:
-        names = weight_names(folder)
-        held = set(Weights(folder / name for name in names if name != INDEX))
         Weights(folder.glob("adapter/*.safetensors"))  # LoRA alone: opened, and so checked
-        listed = read_json(folder / INDEX, "the index of the weights")["weight_map"] if INDEX in names else {}
-        if missing := sorted(set(listed) - held):
+        sharded = INDEX in weight_names(folder)
+        listed = read_json(folder / INDEX, "the index of the weights")["weight_map"] if sharded else {}
+        if missing := sorted(set(listed) - tensor_names(folder)):
             problems.append(f"{INDEX} names {len(missing)} weights that no file holds, {missing[0]} among them.")
     except InputError as error:
         problems.append(str(error))
@@ -117,6 +117,11 @@ def weight_names(folder: Path) -> list[str]:
         raise InputError(f"{INDEX} lists no weights.")
     names = [file.name for file in files]
     return names if names == ["model.safetensors"] else [INDEX, *names]
+
+
+def tensor_names(folder: Path) -> set[str]:
+    """Names of the tensors in a model's weight files. Opening them compares their sizes with what they state."""
+    return set(Weights(folder / name for name in weight_names(folder) if name != INDEX))
 
 
 # ---- reproducibility.json: what a model was made by, and the SHA-256 of each of its files

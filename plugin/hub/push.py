@@ -121,7 +121,7 @@ def push(
         from_hub = (folder / REPRODUCIBILITY).is_file()
         altered = from_hub and bool(model_folder.changed_files(folder))
         if altered:
-            notes.append(f"{folder} was changed since it came from the Hub: what it recorded of itself is left out.")
+            notes.append(f"{folder} was changed since it came from the Hub: its records of before are left out.")
             for name in RECORDED:
                 (out / name).unlink(missing_ok=True)
         stages, found = stages_of(folder), dict[str, Any]()
@@ -233,10 +233,11 @@ def code_files(folder: Path) -> set[str]:
             file = folder / f"{module}.py"
             try:
                 with open(file):
-                    found |= {Path(path).name for path in (file, *get_relative_import_files(file))}
+                    reached = [file, *map(Path, get_relative_import_files(file))]
             except FileNotFoundError as error:
                 lacking = Path(error.filename).name
                 raise InputError(f"{folder} lacks {lacking}, code that {config} needs; save it again.") from error
+            found |= {path.relative_to(folder).as_posix() for path in reached}
     return found
 
 

@@ -10,7 +10,6 @@ parts are damaged, and no code of the folder runs.
 """
 
 import itertools
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,10 +25,9 @@ from transformers.core_model_loading import revert_weight_conversion
 from .. import __version__
 from ..model.emotion_prediction import PROMPT
 from ..model.loading import check_model_folder, load_model, load_processor
-from ..model.weight_files import Weights
 from ..nano.clips import Clip, WorldConfig, sample_clip
 from ..nano.writing import write_clip
-from ..utils import InputError, read_json, sha256_of_file, write_json
+from ..utils import InputError, atomic_file, read_json, sha256_of_file, write_json
 from . import model_folder
 from .model_folder import RECORDED, REPRODUCIBILITY, loaded, one_line
 
@@ -101,11 +99,9 @@ def record(folder: Path) -> None:
         InputError: the folder holds no whole model, its logits are not finite, or its files are listed in a
             reproducibility.json already.
     """
+    check_model_folder(folder.absolute())
     if (folder / REPRODUCIBILITY).is_file():
-        raise InputError(
-            f"{folder} holds a {REPRODUCIBILITY}, which lists its files: a new recording would not be one of them. "
-            "Record first and write the list afterwards, as `vaemotionllm push` does."
-        )
+        raise InputError(f"{folder} holds a {REPRODUCIBILITY}, which lists its files; remove it and record again.")
     model, processor = load_model(str(folder), "cpu", "float32", ATTENTION), load_processor(str(folder))
     tensors: dict[str, torch.Tensor] = {}
     features = {}
@@ -144,9 +140,8 @@ def record(folder: Path) -> None:
     }
     # The description comes last, with the hash of the tensors: a write that is cut off leaves no recording.
     (folder / JSON_FILE).unlink(missing_ok=True)
-    temporary = folder / f"{TENSOR_FILE}.tmp"
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
-    os.replace(temporary, folder / TENSOR_FILE)
+    with atomic_file(folder / TENSOR_FILE) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
     write_json(folder / JSON_FILE, {**about, "tensors_sha256": sha256_of_file(folder / TENSOR_FILE)})
 
 
@@ -353,9 +348,7 @@ def verify(
     if recording is not None:
         names = ("dtype", "attn_implementation", "device", "versions")
         run["recorded"] = {name: recording.about[name] for name in names if name in recording.about}
-        if run["dtype"] not in TOLERANCES:
-            raise InputError(f"the weights are in {run['dtype']}; give --dtype {', '.join(TOLERANCES)}.")
-        checks += model_checks(model, recording, TOLERANCES[run["dtype"]])
+        checks += model_checks(model, recording, TOLERANCES.get(run["dtype"], TOLERANCES["float32"]))
     return checks, run
 
 
@@ -371,10 +364,10 @@ def _files_check(folder: Path) -> Check:
 
 def unknown_weights(model, folder: Path) -> list[str]:
     """A sentence about weights in the files that no part of the model takes; those that lack end the loading."""
-    held = set(Weights(folder / name for name in model_folder.weight_names(folder) if name != model_folder.INDEX))
-    weights = model.state_dict()
-    # Releases of transformers name weights in files in other ways than in a model.
-    unknown = sorted(held - weights.keys() - revert_weight_conversion(model, weights).keys())
+    held, weights = model_folder.tensor_names(folder), model.state_dict()
+    unknown = sorted(held - weights.keys())
+    if unknown:  # in a model transformers names weights in other ways than in files
+        unknown = sorted(held - weights.keys() - revert_weight_conversion(model, weights).keys())
     return [f"{len(unknown)} weights are not those of this model, {unknown[0]} among them."] if unknown else []
 
 
@@ -486,7 +479,7 @@ def _compared(name: str, expected, found, tolerance: float, scale: float = 1.0) 
 def _together(name: str, checks: Sequence[Check]) -> Check:
     """Several checks as one: the worst result, the largest difference, and the notes of those that disagree."""
     worse = [check for check in checks if check.result == DISAGREES]
-    notes = tuple(f"{check.name}: {' '.join(check.notes) or f'{check.difference:.3g} apart.'}" for check in worse)
+    notes = tuple(f"{of.name}: {' '.join(of.notes) or f'{of.difference:.3g} apart.'}" for of in worse)
     largest = max((check.difference for check in checks if check.difference is not None), default=None)
     return Check(name, DISAGREES if worse else AGREES, notes, largest, checks[0].tolerance)
 

@@ -140,6 +140,7 @@ def test_what_is_not_known_is_said_and_not_made_up(runs, tmp_path):
     assert card.data.eval_results is None and card.data.license is None
     assert done.card.count("Not known: the folder holds no record of a training run.") == 2
     assert "No results were given when this card was made." in done.card
+    assert "no evaluation of" in done.notes[0] and "--results" in done.notes[0]
     assert "- Training data: its licences are not known here." in done.card
     assert "No stage-2 run is recorded" in done.card and "- Whoever uploaded it stated none." in done.card
 
