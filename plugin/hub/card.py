@@ -26,7 +26,6 @@ METRICS = {
     "ccc": "CCC of valence and arousal",
 }
 TAGS = ["vaemotionllm", "audio", "image", "video", "music", "art", "emotion", "valence-arousal"]
-EMOTION = "emotion.json"
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.-]*")
 _MOST = 12  # entries of a list in one cell
 
@@ -98,8 +97,8 @@ def read_results(path: Path) -> dict[str, Any]:
         "run": metadata.get("run") or {},
         "tasks": tasks,
     }
-    if path.is_dir() and (path / EMOTION).is_file():
-        points = read_emotion(path / EMOTION)
+    if (path / "emotion.json").is_file():
+        points = read_emotion(path / "emotion.json")
         found["supervisor"] = {modality: modality_scores(of) for modality, of in points.items()}
     return found
 
