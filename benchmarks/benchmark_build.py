@@ -35,7 +35,7 @@ def write_clips(folder: Path, clips: int) -> None:
     from PIL import Image
 
     from vaemotionllm.nano.clips import WorldConfig
-    from vaemotionllm.nano.writing import write_mp4
+    from vaemotionllm.nano.world import write_mp4
 
     film = WorldConfig(clip_s=SOUND_S, fps=FPS, size_px=SIDE_PX, sampling_rate=RATE_HZ)
     folder.mkdir(parents=True)
@@ -70,8 +70,8 @@ def run_stage(stage: str, folder: Path) -> dict[str, float]:
     """Runs one stage in this process: seconds without imports, items, and the process's peak in bytes."""
     from vaemotionllm.benchmark import schema
     from vaemotionllm.benchmark.build import build
-    from vaemotionllm.benchmark.build_config import BuildConfig
-    from vaemotionllm.benchmark.validation import validate
+    from vaemotionllm.benchmark.questions import BuildConfig
+    from vaemotionllm.benchmark.validate import validate
 
     out = folder / "built"
     if stage == "build":

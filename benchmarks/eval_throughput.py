@@ -34,8 +34,7 @@ STOCK, FULL, OPTIONS = "lmms-eval's generic adapter", "+ media encoded once a cl
 def make_model(folder: Path) -> Path:
     """A VAEmotionLLM on a nano backbone after a short training."""
     from vaemotionllm import VAEmotionLLMForConditionalGeneration, VAEmotionLLMProcessor
-    from vaemotionllm.nano.backbone import build_backbone
-    from vaemotionllm.nano.seeing_trainer import BackboneConfig
+    from vaemotionllm.nano.backbone import BackboneConfig, build_backbone
 
     config = BackboneConfig(text_steps=TEXT_STEPS, steps=STEPS, warmup_steps=20)
     backbone = build_backbone(config=config, progress=False)

@@ -20,8 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from vaemotionllm.data.media import load_audio, load_image, load_video
-from vaemotionllm.nano.clips import WorldConfig
-from vaemotionllm.nano.labels import CONTENTS, EMOTIONS
+from vaemotionllm.nano.clips import CONTENTS, EMOTIONS, WorldConfig
 from vaemotionllm.nano.world import build_world
 
 

@@ -33,20 +33,18 @@ def measure(seconds: float) -> None:
 
     import torch
 
-    from vaemotionllm.nano.backbone import MERGE, PATCH_PX, build_processor, build_vlm
+    from vaemotionllm.nano import backbone
     from vaemotionllm.nano.clips import WorldConfig
-    from vaemotionllm.nano.seeing_batches import BatchMaker
-    from vaemotionllm.nano.seeing_trainer import BackboneConfig, _optimizer, make_batch, packed_logits, seeing_loss
 
     torch.manual_seed(0)
-    config, world = BackboneConfig(), WorldConfig()
-    processor = build_processor(world.size_px, PATCH_PX, MERGE)
-    model = build_vlm(processor.tokenizer, config.hidden, config.layers, config.vision_layers).train()
-    optimizer, maker = _optimizer(model, config), BatchMaker(world, processor.tokenizer)
+    config, world = backbone.BackboneConfig(), WorldConfig()
+    processor = backbone.build_processor(world.size_px, backbone.PATCH_PX, backbone.MERGE)
+    model = backbone.build_vlm(processor.tokenizer, config.hidden, config.layers, config.vision_layers).train()
+    optimizer, maker = backbone._optimizer(model, config), backbone.BatchMaker(world, processor.tokenizer)
     begin, steps = time.monotonic(), 0
     while time.monotonic() - begin < seconds:
-        batch = make_batch(maker, config, config.text_steps + steps)
-        seeing_loss(packed_logits(model, batch), batch).backward()
+        batch = backbone.make_batch(maker, config, config.text_steps + steps)
+        backbone.answer_loss(backbone.packed_logits(model, batch), batch).backward()
         optimizer.step()
         optimizer.zero_grad()
         steps += 1

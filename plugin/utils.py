@@ -147,13 +147,6 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vaemotionllm"
 
 
-def config_dir() -> Path:
-    """Folder of the user's own choices, such as `benchmark use`. `VAEMOTIONLLM_CONFIG` overrides it."""
-    if override := os.environ.get("VAEMOTIONLLM_CONFIG"):
-        return Path(override).expanduser()
-    return Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "vaemotionllm"
-
-
 def check_new(out: Path, option: str) -> None:
     """Raise an InputError where `out` exists and is not an empty folder."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

@@ -1,15 +1,19 @@
-"""Sounds that carry nothing about the item, to show that a model listens: silence, noise, another clip's sound.
+"""Control audio that carries nothing about the item, and items whose modalities contradict each other.
 
-A model that hears falls to chance with them. These controls are our choice; the paper names none.
+A model that hears falls to chance with silence, noise or another clip's audio. Where image and audio express opposite
+emotions, its answer shows which of the two it follows. All of these are our choice; the paper names none.
 """
 
 import hashlib
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from ..utils import InputError, cache_dir
+from ..data.media import load_audio
+from ..utils import InputError, atomic_file, cache_dir, sha256_of_file
 from .schema import Benchmark, Item
 
 KINDS = ("silence", "noise", "mismatch")
@@ -17,53 +21,52 @@ RATE_HZ = 16_000
 SEED = 0
 # -20 dB below full scale, for every clip: at the clip's own loudness, noise would still tell its arousal.
 NOISE_RMS = 0.1
+# From the neutral point (0, 0) of the valence-arousal space, opposite points are at least this far apart: within an
+# eighth of a turn of the exact opposite.
+OPPOSITE_DEGREES = 135.0
+# Nearer to the neutral point a direction says little: a tenth of the space's width.
+FARTHER_THAN = 0.2
 
 
 def control_audio(benchmark: Benchmark, kind: str) -> dict[str, str]:
-    """For each clip with an audio-only item, the path of the sound that takes the place of its own.
+    """For each clip with an audio-only item, the path of the audio that takes the place of its own.
 
     Args:
         kind: "silence": zeros of the same length; "noise": white noise of the same length, for every
-            clip as loud (`NOISE_RMS`), seeded by the clip's id; "mismatch": the sound of another clip that differs in
-            every answer (content and emotion).
+            clip as loud (`NOISE_RMS`), seeded by the clip's id; "mismatch": mismatched audio, of another clip that
+            differs in every answer (content and emotion).
 
     Raises:
-        InputError: a clip's sound cannot be decoded (the clip is named), a clip has two sounds, or there is no clip
-            to swap with.
+        InputError: a clip's audio cannot be decoded (the clip is named), a clip has two audio files, or there is no
+            clip to swap with.
     """
-    sounds = _sounds(benchmark)
+    audio: dict[str, str] = {}
+    items = benchmark.select(modality="audio")
+    for item in items:
+        source = str(item.audio)
+        if audio.setdefault(item.clip_id, source) != source:
+            raise InputError(
+                f"{benchmark.folder}: the clip {item.clip_id!r} has two audio files, {audio[item.clip_id]} and "
+                f"{source} (item {item.id!r}); give each a clip_id of its own."
+            )
+    if not audio:
+        raise InputError(f"{benchmark.folder} holds no audio-only item, so there are no controls.")
     if kind == "mismatch":
-        partners = mismatched_partners(benchmark.select(modality="audio"))
-        return {clip: sounds[partner] for clip, partner in partners.items()}
+        partners = mismatched_partners(items)
+        return {clip: audio[partner] for clip, partner in partners.items()}
     if kind not in KINDS:
         raise InputError(f"there is no control {kind!r}; allowed are {', '.join(KINDS)}.")
-    folder = cache_dir() / "controls" / _key(benchmark.folder, sounds) / kind
+    folder = cache_dir() / "controls" / _key(benchmark.folder, audio) / kind
     folder.mkdir(parents=True, exist_ok=True)
-    return {clip: _written(folder, clip, source, kind) for clip, source in sounds.items()}
+    return {clip: _written(folder, clip, source, kind) for clip, source in audio.items()}
 
 
-def _sounds(benchmark: Benchmark) -> dict[str, str]:
-    """The sound of each clip with an audio-only item."""
-    sounds: dict[str, str] = {}
-    for item in benchmark.select(modality="audio"):
-        source = str(item.audio)
-        if sounds.setdefault(item.clip_id, source) != source:
-            raise InputError(
-                f"{benchmark.folder}: the clip {item.clip_id!r} has two sounds, {sounds[item.clip_id]} and {source} "
-                f"(item {item.id!r}); give each sound a clip_id of its own."
-            )
-    if not sounds:
-        raise InputError(f"{benchmark.folder} holds no audio-only item, so there are no controls.")
-    return sounds
-
-
-def _key(folder: Path, sounds: dict[str, str]) -> str:
-    """Changes with what the files hold, and with nothing else: the same benchmark built again finds its controls."""
+def _key(folder: Path, audio: dict[str, str]) -> str:
+    """Changes with the content of the files alone: the same benchmark built again finds its controls."""
     lines = [f"3 {RATE_HZ} {SEED} {NOISE_RMS}"]
-    for clip, source in sorted(sounds.items()):
-        content = Path(source).read_bytes()
+    for clip, source in sorted(audio.items()):
         name = os.path.relpath(source, folder)
-        lines.append(f"{clip}\t{name}\t{len(content)}\t{hashlib.sha256(content).hexdigest()}")
+        lines.append(f"{clip}\t{name}\t{os.path.getsize(source)}\t{sha256_of_file(Path(source))}")
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
@@ -73,16 +76,13 @@ def _written(folder: Path, clip: str, source: str, kind: str) -> str:
     if not path.exists():
         import soundfile
 
-        from ..data.media import load_audio
-
         try:
             waveform = load_audio(source, sampling_rate=RATE_HZ)
         except InputError as error:
             raise InputError(f"clip {clip!r}: {error}") from error
-        temporary = path.with_name(f"{path.stem}.{os.getpid()}.tmp")
-        # 16 bits suffice: at NOISE_RMS full scale is ten standard deviations away.
-        soundfile.write(temporary, replaced(waveform, clip, kind), RATE_HZ, subtype="PCM_16", format="WAV")
-        os.replace(temporary, path)
+        with atomic_file(path) as temporary:
+            # 16 bits suffice: at NOISE_RMS full scale is ten standard deviations away.
+            soundfile.write(temporary, replaced(waveform, clip, kind), RATE_HZ, subtype="PCM_16", format="WAV")
     return str(path)
 
 
@@ -129,3 +129,90 @@ def mismatched_partners(items: list[Item]) -> dict[str, str]:
         f"the control 'mismatch' needs for each of {len(clips)} clips another one with other answers, each used once; "
         "one answer is too frequent in this benchmark for that."
     )
+
+
+# ---- conflict
+
+
+@dataclass(frozen=True)
+class ConflictItem:
+    """Image or video and question of `visual` with the audio of `audio`. `options` hold the emotions of both.
+
+    There is no right answer: an answer follows the one, the other, or neither.
+    """
+
+    visual: Item
+    audio: Item
+    options: tuple[str, ...]
+
+    @property
+    def id(self) -> str:
+        return f"{self.visual.id}+{self.audio.clip_id}"
+
+
+def conflict_items(benchmark: Benchmark) -> list[ConflictItem]:
+    """One item for each clip that has an opposite one, in the file's order; the same benchmark gives the same items.
+
+    Candidates are the first audio-visual emotion item of each clip. Where any of them has valence and arousal, two
+    clips are opposite if their labels differ, both points lie at least `FARTHER_THAN` from (0, 0), and the angle
+    between them is at least `OPPOSITE_DEGREES`; clips without a point are left out. Where none has, two clips with
+    different labels count as opposite: weaker, since neighbouring emotions then count too.
+
+    Each clip's image or video is shown once, with the opposite audio that was used least so far; among those the most
+    opposite one counts, then the next in the file. The options are the visual item's; where the audio's emotion is not
+    among them, it takes the position of one distractor, drawn by a hash of both ids.
+
+    Raises:
+        InputError: no two clips are opposite.
+    """
+    first: dict[str, Item] = {}
+    for item in benchmark.select("emotion", "av"):
+        first.setdefault(item.clip_id, item)
+    candidates = list(first.values())
+    pairs = opposite_pairs(candidates)
+    if not pairs:
+        raise InputError(
+            f"{benchmark.folder}: artemo_conflict needs two clips of opposite emotion (different labels, valence and "
+            f"arousal in opposite directions), and the {len(candidates)} clips with an audio-visual emotion item hold "
+            "none; name artemo_silence, artemo_noise, artemo_mismatch and artemo_blind in place of artemo_controls."
+        )
+    return [ConflictItem(visual, audio, shared_options(visual, audio)) for visual, audio in pairs]
+
+
+def opposite_pairs(items: Sequence[Item]) -> list[tuple[Item, Item]]:
+    """(visual, audio) item of opposite emotion, see `conflict_items`; one pair for each item that has an opposite."""
+    with_point = [item for item in items if item.valence is not None and item.arousal is not None]
+    chosen = with_point or list(items)
+    n = len(chosen)
+    labels = np.array([item.answer for item in chosen])
+    points = np.array([[item.valence, item.arousal] for item in with_point], dtype=np.float64).reshape(-1, 2)  # (n, 2)
+    radii = np.linalg.norm(points, axis=1)
+    far = radii >= FARTHER_THAN
+    directions = points / np.where(radii > 0, radii, 1)[:, None]
+    used: np.ndarray = np.zeros(n, dtype=np.int64)
+    pairs = []
+    for i, item in enumerate(chosen):
+        allowed = labels != item.answer
+        closeness = np.zeros(n)
+        if with_point:
+            closeness = directions @ directions[i]  # cosine: -1 is exactly opposite
+            # Rounded, so that the bound itself belongs to it and rounding of the last digit cannot decide.
+            closeness = closeness.round(9)
+            allowed &= far & far[i] & (closeness <= np.cos(np.radians(OPPOSITE_DEGREES)).round(9))
+        found = np.flatnonzero(allowed)
+        if len(found):
+            # The last key counts first.
+            best = found[np.lexsort(((found - i) % n, closeness[found], used[found]))[0]]
+            used[best] += 1
+            pairs.append((item, chosen[best]))
+    return pairs
+
+
+def shared_options(visual: Item, audio: Item) -> tuple[str, ...]:
+    """The options of the visual item, with the audio's emotion among them."""
+    if audio.answer in visual.options:
+        return visual.options
+    distractors = [i for i, option in enumerate(visual.options) if option != visual.answer]
+    digest = hashlib.sha256(f"{SEED}:{visual.id}:{audio.id}".encode()).digest()
+    position = distractors[int.from_bytes(digest[:8], "big") % len(distractors)]
+    return tuple(audio.answer if i == position else option for i, option in enumerate(visual.options))

@@ -1,26 +1,272 @@
-"""From annotated clips to questions: the answer, distractors by the config's rules, and balanced answer positions."""
+"""Questions about annotated clips: the rules (`BuildConfig`), the answer, distractors, and balanced answer positions.
 
+Distractors are dealt so that the answer cannot be found without the clip. A rule about their distances to the answer
+alone would give it away: it would be the one label that the others surround as the rule says. So sets are preferred
+that keep the rule whichever of their labels is the answer, and they are dealt so that in each pair of labels each is
+the answer equally often.
+"""
+
+import dataclasses
+import itertools
 import math
+import re
+import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..data.manifest import Clip
+from ..config_file import build_config, read_config
+from ..data.manifest import SPLITS, Clip
+from ..model.configuration_vaemotionllm import MODALITIES
 from ..utils import InputError
-from .build_config import BuildConfig
-from .distractors import Dealer, banded_sets, drawn_sets, nearest_to_bands
-from .item_checks import normalised
 from .schema import ASPECTS
 
-Plane = dict[str, tuple[float, float]]
+# What to do with a clip that a rule cannot use: end the build and name it, or leave it out and count it.
+POLICIES = ("refuse", "drop")
+# All combinations of distractors are tried up to here, beyond it this many that are drawn.
+MOST_SETS = 3000
+
+# label -> (valence, arousal)
+Positions = dict[str, tuple[float, float]]
+Labels = tuple[str, ...]
+
+
+@dataclass
+class BuildConfig:
+    """All rules of a benchmark. They are our choice, and benchmark.json keeps them.
+
+    Args:
+        manifest: the clip manifest (`.jsonl` or `.parquet`) with labels. Media that it embeds are held in memory;
+            files are not.
+        out: folder to create.
+        name, version, description: of the benchmark, for benchmark.json and the data set card.
+        split: split of the manifest whose clips get questions.
+        seed: of every shuffle and draw.
+        aspects, modalities: which cells are built.
+        options: options of each question.
+        content_question, emotion_question: the wordings.
+        emotion_distances: for each distractor a band [low, high] of distances from the answer in the valence-arousal
+            space, whose sides are 2 long. Sets of options are preferred that keep the rule whichever of them is the
+            answer; where a label has none, the answer alone keeps it (counted as `emotion_one_sided`), and where a
+            band holds no label the nearest to it is taken (`emotion_outside_band`).
+        emotion_positions: {label: [valence, arousal]}; labels that are not in it stand at the mean of the clips whose
+            answer they are.
+        max_vote_share: a label for which more of a clip's annotators voted is no distractor for that clip.
+        content_pool: where an art form has too few contents for the distractors: "refuse", or "widen" to those of all
+            art forms, and count it.
+        ties: clips whose strongest emotion is shared by two labels: "refuse", or "drop" their emotion questions.
+        unlabelled: clips without the label that an aspect needs: "refuse", or "drop" the question.
+        duplicates: clips with the same media as an earlier clip: "refuse" or "drop".
+        shard_mb: media in a parquet shard, in 1e6 bytes; a clip is never divided.
+    """
+
+    manifest: str = ""
+    out: str = ""
+    name: str = ""
+    version: str = "1"
+    description: str = ""
+    split: str = "benchmark"
+    seed: int = 0
+    aspects: list[str] = field(default_factory=lambda: list(ASPECTS))
+    modalities: list[str] = field(default_factory=lambda: list(MODALITIES))
+    options: int = 4
+    content_question: str = "What is the subject of this artwork?"
+    emotion_question: str = "Which emotion does this artwork express?"
+    emotion_distances: list[list[float]] = field(default_factory=lambda: [[0.2, 1.2], [0.6, 1.8], [1.2, 2.83]])
+    emotion_positions: dict[str, list[float]] | None = None
+    max_vote_share: float = 0.2
+    content_pool: str = "refuse"
+    ties: str = "refuse"
+    unlabelled: str = "refuse"
+    duplicates: str = "refuse"
+    shard_mb: float = 256.0
+
+    def __post_init__(self):
+        for name in ("manifest", "out", "name", "content_question", "emotion_question"):
+            if not getattr(self, name):
+                raise InputError(f"config field `{name}` is missing; give it in the file or as {name}=VALUE.")
+        for name, allowed in (("aspects", ASPECTS), ("modalities", MODALITIES)):
+            values = getattr(self, name)
+            self._check(
+                isinstance(values, list) and bool(values) and set(values) <= set(allowed),
+                name,
+                f"allowed is a list of {', '.join(allowed)}",
+            )
+            # In the schema's order and once each, so that the order in the file changes nothing.
+            setattr(self, name, [value for value in allowed if value in values])
+        for name, allowed in (
+            ("split", SPLITS), ("ties", POLICIES), ("unlabelled", POLICIES), ("duplicates", POLICIES),
+            ("content_pool", ("refuse", "widen")),
+        ):  # fmt: skip
+            self._check(getattr(self, name) in allowed, name, f"allowed are {', '.join(allowed)}")
+        self._check(2 <= self.options <= 26, "options", "allowed is 2 to 26")
+        self._check(self.seed >= 0, "seed", "give a whole number from 0")
+        self._check(self.shard_mb > 0, "shard_mb", "give a number above 0")
+        self._check(0 <= self.max_vote_share < 0.5, "max_vote_share", "allowed is 0 to below 0.5")
+        if "emotion" in self.aspects:
+            self._check_positions()
+
+    def _check(self, fits: bool, name: str, remedy: str) -> None:
+        if not fits:
+            raise InputError(f"config field `{name}` is {getattr(self, name)!r}; {remedy}.")
+
+    def _check_positions(self) -> None:
+        bands, positions = self.emotion_distances, self.emotion_positions
+        self._check(
+            isinstance(bands, list) and len(bands) == self.options - 1,
+            "emotion_distances",
+            f"{self.options} options need {self.options - 1} bands [low, high], one a distractor",
+        )
+        for band in bands:
+            if not _is_numbers(band, 2) or not 0 <= band[0] < band[1]:
+                raise InputError(
+                    f"config field `emotion_distances` holds {band!r}; a band is [low, high] with 0 <= low < high; "
+                    f"the diagonal of the valence-arousal space is {math.sqrt(8):.2f} long."
+                )
+        self._check(positions is None or isinstance(positions, dict), "emotion_positions", "give label: [v, a]")
+        for label, position in (positions or {}).items():
+            if not _is_numbers(position, 2) or max(abs(value) for value in position) > 1:
+                raise InputError(
+                    f"config field `emotion_positions`: {label!r} is {position!r}; give [valence, arousal] in [-1, 1]."
+                )
+
+    def rules(self) -> dict[str, Any]:
+        """Every field that shapes the items, without the paths of this machine."""
+        return {key: value for key, value in dataclasses.asdict(self).items() if key not in ("manifest", "out")}
+
+
+def read_build_config(path: str, overrides: Sequence[str] = ()) -> BuildConfig:
+    """The config of a YAML file, or of a shipped one by its name, with `key=value` words on top.
+
+    Raises:
+        InputError: naming the field and what is allowed.
+    """
+    fields = ", ".join(known.name for known in dataclasses.fields(BuildConfig))
+    return build_config(BuildConfig, read_config(path, overrides, "benchmark"), f"the fields are {fields}.")
+
+
+def _is_numbers(value: object, count: int) -> bool:
+    return (
+        isinstance(value, list | tuple)
+        and len(value) == count
+        and all(isinstance(number, int | float) and not isinstance(number, bool) for number in value)
+    )
+
+
+# ---- distractors
+
+
+def normalised(option: str) -> str:
+    """An option's text without case, accents' encoding, punctuation, articles and repeated blanks."""
+    words = re.findall(r"\w+", unicodedata.normalize("NFKC", option).casefold())
+    return " ".join([word for word in words if word not in ("a", "an", "the")] or words)
+
+
+@dataclass
+class Dealer:
+    """Deals one of several sets of distractors. pairs: (answer, distractor) -> how often they were dealt."""
+
+    rng: np.random.Generator
+    pairs: Counter = field(default_factory=Counter)
+
+    def deal(self, answer: str, sets: Sequence[Labels]) -> list[str]:
+        """The set whose labels were distractors of `answer` least often beyond being answers beside it; shuffled.
+
+        This is the greedy step on the sum of squared differences pairs[a, b] - pairs[b, a].
+        """
+        costs = [sum(self.pairs[answer, other] - self.pairs[other, answer] for other in labels) for labels in sets]
+        best = [labels for labels, cost in zip(sets, costs) if cost == min(costs)]
+        chosen = best[int(self.rng.integers(len(best)))]
+        for other in chosen:
+            self.pairs[answer, other] += 1
+        return [chosen[i] for i in self.rng.permutation(len(chosen))]
+
+
+def drawn_sets(weights: Mapping[str, int], count: int, rng: np.random.Generator, draws: int = 64) -> list[Labels]:
+    """Random sets of `count` labels, each label drawn as often as its weight says: as often as it is an answer."""
+    labels = sorted(weights)
+    shares = np.array([weights[label] for label in labels], float)
+    shares /= shares.sum()
+    found = (rng.choice(len(labels), count, replace=False, p=shares) for _ in range(draws))
+    return sorted({tuple(labels[i] for i in sorted(chosen)) for chosen in found})
+
+
+def banded_sets(
+    answer: str, positions: Positions, bands: Sequence[Sequence[float]], rng: np.random.Generator
+) -> tuple[list[Labels], list[Labels]]:
+    """Sets of distractors with one label in each band of distances to the answer.
+
+    Returns:
+        Those that keep the rule whichever of their labels and `answer` is the answer, and the others.
+    """
+    mutual: list[Labels] = []
+    one_sided: list[Labels] = []
+    for labels in _candidates(answer, positions, bands, rng):
+        if len({normalised(label) for label in (answer, *labels)}) <= len(labels):
+            continue
+        if _keeps(answer, labels, positions, bands):
+            every = (answer, *labels)
+            others = ([x for x in every if x != label] for label in labels)
+            fits = all(_keeps(label, rest, positions, bands) for label, rest in zip(labels, others))
+            (mutual if fits else one_sided).append(labels)
+    return mutual, one_sided
+
+
+def nearest_to_bands(
+    answer: str, free: Sequence[str], positions: Positions, bands: Sequence[Sequence[float]]
+) -> Labels:
+    """For each band the label whose distance to the answer is nearest to it, where no set has one in each."""
+    left = {label: math.dist(positions[answer], positions[label]) for label in sorted(free)}
+    chosen = []
+    for low, high in bands:
+        chosen.append(min(left, key=lambda label: max(low - left[label], left[label] - high, 0.0)))
+        del left[chosen[-1]]
+    return tuple(chosen)
+
+
+def _candidates(answer: str, positions: Positions, bands, rng: np.random.Generator) -> Iterator[Labels]:
+    inside = [
+        [
+            label
+            for label in sorted(positions)
+            if label != answer and low <= math.dist(positions[answer], positions[label]) <= high
+        ]
+        for low, high in bands
+    ]
+    if not all(inside):
+        return
+    near = sorted(set(itertools.chain.from_iterable(inside)))
+    if math.comb(len(near), len(bands)) <= MOST_SETS:
+        yield from itertools.combinations(near, len(bands))
+        return
+    found = set()
+    for _ in range(MOST_SETS):
+        labels = {band[int(rng.integers(len(band)))] for band in inside}
+        if len(labels) == len(bands):
+            found.add(tuple(sorted(labels)))
+    yield from sorted(found)
+
+
+def _keeps(answer: str, labels: Sequence[str], positions: Positions, bands: Sequence[Sequence[float]]) -> bool:
+    """Whether each label has a band of its own. Ascending, into the fitting band that ends first: this finds a way."""
+    free = sorted(bands, key=lambda band: band[1])
+    for distance in sorted(math.dist(positions[answer], positions[label]) for label in labels):
+        fitting = next((band for band in free if band[0] <= distance <= band[1]), None)
+        if fitting is None:
+            return False
+        free.remove(fitting)
+    return True
+
+
+# ---- questions
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question about one clip, asked under every modality. distribution: {label: share of the votes} or None."""
+    """One question about one clip, for every modality. distribution: {label: share of the votes} or None."""
 
     clip: Clip
     aspect: str
@@ -31,7 +277,7 @@ class Question:
 
 
 class Drawn(NamedTuple):
-    """votes: {label: share}, where several annotators spoke."""
+    """votes: {label: share}, where there are several annotators."""
 
     clip: Clip
     answer: str
@@ -39,41 +285,39 @@ class Drawn(NamedTuple):
     votes: dict[str, float] | None = None
 
 
-def make_questions(clips: Sequence[Clip], config: BuildConfig) -> tuple[list[Question], Counter, Plane]:
+def make_questions(clips: Sequence[Clip], config: BuildConfig) -> tuple[list[Question], Counter, Positions]:
     """The questions about `clips`, in their order, content before emotion.
 
-    Options are dealt as `distractors` says; answer positions are a shuffle of equal numbers of each position over the
-    questions of an aspect.
+    Answer positions are a shuffle of equal numbers of each position over the questions of an aspect.
 
     Returns:
-        The questions, what was counted (clips that were left out, rules that were widened), and where each emotion
-        stands on the plane.
+        The questions, what was counted (clips that were left out, rules that were widened), and the position of each
+        emotion in the valence-arousal space.
 
     Raises:
         InputError: naming the clip, the rule and the remedy.
     """
     counts: Counter = Counter()
-    asked: dict[str, list[Drawn]] = {}
-    plane: Plane = {}
+    drawn: dict[str, list[Drawn]] = {}
+    emotions: Positions = {}
     if "content" in config.aspects:
-        asked["content"] = _content(clips, config, counts)
+        drawn["content"] = _content(clips, config, counts)
     if "emotion" in config.aspects:
-        asked["emotion"], plane = _emotion(clips, config, counts)
+        drawn["emotion"], emotions = _emotion(clips, config, counts)
     by_clip: dict[str, list[Question]] = defaultdict(list)
-    for aspect, drawn in asked.items():
-        if not drawn:
+    for aspect, found in drawn.items():
+        if not found:
             raise InputError(
                 f"no clip of the split {config.split!r} has the label `{aspect}`; add labels to the manifest, or "
                 f"leave {aspect!r} out of `aspects`."
             )
         rng = np.random.default_rng([config.seed, ASPECTS.index(aspect)])
-        positions = rng.permutation(np.arange(len(drawn)) % config.options)
+        answer_positions = rng.permutation(np.arange(len(found)) % config.options)
         text = config.content_question if aspect == "content" else config.emotion_question
-        for found, position in zip(drawn, positions):
-            options = (*found.distractors[:position], found.answer, *found.distractors[position:])
-            question = Question(found.clip, aspect, text, options, found.answer, found.votes)
-            by_clip[found.clip.id].append(question)
-    return [question for clip in clips for question in by_clip[clip.id]], counts, plane
+        for (clip, answer, distractors, votes), at in zip(found, answer_positions):
+            options = (*distractors[:at], answer, *distractors[at:])
+            by_clip[clip.id].append(Question(clip, aspect, text, options, answer, votes))
+    return [question for clip in clips for question in by_clip[clip.id]], counts, emotions
 
 
 def _content(clips: Sequence[Clip], config: BuildConfig, counts: Counter) -> list[Drawn]:
@@ -113,34 +357,34 @@ def _content(clips: Sequence[Clip], config: BuildConfig, counts: Counter) -> lis
     return [drawn[clip.id] for clip in clips if clip.id in drawn]
 
 
-def _emotion(clips: Sequence[Clip], config: BuildConfig, counts: Counter) -> tuple[list[Drawn], Plane]:
-    """Each clip with one strongest emotion; distractors by their distances on the plane, which is returned."""
+def _emotion(clips: Sequence[Clip], config: BuildConfig, counts: Counter) -> tuple[list[Drawn], Positions]:
+    """Each clip with one strongest emotion; distractors by their distances, and the positions these come from."""
     answers: dict[str, tuple[str, dict[str, float] | None]] = {}
     for clip in clips:
         if clip.emotion is None:
             _leave_out(clip, "emotion", config, counts)
         elif (found := strongest(clip, config, counts)) is not None:
             answers[clip.id] = found
-    plane = label_positions(clips, {clip: answer for clip, (answer, _) in answers.items()}, config)
+    positions = label_positions(clips, {clip: answer for clip, (answer, _) in answers.items()}, config)
     dealer, bands = _dealer(config, "emotion"), config.emotion_distances
-    sets = {label: banded_sets(label, plane, bands, dealer.rng) for label in plane}
+    sets = {label: banded_sets(label, positions, bands, dealer.rng) for label in positions}
     drawn: dict[str, Drawn] = {}
     for clip in _shuffled([clip for clip in clips if clip.id in answers], dealer):
         answer, votes = answers[clip.id]
-        free = _free(clip, answer, votes or {}, plane, config)
+        free = _free(clip, answer, votes or {}, positions, config)
         mutual, one_sided = ([labels for labels in found if free.issuperset(labels)] for found in sets[answer])
         if not mutual:
             counts["emotion_one_sided" if one_sided else "emotion_outside_band"] += 1
-        nearest = [] if mutual or one_sided else [nearest_to_bands(answer, sorted(free), plane, bands)]
+        nearest = [] if mutual or one_sided else [nearest_to_bands(answer, sorted(free), positions, bands)]
         allowed = mutual or one_sided or nearest
         drawn[clip.id] = Drawn(clip, answer, dealer.deal(answer, allowed), votes)
-    return [drawn[clip.id] for clip in clips if clip.id in drawn], plane
+    return [drawn[clip.id] for clip in clips if clip.id in drawn], positions
 
 
-def _free(clip: Clip, answer: str, votes: Mapping[str, float], plane: Plane, config: BuildConfig) -> set[str]:
+def _free(clip: Clip, answer: str, votes: Mapping[str, float], positions: Positions, config: BuildConfig) -> set[str]:
     """Labels that may be distractors of this clip: not too many of its annotators chose them."""
     free: dict[str, str] = {}
-    for label in plane:
+    for label in positions:
         if normalised(label) != normalised(answer) and votes.get(label, 0) <= config.max_vote_share:
             free.setdefault(normalised(label), label)
     if len(free) < config.options - 1:
@@ -164,14 +408,14 @@ def strongest(clip: Clip, config: BuildConfig, counts: Counter) -> tuple[str, di
         if config.ties == "refuse":
             raise InputError(
                 f"clip {clip.id!r}: the emotions {', '.join(first)} have equal votes ({most:.3g} each), so there is "
-                "no one answer. Ask one more annotator, or set ties=drop to leave such emotion questions out."
+                "no one answer. Add one more annotator, or set ties=drop to leave such emotion questions out."
             )
         counts["emotion_ties_dropped"] += 1
         return None
     return first[0], shares
 
 
-def label_positions(clips: Sequence[Clip], answers: Mapping[str, str], config: BuildConfig) -> Plane:
+def label_positions(clips: Sequence[Clip], answers: Mapping[str, str], config: BuildConfig) -> Positions:
     """Valence and arousal of every label that is an answer: the config's, else the mean of its clips.
 
     Labels that are no clip's answer are left out: as a distractor they would give themselves away.
@@ -186,19 +430,19 @@ def label_positions(clips: Sequence[Clip], answers: Mapping[str, str], config: B
             f"config field `emotion_positions` names {unknown[0]!r}, which is no clip's emotion; the emotions are "
             f"{', '.join(sorted(set(answers.values())))}."
         )
-    plane: Plane = {}
+    positions: Positions = {}
     for label in sorted(set(answers.values())):
         if label in given:
-            plane[label] = (float(given[label][0]), float(given[label][1]))
+            positions[label] = (float(given[label][0]), float(given[label][1]))
         elif points[label]:
             valences, arousals = zip(*points[label])
-            plane[label] = (math.fsum(valences) / len(valences), math.fsum(arousals) / len(arousals))
+            positions[label] = (math.fsum(valences) / len(valences), math.fsum(arousals) / len(arousals))
         else:
             raise InputError(
-                f"no clip with the emotion {label!r} has `valence` and `arousal`, so its place on the plane is not "
+                f"no clip with the emotion {label!r} has `valence` and `arousal`, so its position is not "
                 f"known. Give it in emotion_positions={{{label}: [valence, arousal], ...}}."
             )
-    return plane
+    return positions
 
 
 def _leave_out(clip: Clip, aspect: str, config: BuildConfig, counts: Counter) -> None:

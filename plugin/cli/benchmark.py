@@ -1,88 +1,88 @@
-"""`vaemotionllm benchmark`: choose, show, check, build and upload what the lmms-eval tasks `artemo` read; compare."""
+"""`vaemotionllm benchmark`: show, check, build, upload and compare what the lmms-eval tasks `artemo` read.
+
+And `vaemotionllm nano`, which builds the embedded default.
+"""
 
 import argparse
-import json
 import sys
 from collections import Counter
 from pathlib import Path
 
 from ..benchmark import schema
 from ..nano import select
-from ..utils import InputError
+from ..utils import InputError, write_json
+
+NAME = "a benchmark folder, OWNER/NAME on the Hub, or nano for the embedded set"
+WORKERS = "threads that decode; default: one a core, 8 at most"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    use = actions.add_parser("use", help="remember a benchmark for all later runs")
-    use.add_argument(
-        "name", metavar="NAME_OR_DIR", help="a benchmark folder, OWNER/NAME on the Hub, or nano for the embedded set"
-    )
-    actions.add_parser("show", help="say which benchmark is in force, and why")
-    _add_validate(
-        actions.add_parser("validate", help="check a benchmark: items, media, duplicates, balance, licences")
-    )
-    _add_build(actions.add_parser("build", help="make a benchmark from a manifest of annotated clips"))
-    _add_push(actions.add_parser("push", help="upload a benchmark folder to the Hub as a data set"))
-    _add_compare(actions.add_parser("compare", help="two evaluations of one benchmark: paired differences and gains"))
+    show = actions.add_parser("show", help="say which benchmark is selected, and why")
+    show.set_defaults(do=_show)
 
-
-def run(args: argparse.Namespace) -> int | None:
-    if args.action == "validate":
-        return _validate(args)
-    if args.action == "build":
-        return _build(args)
-    if args.action == "push":
-        return _push(args)
-    if args.action == "compare":
-        return _compare(args)
-    if args.action == "use":
-        benchmark = select.use(args.name)
-        if benchmark is None:
-            print("The tasks artemo read the embedded nano set from now on; it is built on first use.")
-        else:
-            print(f"The tasks artemo read {describe(benchmark)} from now on ({select.choice_path()}).")
-        chosen = select.current_choice()
-        if chosen.name and select.VARIABLE in chosen.origin:
-            print(f"But {select.VARIABLE} is set to {chosen.name!r} in this shell, and it wins while it is set.")
-    else:
-        chosen = select.current_choice()
-        print(
-            f"Benchmark: {chosen.name}, because of {chosen.origin}."
-            if chosen.name
-            else f"Benchmark: the embedded nano set, because {chosen.origin}."
-        )
-        if chosen.name in (None, select.NANO_NAME):
-            print(select.NANO_NOTICE)  # and not its counts: that would build it
-        else:
-            print(describe(schema.load(select.find(chosen.name))))
-    return None
-
-
-def _add_validate(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "name",
-        metavar="DIR_OR_HUB_NAME",
-        help="a benchmark folder, OWNER/NAME on the Hub, or nano for the embedded set",
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all findings, measures and thresholds there")
-    parser.add_argument("--no-media", action="store_true", help="check the items alone; decode nothing")
-    parser.add_argument(
+    validate = actions.add_parser("validate", help="check a benchmark: items, media, duplicates, balance, licences")
+    validate.set_defaults(do=_validate)
+    validate.add_argument("name", metavar="DIR_OR_HUB_NAME", help=NAME)
+    validate.add_argument("--json", type=Path, metavar="FILE", help="write all issues, measures and thresholds there")
+    validate.add_argument("--no-media", action="store_true", help="check the items alone; decode nothing")
+    validate.add_argument(
         "--against",
         metavar="MANIFEST_OR_DIR",
         help="look for the benchmark's media among a manifest's train and validation clips, or in another benchmark",
     )
-    parser.add_argument("--workers", type=int, metavar="N", help="threads that decode; default: one a core, 8 at most")
+    validate.add_argument("--workers", type=int, metavar="N", help=WORKERS)
+
+    build = actions.add_parser("build", help="make a benchmark from a manifest of annotated clips")
+    build.set_defaults(do=_build)
+    build.add_argument(
+        "--config", required=True, metavar="FILE.yaml", help="a YAML file, or the name of one in configs/benchmark/"
+    )
+    build.add_argument("overrides", nargs="*", metavar="key=value", help="single fields, such as seed=1")
+    build.add_argument("--workers", type=int, metavar="N", help=WORKERS)
+
+    push = actions.add_parser("push", help="upload a benchmark folder to the Hub as a data set")
+    push.set_defaults(do=_push)
+    push.add_argument("folder", metavar="DIR", help="a folder that `benchmark build` has made, or another benchmark")
+    push.add_argument("--repo", required=True, metavar="OWNER/NAME", help="the data set on the Hub")
+    push.add_argument("--private", action="store_true", help="make it private, where it is made")
+    push.add_argument("--dry-run", action="store_true", help="check, and list what would go out; connect to nothing")
+
+    compare = actions.add_parser("compare", help="two evaluations of one benchmark: paired differences and gains")
+    compare.set_defaults(do=_compare)
+    for name in ("a", "b"):
+        compare.add_argument(name, metavar=name.upper(), help="lmms-eval's --output_path, or a *_results.json in it")
+    compare.add_argument("--json", type=Path, metavar="FILE", help="write the comparison there as well")
+
+
+def run(args: argparse.Namespace) -> int | None:
+    if (workers := getattr(args, "workers", None)) is not None and workers < 1:
+        raise InputError(f"--workers is {workers}; at least 1 is needed.")
+    if getattr(args, "json", None):
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+    return args.do(args)
+
+
+def _show(args: argparse.Namespace) -> None:
+    chosen = select.current_choice()
+    print(f"Benchmark: {chosen.name or 'the embedded nano set'}, because of {chosen.origin}.")
+    if chosen.name in (None, select.NANO_NAME):
+        print(select.NANO_NOTICE)  # and not its counts: that would build it
+        return
+    benchmark = schema.load(select.find(chosen.name))
+    cells = Counter((item.aspect, item.modality) for item in benchmark.items)
+    counts = ", ".join(f"{aspect} {modality} {n}" for (aspect, modality), n in sorted(cells.items()))
+    clips = len({item.clip_id for item in benchmark.items})
+    print(f"{benchmark.name} in {benchmark.folder}: {len(benchmark.items)} items about {clips} clips ({counts})")
 
 
 def _validate(args: argparse.Namespace) -> int:
     """0: no error; 1: errors were found. What cannot be read at all ends with 2, as every bad argument."""
-    from ..benchmark.validation import validate
+    from ..benchmark.validate import validate
 
-    _check_workers(args.workers)
     report = validate(select.find(args.name), not args.no_media, args.against, args.workers, sys.stderr.isatty())
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(report.as_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(args.json, report.as_dict())
     for line in report.lines():
         print(line)
     errors, warnings = report.count("error"), report.count("warning")
@@ -93,51 +93,17 @@ def _validate(args: argparse.Namespace) -> int:
     return 1 if errors else 0
 
 
-def _add_build(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--config", required=True, metavar="FILE.yaml", help="a YAML file, or the name of one in configs/benchmark/"
-    )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="single fields, such as seed=1")
-    parser.add_argument("--workers", type=int, metavar="N", help="threads that decode; default: one a core, 8 at most")
-
-
-def _build(args: argparse.Namespace) -> int:
+def _build(args: argparse.Namespace) -> None:
     from ..benchmark.build import build
-    from ..benchmark.build_config import read_build_config
+    from ..benchmark.questions import read_build_config
 
-    _check_workers(args.workers)
     built = build(read_build_config(args.config, args.overrides), args.workers, sys.stderr.isatty())
     for name, count in sorted(built.counts.items()):
         print(f"{name.replace('_', ' ')}: {count}")
     print(f"{built.folder}: {built.items} items about {built.clips} clips in {built.shards} shards")
-    return 0
 
 
-def _add_compare(parser: argparse.ArgumentParser) -> None:
-    for name in ("a", "b"):
-        parser.add_argument(name, metavar=name.upper(), help="lmms-eval's --output_path, or a *_results.json in it")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the comparison there as well")
-
-
-def _compare(args: argparse.Namespace) -> int:
-    from ..evaluation.compare import as_json, as_text, compare
-
-    result = compare(args.a, args.b)
-    print(as_text(result))
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(as_json(result) + "\n", encoding="utf-8")
-    return 0
-
-
-def _add_push(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="DIR", help="a folder that `benchmark build` has made, or another benchmark")
-    parser.add_argument("--repo", required=True, metavar="OWNER/NAME", help="the data set on the Hub")
-    parser.add_argument("--private", action="store_true", help="make it private, where it is made")
-    parser.add_argument("--dry-run", action="store_true", help="check, and list what would go out; connect to nothing")
-
-
-def _push(args: argparse.Namespace) -> int:
+def _push(args: argparse.Namespace) -> None:
     from ..hub.push import push_benchmark as push
 
     done = push(args.folder, args.repo, args.private, args.dry_run)
@@ -146,16 +112,38 @@ def _push(args: argparse.Namespace) -> int:
         print("\n".join([*done.files, f"would go to {done.repo}: {size}"]))
     else:
         print(f"{done.url}: {size}")
-    return 0
 
 
-def _check_workers(workers: int | None) -> None:
-    if workers is not None and workers < 1:
-        raise InputError(f"--workers is {workers}; at least 1 is needed.")
+def _compare(args: argparse.Namespace) -> None:
+    from ..evaluation.compare import as_json, as_text, compare
+
+    result = compare(args.a, args.b)
+    print(as_text(result))
+    if args.json:
+        args.json.write_text(as_json(result) + "\n", encoding="utf-8")
 
 
-def describe(benchmark: schema.Benchmark) -> str:
-    cells = Counter((item.aspect, item.modality) for item in benchmark.items)
-    counts = ", ".join(f"{aspect} {modality} {n}" for (aspect, modality), n in sorted(cells.items()))
-    clips = len({item.clip_id for item in benchmark.items})
-    return f"{benchmark.name} in {benchmark.folder}, {len(benchmark.items)} items about {clips} clips ({counts})"
+def add_nano_arguments(parser: argparse.ArgumentParser) -> None:
+    parts = parser.add_subparsers(dest="part", metavar="PART", required=True)
+    world = parts.add_parser("world", help="write the procedural art world and its benchmark as real media")
+    world.add_argument("--out", required=True, help="folder to create")
+    world.add_argument("--seed", type=int, default=0, help="seed of the world (default 0)")
+    for split in ("train", "validation", "benchmark"):
+        world.add_argument(f"--{split}", type=int, metavar="N", help=f"clips in the {split} split")
+    world.add_argument("--workers", type=int, help="processes that render (default: one a core)")
+    backbone = parts.add_parser("backbone", help="train the nano vision-language backbone, or find it in the cache")
+    backbone.add_argument("--seed", type=int, default=0, help="seed of weights and clips (default 0)")
+    backbone.add_argument("--out", help="also copy the backbone to this folder")
+
+
+def run_nano(args: argparse.Namespace) -> None:
+    if args.part == "world":
+        from ..nano.world import DEFAULT_SIZES, build_world
+
+        given = {split: getattr(args, split) for split in DEFAULT_SIZES}
+        sizes = {split: DEFAULT_SIZES[split] if size is None else size for split, size in given.items()}
+        print(build_world(args.out, seed=args.seed, sizes=sizes, workers=args.workers))
+        return
+    from ..nano.backbone import build_backbone
+
+    print(build_backbone(seed=args.seed, out_dir=args.out))

@@ -22,7 +22,7 @@ COMMANDS = {
     "calibrate": "fit how sure the predictions are, on labelled clips that were not trained on",
     "verify": "check a model, of a folder or of the Hub: hashes, format, recorded outputs and answers",
     "nano": "build the embedded default: the procedural art world, its benchmark and its backbone",
-    "benchmark": "choose, check, build or upload the benchmark that the lmms-eval tasks `artemo` read",
+    "benchmark": "show, check, build, upload or compare what the lmms-eval tasks `artemo` read",
     "evaluate-emotion": "measure what the Supervisor reads on each path of a benchmark's clips",
     "report": "compare models by their lmms-eval results, or make the report of a demo anew, or a mean over seeds",
     "ablation": "train the nano model with and without each of its parts, over seeds, and compare",
@@ -31,6 +31,7 @@ COMMANDS = {
 
 # Command -> (module, function that adds arguments, function that runs it).
 SHARED = {
+    "nano": ("benchmark", "add_nano_arguments", "run_nano"),
     "push": ("hub", "add_push_arguments", "run_push"),
     "verify": ("hub", "add_verify_arguments", "run_verify"),
 }

@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..benchmark import metrics, prompts
-from ..benchmark.conflict import ConflictItem, conflict_items
-from ..benchmark.controls import KINDS, control_audio
+from ..benchmark.controls import KINDS, ConflictItem, conflict_items, control_audio
 from ..benchmark.intervals import accuracy_interval
 from ..benchmark.schema import ASPECTS, ITEMS_FILE, Benchmark, Item
 from ..model.configuration_vaemotionllm import MODALITIES

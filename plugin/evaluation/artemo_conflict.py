@@ -1,5 +1,5 @@
 """The task `artemo_conflict`: sight and sound of opposite emotion; which of the two is followed. See
-`vaemotionllm.benchmark.conflict` for the items."""
+`vaemotionllm.benchmark.controls` for the items."""
 
 from collections.abc import Sequence
 
@@ -13,12 +13,12 @@ def documents(dataset):
     return artemo.dataset_of(
         [
             artemo.document(
-                pair.sight,
+                pair.visual,
                 id=pair.id,
                 options=list(pair.options),
-                audio=pair.sound.audio,
-                sound_clip_id=pair.sound.clip_id,
-                sound_answer=pair.sound.answer,
+                audio=pair.audio.audio,
+                sound_clip_id=pair.audio.clip_id,
+                sound_answer=pair.audio.answer,
             )
             for pair in artemo.conflicts()
         ]

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..benchmark import metrics
 from ..benchmark.intervals import bootstrap, ccc, percentile_interval
-from ..benchmark.valence_arousal import parse_valence_arousal, valence_arousal_prompt
+from ..benchmark.prompts import parse_valence_arousal, valence_arousal_prompt
 from ..utils import InputError
 from . import artemo
 from .cli_exit import stop

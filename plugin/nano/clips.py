@@ -1,6 +1,6 @@
-"""The latent description of a clip: what it shows, what it expresses, and what hides it.
+"""The latent description of a clip: its labels, what each modality expresses of them, and what hides it.
 
-A clip is a pure function of (config, split, index). Pictures and sounds are rendered from it elsewhere.
+A clip is a pure function of (config, split, index). `image` and `audio` render it.
 """
 
 import dataclasses
@@ -11,17 +11,28 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..utils import InputError
-from .labels import ART_FORMS, CONTENTS, EMOTIONS
 
-# Raise it when the same config gives other pictures or sounds than before.
+# Raise it when the same config gives other frames or waveforms than before.
 FORMAT = 1
 # `pretrain` feeds the backbone only and is never written to disk.
 SPLITS = ("train", "validation", "benchmark", "pretrain")
 
+CONTENTS = ("rain", "waves", "fire", "bell", "drum", "bird", "clock", "flute")
+# Eight sectors of 45 degrees on the valence-arousal circle, counter-clockwise from the valence axis: two a quadrant.
+# The words and their order follow Russell's circumplex; the equal sectors are our simplification.
+EMOTIONS = ("joyful", "excited", "tense", "angry", "sad", "gloomy", "calm", "tender")
+ART_FORMS = ("painting", "animation", "music_video")
+
+
+def emotion_of(valence: float, arousal: float) -> str:
+    """The label of the sector that holds the point (valence, arousal)."""
+    angle = math.atan2(arousal, valence) % (2 * math.pi)
+    return EMOTIONS[int(angle // (math.pi / 4)) % 8]
+
 
 @dataclass(frozen=True)
 class WorldConfig:
-    """Everything that decides how a clip looks and sounds.
+    """Everything that decides a clip's frames and waveform.
 
     Args:
         seed: integer from 0; another seed is another world.
@@ -29,7 +40,7 @@ class WorldConfig:
         expression_noise: standard deviation of what each modality adds, on its own, to (valence, arousal).
         hidden_probability: chance that one modality does not carry the content at all.
         blend_probability: chance that one modality shows the content mixed evenly with another one.
-        min_radius: clips keep this distance from the neutral centre of the valence-arousal plane.
+        min_radius: clips keep this distance from the neutral centre of the valence-arousal space.
         margin_deg: and this angle from the border between two emotion labels.
     """
 
@@ -69,21 +80,28 @@ class WorldConfig:
 
 @dataclass(frozen=True)
 class Expression:
-    """What one modality carries of a clip."""
+    """What one modality carries of a clip.
+
+    Args:
+        valence, arousal: the clip's with noise.
+        content: the clip's.
+        blend: another content that is rendered with the same strength, or None.
+        hidden: whether the content is not recognisable in this modality.
+        seed: of the nuisance factors of this modality.
+    """
 
     valence: float
     arousal: float
     content: str
-    # Another class shown with the same strength, or None.
     blend: str | None
-    # The content is not recognisable in this modality.
     hidden: bool
-    # Seeds the nuisance factors of this modality.
     seed: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Clip:
+    """`beat_s` is the length of a beat, shared by both modalities, so that a music video moves with its audio."""
+
     id: str
     split: str
     index: int
@@ -92,10 +110,41 @@ class Clip:
     emotion: str
     valence: float
     arousal: float
-    # Length of a beat, shared by both modalities, so that a music video moves with its sound.
     beat_s: float
-    seen: Expression
-    heard: Expression
+    visual: Expression
+    audio: Expression
+
+
+def sample_clip(config: WorldConfig, split: str, index: int) -> Clip:
+    """The clip number `index` of `split`; every block of 192 clips holds each content, emotion and art form once."""
+    if split not in SPLITS:
+        raise InputError(f"split is {split!r}; allowed: {', '.join(SPLITS)}.")
+    cells = len(CONTENTS) * len(EMOTIONS) * len(ART_FORMS)
+    order = np.random.default_rng(_stream(config, split, 0, index // cells)).permutation(cells)
+    cell, emotion_index = divmod(int(order[index % cells]), len(EMOTIONS))
+    art_index, content_index = divmod(cell, len(CONTENTS))
+    content = CONTENTS[content_index]
+
+    rng = np.random.default_rng(_stream(config, split, 1, index))
+    angle = math.radians(45 * emotion_index + rng.uniform(config.margin_deg, 45 - config.margin_deg))
+    radius = rng.uniform(config.min_radius, 1.0)
+    valence, arousal = radius * math.cos(angle), radius * math.sin(angle)
+    visual = _express(config, rng, valence, arousal, content, _stream(config, split, 2, index))
+    audio = _express(config, rng, valence, arousal, content, _stream(config, split, 3, index))
+    beats_per_s = 2.0 * 2 ** (0.9 * audio.arousal) * rng.uniform(0.94, 1.06)
+    return Clip(
+        id=f"{split}-{index:05d}",
+        split=split,
+        index=index,
+        art_form=ART_FORMS[art_index],
+        content=content,
+        emotion=EMOTIONS[emotion_index],
+        valence=valence,
+        arousal=arousal,
+        beat_s=1 / beats_per_s,
+        visual=visual,
+        audio=audio,
+    )
 
 
 def _stream(config: WorldConfig, split: str, *numbers: int) -> tuple[int, ...]:
@@ -115,36 +164,4 @@ def _express(config, rng, clip_valence, clip_arousal, content, seed) -> Expressi
         blend=other if blended else None,
         hidden=bool(chance < config.hidden_probability),
         seed=seed,
-    )
-
-
-def sample_clip(config: WorldConfig, split: str, index: int) -> Clip:
-    """The clip number `index` of `split`; every block of 192 clips holds each content, emotion and art form once."""
-    if split not in SPLITS:
-        raise InputError(f"split is {split!r}; allowed: {', '.join(SPLITS)}.")
-    cells = len(CONTENTS) * len(EMOTIONS) * len(ART_FORMS)
-    order = np.random.default_rng(_stream(config, split, 0, index // cells)).permutation(cells)
-    cell, emotion_index = divmod(int(order[index % cells]), len(EMOTIONS))
-    art_index, content_index = divmod(cell, len(CONTENTS))
-    content, emotion, art_form = CONTENTS[content_index], EMOTIONS[emotion_index], ART_FORMS[art_index]
-
-    rng = np.random.default_rng(_stream(config, split, 1, index))
-    angle = math.radians(45 * emotion_index + rng.uniform(config.margin_deg, 45 - config.margin_deg))
-    radius = rng.uniform(config.min_radius, 1.0)
-    valence, arousal = radius * math.cos(angle), radius * math.sin(angle)
-    seen = _express(config, rng, valence, arousal, content, _stream(config, split, 2, index))
-    heard = _express(config, rng, valence, arousal, content, _stream(config, split, 3, index))
-    beats_per_s = 2.0 * 2 ** (0.9 * heard.arousal) * rng.uniform(0.94, 1.06)
-    return Clip(
-        id=f"{split}-{index:05d}",
-        split=split,
-        index=index,
-        art_form=art_form,
-        content=content,
-        emotion=emotion,
-        valence=valence,
-        arousal=arousal,
-        beat_s=1 / beats_per_s,
-        seen=seen,
-        heard=heard,
     )

@@ -8,28 +8,31 @@ from collections.abc import Mapping
 import numpy as np
 
 from ..benchmark.prompts import ANSWER_REQUEST, multiple_choice
-from .labels import (
-    ART_FORM_PHRASES,
-    ART_FORMS,
-    CONTENT_PHRASES,
-    CONTENTS,
-    EMOTIONS,
-    ENERGY_WORDS,
-    VALENCE_WORDS,
-    energy_word,
-    valence_word,
-)
+from .clips import ART_FORMS, CONTENTS, EMOTIONS
 
 LETTERS = ("A", "B", "C", "D")
 CONTENT_QUESTION = "Which subject is this?"
 EMOTION_QUESTION = "Which emotion does this artwork express?"
 
+VALENCE_WORDS = ("pleasant", "unpleasant")
+ENERGY_WORDS = ("high", "low")
 CAPTION_PROMPTS = ("Describe this artwork.", "What is this?", "Write a caption.")
 _CAPTIONS = (
     "{article} {emotion} {form} of {content}.",
     "{form_article} {form} of {content}, {emotion} and {valence}.",
     "This {form} expresses {article} {emotion} mood with {content}.",
 )
+_UNCOUNTED = ("rain", "waves", "fire")  # contents without an article
+
+
+def valence_word(valence: float) -> str:
+    return VALENCE_WORDS[0] if valence >= 0 else VALENCE_WORDS[1]
+
+
+def energy_word(arousal: float) -> str:
+    return ENERGY_WORDS[0] if arousal >= 0 else ENERGY_WORDS[1]
+
+
 # question -> (row -> one-word answer)
 OPEN_QUESTIONS = {
     CONTENT_QUESTION: lambda row: row["content"],
@@ -39,7 +42,7 @@ OPEN_QUESTIONS = {
 }
 # aspect -> (question, labels)
 CHOICES = {"content": (CONTENT_QUESTION, CONTENTS), "emotion": (EMOTION_QUESTION, EMOTIONS)}
-# What stage 2 asks: nothing in the benchmark's words. The backbone was taught all of it but `INSTRUCTION_CHOICE`, the
+# Prompts of stage 2: nothing in the benchmark's words. The backbone was taught all of it but `INSTRUCTION_CHOICE`, the
 # question and the request of a multiple choice, which stand in the place of words that it was taught.
 INSTRUCTION_CHOICE = ("What is this?", "Describe with the option's letter.")
 INSTRUCTION_QUESTIONS = tuple(
@@ -54,13 +57,13 @@ def _article(word: str) -> str:
 
 def caption(row: Mapping, template: int = 0) -> str:
     """One sentence on a clip; `template` picks the wording."""
-    form = ART_FORM_PHRASES[row["art_form"]]
+    form, content = row["art_form"].replace("_", " "), row["content"]
     text = _CAPTIONS[template].format(
         article=_article(row["emotion"]),
         form_article=_article(form),
         emotion=row["emotion"],
         form=form,
-        content=CONTENT_PHRASES[row["content"]],
+        content=content if content in _UNCOUNTED else f"a {content}",
         valence=valence_word(row["valence"]),
     )
     return text[0].upper() + text[1:]

@@ -8,8 +8,8 @@ import pytest
 import scipy.stats
 
 from vaemotionllm import InputError
-from vaemotionllm.benchmark import conflict, prompts, schema
-from vaemotionllm.benchmark.valence_arousal import parse_valence_arousal, valence_arousal_prompt
+from vaemotionllm.benchmark import controls, prompts, schema
+from vaemotionllm.benchmark.prompts import parse_valence_arousal, valence_arousal_prompt
 from vaemotionllm.evaluation import artemo, artemo_circular, artemo_conflict, artemo_va
 from vaemotionllm.nano import select
 
@@ -268,7 +268,7 @@ def test_conflict_shows_opposite_emotions(folder):
         assert {row["answer"], row["sound_answer"]} <= set(row["options"])
         a, b = np.array([seen.valence, seen.arousal]), np.array([heard.valence, heard.arousal])
         degrees = math.degrees(math.acos(a @ b / np.linalg.norm(a) / np.linalg.norm(b)))
-        assert degrees >= conflict.OPPOSITE_DEGREES and min(np.linalg.norm(a), np.linalg.norm(b)) >= 0.2
+        assert degrees >= controls.OPPOSITE_DEGREES and min(np.linalg.norm(a), np.linalg.norm(b)) >= 0.2
     # clip-4 is at (0, 0.1), too near to neutral to have an opposite.
     assert "clip-4" not in {row["clip_id"] for row in rows} | {row["sound_clip_id"] for row in rows}
     used = [row["sound_clip_id"] for row in rows]
@@ -285,29 +285,29 @@ def test_conflict_takes_the_most_opposite_and_spreads_the_sounds():
     right, left, upper_left, near = (
         item("r", "a", 0.9, 0.0), item("l", "b", -0.9, 0.0), item("u", "c", -0.7, 0.6), item("n", "d", -0.1, 0.0)
     )  # fmt: skip
-    found = [(a.clip_id, b.clip_id) for a, b in conflict.opposite_pairs([right, left, upper_left, near])]
+    found = [(a.clip_id, b.clip_id) for a, b in controls.opposite_pairs([right, left, upper_left, near])]
     assert found == [("r", "l"), ("l", "r"), ("u", "r")]
     # A second clip on the right: its sound is used before the first one's is used again.
-    found = [(a.clip_id, b.clip_id) for a, b in conflict.opposite_pairs([right, item("s", "d", 0.8, 0.0), left])]
+    found = [(a.clip_id, b.clip_id) for a, b in controls.opposite_pairs([right, item("s", "d", 0.8, 0.0), left])]
     assert found == [("r", "l"), ("s", "l"), ("l", "r")]
-    found = conflict.opposite_pairs([left, upper_left, right, item("s", "d", 0.8, 0.0)])
+    found = controls.opposite_pairs([left, upper_left, right, item("s", "d", 0.8, 0.0)])
     assert sorted(b.clip_id for _, b in found) == ["l", "r", "s", "u"]
     # 135 degrees are opposite, a degree less is not.
     edge = item("e", "b", math.cos(math.radians(135)), math.sin(math.radians(135)))
     inside = item("i", "b", math.cos(math.radians(134)), math.sin(math.radians(134)))
-    assert len(conflict.opposite_pairs([right, edge])) == 2 and not conflict.opposite_pairs([right, inside])
+    assert len(controls.opposite_pairs([right, edge])) == 2 and not controls.opposite_pairs([right, inside])
     # Opposite points with one label are no conflict; without a plane another label is one.
-    assert not conflict.opposite_pairs([right, item("x", "a", -0.9, 0.0)])
-    assert len(conflict.opposite_pairs([item("x", "a"), item("y", "a"), item("z", "b")])) == 3
+    assert not controls.opposite_pairs([right, item("x", "a", -0.9, 0.0)])
+    assert len(controls.opposite_pairs([item("x", "a"), item("y", "a"), item("z", "b")])) == 3
 
 
 def test_conflict_options_hold_both_emotions():
     seen, heard = item("x", "a"), item("y", "e", options=("e", "f", "g", "h"))
-    options = conflict.shared_options(seen, heard)
-    assert options == conflict.shared_options(seen, heard) and options[0] == "a" and "e" in options[1:]
+    options = controls.shared_options(seen, heard)
+    assert options == controls.shared_options(seen, heard) and options[0] == "a" and "e" in options[1:]
     assert len(set(options)) == 4 and len(set(options) - {"e"} - set(seen.options)) == 0
-    assert conflict.shared_options(seen, item("z", "c")) == seen.options
-    places = {conflict.shared_options(seen, item(f"y{i}", "e", options=("e", "f"))).index("e") for i in range(30)}
+    assert controls.shared_options(seen, item("z", "c")) == seen.options
+    places = {controls.shared_options(seen, item(f"y{i}", "e", options=("e", "f"))).index("e") for i in range(30)}
     assert places == {1, 2, 3}
 
 

@@ -14,8 +14,8 @@ from vaemotionllm.evaluation import emotion
 from vaemotionllm.evaluation.calibration import expected_calibration_error
 from vaemotionllm.evaluation.sureness import read_sureness
 from vaemotionllm.model.emotion_prediction import ModalityEmotion, conflict_of
-from vaemotionllm.nano.items import benchmark_items
-from vaemotionllm.nano.labels import EMOTIONS
+from vaemotionllm.nano.clips import EMOTIONS
+from vaemotionllm.nano.world import benchmark_items
 from vaemotionllm.utils import InputError
 
 

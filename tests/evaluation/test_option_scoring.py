@@ -10,7 +10,7 @@ from vaemotionllm import InputError, VAEmotionLLMForConditionalGeneration, VAEmo
 from vaemotionllm.evaluation import artemo, artemo_va
 from vaemotionllm.evaluation.lmms_model import VAEmotionLLM
 from vaemotionllm.evaluation.option_scoring import most_probable_letters, option_tokens
-from vaemotionllm.nano.tokenizer import build_processor
+from vaemotionllm.nano.backbone import build_processor
 
 
 @pytest.fixture(scope="module")

@@ -256,7 +256,7 @@ def test_the_newest_evaluation_counts(tmp_path, finished):
 
 def test_responses_are_read_as_options_and_unparsable_ones_are_counted(tmp_path):
     rows = make_rows(4, 0)
-    from vaemotionllm.nano.items import benchmark_items
+    from vaemotionllm.nano.world import benchmark_items
 
     cell = cell_items(benchmark_items(rows, 0), "emotion_av")
     good = ["ABCD"[item["options"].index(item["answer"])] for item in cell]

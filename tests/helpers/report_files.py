@@ -8,8 +8,8 @@ import numpy as np
 from media_files import write_png, write_wav
 
 from vaemotionllm.evaluation.results import CELLS, CONTROL_STAGES, CONTROLS, MODALITIES, STAGES
-from vaemotionllm.nano.items import benchmark_items
-from vaemotionllm.nano.labels import ART_FORMS, CONTENTS, emotion_of
+from vaemotionllm.nano.clips import ART_FORMS, CONTENTS, emotion_of
+from vaemotionllm.nano.world import benchmark_items
 
 DATE = "20260102_030405"
 # How often a stage answers right, by input; what is left out is 0.25, the chance of four options.

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import training
-from test_nano_backbone import TINY
+from nano_config import TINY
 from training import make_setup, stage1_values, stage2_values, train, write_config
 
 from vaemotionllm.cli.main import main

@@ -9,37 +9,39 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from nano_config import TINY
 from transformers import AutoModelForImageTextToText, AutoProcessor, WhisperFeatureExtractor, WhisperModel
 
 from vaemotionllm import InputError
 from vaemotionllm.benchmark.prompts import multiple_choice
 from vaemotionllm.cli.main import main
-from vaemotionllm.nano import backbone, seeing_batches, seeing_trainer
-from vaemotionllm.nano.backbone import build_backbone, cached_path
-from vaemotionllm.nano.backbone_model import build_vlm, packed_logits
+from vaemotionllm.nano import backbone
+from vaemotionllm.nano.backbone import (
+    MAX_VOCAB,
+    MERGE,
+    PATCH_PX,
+    SPECIAL_TOKENS,
+    BackboneConfig,
+    BatchMaker,
+    Question,
+    answer_loss,
+    build_backbone,
+    build_processor,
+    build_tokenizer,
+    build_vlm,
+    cached_path,
+    draw_question,
+    learning_rate_at,
+    make_batch,
+    packed_logits,
+    patchify,
+    train_backbone,
+)
 from vaemotionllm.nano.clips import WorldConfig, sample_clip
-from vaemotionllm.nano.labels import ENERGY_WORDS, VALENCE_WORDS
-from vaemotionllm.nano.language import CHOICES, LETTERS
-from vaemotionllm.nano.picture import render
-from vaemotionllm.nano.seeing_batches import MERGE, PATCH_PX, BatchMaker, Question, draw_question, patchify
-from vaemotionllm.nano.seeing_trainer import BackboneConfig, learning_rate_at, make_batch, seeing_loss, train_to_see
-from vaemotionllm.nano.tokenizer import MAX_VOCAB, SPECIAL_TOKENS, build_processor, build_tokenizer
+from vaemotionllm.nano.image import render
+from vaemotionllm.nano.language import CHOICES, ENERGY_WORDS, LETTERS, VALENCE_WORDS
 
 WORLD = WorldConfig()
-TINY = BackboneConfig(
-    hidden=32,
-    layers=1,
-    vision_layers=1,
-    text_steps=2,
-    text_rows=2,
-    text_questions=2,
-    text_clips=4,
-    steps=4,
-    pictures=2,
-    questions=2,
-    warmup_steps=2,
-    checkpoint_steps=2,
-)
 
 
 class Killed(Exception):
@@ -233,10 +235,10 @@ class Recorder(BatchMaker):
 
 
 def test_a_training_batch_equals_one_sequence_a_question(model, processor, monkeypatch):
-    drawn, draw = [], seeing_batches.draw_frames
-    monkeypatch.setattr(seeing_batches, "draw_frames", lambda *args: drawn.append(draw(*args)) or drawn[-1])
+    drawn, draw = [], backbone.draw_frames
+    monkeypatch.setattr(backbone, "draw_frames", lambda *args: drawn.append(draw(*args)) or drawn[-1])
     maker = Recorder(WORLD, processor.tokenizer)
-    batch = maker.make(step=7, pictures=16, questions=2, choice_share=0.5)
+    batch = maker.make(step=7, images=16, questions=2, choice_share=0.5)
     frames = iter(drawn)
     rows = []
     for blocks, questions in zip(maker.blocks, maker.questions, strict=True):
@@ -253,7 +255,7 @@ def test_a_training_batch_equals_one_sequence_a_question(model, processor, monke
 
 def test_a_told_batch_equals_one_sequence_a_question(model, processor):
     maker = Recorder(WORLD, processor.tokenizer)
-    batch = maker.make_told(step=5, rows=6, questions=3, clips=4)
+    batch = maker.make_text(step=5, rows=6, questions=3, clips=4)
     clips = [sample_clip(WORLD, "pretrain", (5 * 6 + number) % 4) for number in range(6)]
     rows = [([], asked, f"{clip.content} {clip.emotion}\n") for clip, asked in zip(clips, maker.questions)]
     assert batch.num_slabs == 0 and not batch.vision_mask.any()
@@ -288,7 +290,7 @@ def test_loss_is_a_mean_over_questions(processor):
     naive = 0.0
     for row, target, weight in zip(logits, batch.targets, batch.weights):
         naive -= weight * row.log_softmax(-1)[target]
-    torch.testing.assert_close(seeing_loss(logits, batch), naive / 6)
+    torch.testing.assert_close(answer_loss(logits, batch), naive / 6)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 8])
@@ -352,14 +354,14 @@ def test_told_batches_repeat_few_facts_and_pictures_never_repeat(tokenizer, monk
         asked.append((split, index))
         return sample_clip(config, split, index)
 
-    monkeypatch.setattr(seeing_batches, "sample_clip", sample)
+    monkeypatch.setattr(backbone, "sample_clip", sample)
     maker = BatchMaker(WORLD, tokenizer)
     for step in range(6):
-        maker.make_told(step, rows=3, questions=1, clips=5)
+        maker.make_text(step, rows=3, questions=1, clips=5)
     assert len(asked) == 18 and set(asked) == {("pretrain", index) for index in range(5)}
     asked.clear()
     for step in range(6):
-        maker.make(step, pictures=3, questions=1, choice_share=0.5)
+        maker.make(step, images=3, questions=1, choice_share=0.5)
     assert len(asked) == len(set(asked)) == 18 and {split for split, _ in asked} == {"pretrain"}
 
 
@@ -382,7 +384,7 @@ def train(tokenizer, folder: Path, seed: int = 0):
     folder.mkdir(exist_ok=True)
     torch.manual_seed(seed)
     model = build_vlm(tokenizer, TINY.hidden, TINY.layers, TINY.vision_layers)
-    train_to_see(model, tokenizer, TINY, WORLD, folder, progress=False)
+    train_backbone(model, tokenizer, TINY, WORLD, folder, progress=False)
     return model
 
 
@@ -401,7 +403,7 @@ def count_steps(monkeypatch, kill_at: int | None = None) -> list:
         calls.append(batch)
         return packed_logits(model, batch)
 
-    monkeypatch.setattr(seeing_trainer, "packed_logits", forward)
+    monkeypatch.setattr(backbone, "packed_logits", forward)
     return calls
 
 
@@ -421,7 +423,7 @@ def test_training_changes_every_weight(tokenizer, uninterrupted):
     before = build_vlm(tokenizer, TINY.hidden, TINY.layers, TINY.vision_layers).state_dict()
     assert [name for name in before if torch.equal(before[name], uninterrupted[0][name])] == []
     lines = uninterrupted[1]
-    assert [(line["step"], line["part"]) for line in lines] == [(2, "language"), (6, "sight")]
+    assert [(line["step"], line["part"]) for line in lines] == [(2, "language"), (6, "visual")]
     assert all(line["learning_rate"] == learning_rate_at(TINY, line["step"] - 1) for line in lines)
     assert all(0 < line["loss"] < 20 and any(key.startswith("accuracy_") for key in line) for line in lines)
 
@@ -443,7 +445,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(
 
 
 def test_a_kill_amid_saving_leaves_the_last_checkpoint(tokenizer, uninterrupted, tmp_path, monkeypatch):
-    save, calls = seeing_trainer.save_file, []
+    save, calls = backbone.save_file, []
 
     def half(tensors, path, metadata):
         calls.append(path)
@@ -453,7 +455,7 @@ def test_a_kill_amid_saving_leaves_the_last_checkpoint(tokenizer, uninterrupted,
         save(tensors, path, metadata)
 
     with monkeypatch.context() as patch:
-        patch.setattr(seeing_trainer, "save_file", half)
+        patch.setattr(backbone, "save_file", half)
         with pytest.raises(Killed):
             train(tokenizer, tmp_path)
     steps = count_steps(monkeypatch)
@@ -463,7 +465,7 @@ def test_a_kill_amid_saving_leaves_the_last_checkpoint(tokenizer, uninterrupted,
 
 
 def test_a_loss_that_is_no_number_ends_the_training(tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(seeing_trainer, "seeing_loss", lambda logits, batch: logits.sum() * float("nan"))
+    monkeypatch.setattr(backbone, "answer_loss", lambda logits, batch: logits.sum() * float("nan"))
     with pytest.raises(RuntimeError, match="lower learning_rate"):
         train(tokenizer, tmp_path)
     assert not (tmp_path / "metrics.jsonl").exists()
@@ -488,7 +490,7 @@ def test_learning_rate_warms_up_in_both_parts_and_ends_near_0():
         ("hidden", 48, "multiple of 32"),
         ("layers", 0, "more than 0"),
         ("steps", 0, "more than 0"),
-        ("pictures", -2, "more than 0"),
+        ("images", -2, "more than 0"),
         ("checkpoint_steps", 0, "more than 0"),
         ("learning_rate", 0.0, "more than 0"),
         ("seed", -1, "at least 0"),
@@ -527,7 +529,7 @@ def refuse_training(monkeypatch):
     def fail(*args, **kwargs):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(backbone, "train_to_see", fail)
+    monkeypatch.setattr(backbone, "train_backbone", fail)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -562,7 +564,7 @@ def test_a_built_backbone_is_found_again(built, monkeypatch, tmp_path):
 
 
 def test_another_config_is_another_folder():
-    changes = {name: 2 * value or 1 for name, value in TINY.as_dict().items()}
+    changes = {name: 2 * value or 1 for name, value in dataclasses.asdict(TINY).items()}
     paths = {cached_path(config=dataclasses.replace(TINY, **{name: value})) for name, value in changes.items()}
     assert len(paths | {cached_path(config=TINY)}) == len(changes) + 1
     assert cached_path() == cached_path(0) == cached_path(config=BackboneConfig(seed=0)) != cached_path(1)

@@ -20,17 +20,16 @@ import soundfile
 from vaemotionllm import InputError
 from vaemotionllm.benchmark import schema
 from vaemotionllm.benchmark.prompts import letter_of, multiple_choice, parse_choice
-from vaemotionllm.benchmark.validation import validate
+from vaemotionllm.benchmark.validate import validate
 from vaemotionllm.cli.main import main
 from vaemotionllm.data.manifest import read_manifest
 from vaemotionllm.data.media import load_audio, load_image, load_video
 from vaemotionllm.nano import language, world
-from vaemotionllm.nano.clips import SPLITS, WorldConfig, sample_clip
-from vaemotionllm.nano.labels import ART_FORMS, CONTENTS, EMOTIONS, emotion_of, energy_word, valence_word
-from vaemotionllm.nano.picture import render
-from vaemotionllm.nano.sound import synthesize
-from vaemotionllm.nano.world import build_world, manifest_row, world_key
-from vaemotionllm.nano.writing import media_names, write_mp4
+from vaemotionllm.nano.audio import synthesize
+from vaemotionllm.nano.clips import ART_FORMS, CONTENTS, EMOTIONS, SPLITS, WorldConfig, emotion_of, sample_clip
+from vaemotionllm.nano.image import render
+from vaemotionllm.nano.language import energy_word, valence_word
+from vaemotionllm.nano.world import build_world, manifest_row, media_names, world_key, write_mp4
 
 SIZES = {"train": 10, "validation": 6, "benchmark": 9}
 SMALL = {"train": 4, "benchmark": 2}
@@ -100,28 +99,28 @@ def test_noise_is_independent_in_the_two_modalities():
     sample = clips("train", 1920, config)
     noise = np.array(
         [
-            [part.valence - clip.valence for part in (clip.seen, clip.heard)]
-            + [part.arousal - clip.arousal for part in (clip.seen, clip.heard)]
+            [part.valence - clip.valence for part in (clip.visual, clip.audio)]
+            + [part.arousal - clip.arousal for part in (clip.visual, clip.audio)]
             for clip in sample
         ]
     )
     np.testing.assert_allclose(noise.std(axis=0), config.expression_noise, rtol=0.08)
     np.testing.assert_allclose(np.corrcoef(noise.T), np.eye(4), atol=0.1)
     assert (noise != 0).all() and len(np.unique(noise)) == noise.size
-    assert all(clip.seen.content == clip.heard.content == clip.content for clip in sample)
-    hidden = np.array([[part.hidden for part in (clip.seen, clip.heard)] for clip in sample])
-    blended = np.array([[part.blend is not None for part in (clip.seen, clip.heard)] for clip in sample])
+    assert all(clip.visual.content == clip.audio.content == clip.content for clip in sample)
+    hidden = np.array([[part.hidden for part in (clip.visual, clip.audio)] for clip in sample])
+    blended = np.array([[part.blend is not None for part in (clip.visual, clip.audio)] for clip in sample])
     np.testing.assert_allclose(hidden.mean(axis=0), config.hidden_probability, atol=0.03)
     np.testing.assert_allclose(blended.mean(axis=0), config.blend_probability, atol=0.03)
     assert hidden.all(axis=1).mean() == pytest.approx(0.01, abs=0.01) and not (hidden & blended).any()
-    assert all(part.blend != clip.content for clip in sample for part in (clip.seen, clip.heard))
+    assert all(part.blend != clip.content for clip in sample for part in (clip.visual, clip.audio))
 
 
 def test_a_modality_is_made_from_its_own_expression_alone():
     painting = next(clip for clip in clips("train", 50) if clip.art_form == "painting")
     other = sample_clip(CONFIG, "train", painting.index + 1)
-    as_seen = dataclasses.replace(painting, heard=other.heard, valence=0.0, arousal=0.0, emotion="", content="")
-    as_heard = dataclasses.replace(painting, seen=other.seen, valence=0.0, arousal=0.0, emotion="", content="")
+    as_seen = dataclasses.replace(painting, audio=other.audio, valence=0.0, arousal=0.0, emotion="", content="")
+    as_heard = dataclasses.replace(painting, visual=other.visual, valence=0.0, arousal=0.0, emotion="", content="")
     np.testing.assert_array_equal(render(CONFIG, as_seen), render(CONFIG, painting))
     np.testing.assert_array_equal(synthesize(CONFIG, as_heard), synthesize(CONFIG, painting))
     assert (render(CONFIG, as_heard) != render(CONFIG, painting)).any()
@@ -134,7 +133,7 @@ def test_splits_and_seeds_share_no_latent_point():
         for split in SPLITS:
             for clip in clips(split, 200, WorldConfig(seed=seed)):
                 numbers += [clip.valence, clip.arousal, clip.beat_s]
-                for part in (clip.seen, clip.heard):
+                for part in (clip.visual, clip.audio):
                     # Clipped numbers repeat; any other that is met twice would tell that two streams are one.
                     numbers += [number for number in (part.valence, part.arousal) if abs(number) < 1.3]
                     streams.append(part.seed)
@@ -267,7 +266,7 @@ def test_a_benchmark_splits_sight_from_sound_and_keeps_both(built, rows, tmp_pat
         np.testing.assert_array_equal(apart, together)
         np.testing.assert_array_equal(load_audio(sound), load_audio(both))
         assert apart_metadata == metadata and film.stat().st_size + sound.stat().st_size < 1.1 * both.stat().st_size
-    assert "tracks" not in {finding.check for finding in validate(built / "benchmark").findings}
+    assert "tracks" not in {issue.check for issue in validate(built / "benchmark").issues}
 
 
 def test_a_video_moves(built, rows):
@@ -308,7 +307,7 @@ def test_a_killed_build_leaves_nothing_and_goes_on(tmp_path, suffix):
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert not target.exists()
     (partial,) = target.parent.glob(".world.*.partial")
-    written = {path.name: path.stat().st_mtime_ns for path in partial.glob("media/train/[!.]*")}
+    written = {path.name: path.stat().st_mtime_ns for path in partial.glob("media/train/*[!p]")}
     assert sorted(written) == sorted(names[:kill_at])
     build(target)
     assert contents(target) == contents(whole)
@@ -317,7 +316,7 @@ def test_a_killed_build_leaves_nothing_and_goes_on(tmp_path, suffix):
     assert not partial.exists() and [path.name for path in target.parent.iterdir() if path.is_dir()] == ["world"]
 
 
-@pytest.mark.parametrize("part", ["manifest_row", "_write_jsonl", "_write_benchmark", "_write_json"])
+@pytest.mark.parametrize("part", ["manifest_row", "write_json_lines", "_write_benchmark", "_write_json"])
 @pytest.mark.parametrize("exists", [False, True])
 def test_a_build_that_fails_after_the_media_goes_on(tmp_path, monkeypatch, part, exists):
     target = tmp_path / "world"
@@ -329,7 +328,7 @@ def test_a_build_that_fails_after_the_media_goes_on(tmp_path, monkeypatch, part,
             build(target, sizes={"train": 1, "benchmark": 1})
     assert target.exists() == exists and not any(target.glob("*"))
     with monkeypatch.context() as patch:
-        patch.setattr("vaemotionllm.nano.writing.synthesize", None)  # no clip is made again
+        patch.setattr("vaemotionllm.nano.world.synthesize", None)  # no clip is made again
         build(target, sizes={"train": 1, "benchmark": 1})
     assert len(read_manifest(target / "manifest.jsonl")) == 2
 

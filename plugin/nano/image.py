@@ -1,6 +1,6 @@
-"""The picture of a clip: a subject drawn as shape, texture and motion, in a palette that carries the emotion.
+"""The frames of a clip: a subject drawn as shape, texture and motion, in a palette that carries the emotion.
 
-Valence is seen as brightness and as blue against yellow; arousal as green against red, contrast, saturation and speed.
+Valence shows as brightness and as blue against yellow; arousal as green against red, contrast, saturation and speed.
 Everything is a soft mask on a grid of all frames at once, so a clip costs well below a millisecond a frame.
 """
 
@@ -118,7 +118,7 @@ _SUBJECTS = {
 
 
 def _fog(x, y, t, r):
-    """What is seen where the content is hidden: drifting haze without a shape."""
+    """Drifting haze without a shape, where the content is hidden."""
     drift = np.sin(2 * x + t + 6 * r[0]) + np.sin(2.3 * y - 0.7 * t + 6 * r[1]) + np.sin(1.5 * (x + y) + 6 * r[2])
     return _F32(0.4) + _F32(0.12) * drift
 
@@ -152,10 +152,10 @@ def frame_times(config: WorldConfig, clip: Clip) -> np.ndarray:
 
 def render(config: WorldConfig, clip: Clip, times_s: np.ndarray | None = None) -> np.ndarray:
     """Frames of a clip at the given times (default: those of the written file), uint8 (F, S, S, 3), RGB."""
-    seen, size = clip.seen, config.size_px
-    rng = np.random.default_rng(seen.seed)
+    visual, size = clip.visual, config.size_px
+    rng = np.random.default_rng(visual.seed)
     times_s = frame_times(config, clip) if times_s is None else np.asarray(times_s, float)
-    v, a = seen.valence, seen.arousal
+    v, a = visual.valence, visual.arousal
     speed = 2.2 * 2 ** (1.1 * a)
     t = (times_s * speed).astype(_F32)[:, None, None] + _F32(rng.uniform(0, 10))  # (F, 1, 1)
     ground, figure = _palette(rng, v, a)
@@ -165,15 +165,15 @@ def render(config: WorldConfig, clip: Clip, times_s: np.ndarray | None = None) -
     x, y = _grid(size)
     x, y = (x - shift[0]) * scale, (y - shift[1]) * scale
     if clip.art_form == "music_video":
-        # The subject jumps with the beat of the sound.
+        # The subject jumps with the beat of the audio.
         phase = (times_s / clip.beat_s % 1).astype(_F32)[:, None, None]
         y = y + _F32(0.16) * np.exp(-4 * phase)
-    if seen.hidden:
+    if visual.hidden:
         mask = _fog(x, y, t, r)
     else:
-        mask = _SUBJECTS[seen.content](x, y, t, r)
-        if seen.blend is not None:
-            mask = 0.5 * mask + 0.5 * _SUBJECTS[seen.blend](x, y, t, r[::-1])
+        mask = _SUBJECTS[visual.content](x, y, t, r)
+        if visual.blend is not None:
+            mask = 0.5 * mask + 0.5 * _SUBJECTS[visual.blend](x, y, t, r[::-1])
 
     # Background texture: strong, fine strokes for high arousal, faint wash for low; painterly forms have more of it.
     amount = 0.045 * 2 ** (0.8 * a) * {"painting": 1.5, "animation": 0.5, "music_video": 1.0}[clip.art_form]

@@ -1,4 +1,4 @@
-"""Benchmark folders: schema, prompt and answer, choice of the data set, control sounds, the command."""
+"""Prompts and answers, benchmark folders, the choice of the benchmark, control audio, the command."""
 
 import json
 import shutil
@@ -22,7 +22,6 @@ OPTIONS = ["calm", "joyful", "calm sea", "tense"]
 @pytest.fixture(autouse=True)
 def own_folders(tmp_path, monkeypatch):
     monkeypatch.setenv("VAEMOTIONLLM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("VAEMOTIONLLM_CONFIG", str(tmp_path / "config"))
     monkeypatch.delenv(select.VARIABLE, raising=False)
 
 
@@ -201,7 +200,7 @@ def test_a_benchmark_is_read(folder):
         ({"image": "media/none.png"}, "column 'image' names 'media/none.png', but there is no file"),
         ({"image": "../secret.png"}, "which lies outside"),
         ({"image": None}, "needs 'image' or 'video', which is null"),
-        ({"audio": "media/clip-0.wav"}, "must not see 'audio'"),
+        ({"audio": "media/clip-0.wav"}, "must not carry 'audio'"),
         ({"video": "media/clip-2.mp4"}, "both 'image' and 'video' are set"),
         ({"id": "clip-0-content-audio"}, "is that of line 1; ids must be unique"),
         ({"clip_id": 7}, "column 'clip_id' is 7"),
@@ -262,32 +261,21 @@ def test_only_a_newline_ends_an_item(folder, tmp_path):
     assert len(items) == len(rows) and items[0].question == rows[0]["question"]
 
 
-def test_the_variable_wins_over_the_command_and_nano_is_the_rest(folder, monkeypatch, tmp_path, capsys):
-    assert select.current_choice().name is None
-    monkeypatch.chdir(folder.parent)
-    assert main(["benchmark", "use", folder.name]) == 0
-    # The absolute folder is kept: the next command may start elsewhere.
-    assert select.current_choice().name == str(folder)
-    assert "36 items about 6 clips" in capsys.readouterr().out
-    assert select.resolve().folder == folder
-    monkeypatch.setenv(select.VARIABLE, str(tmp_path))
-    with pytest.raises(InputError, match="holds no test.jsonl.*chosen by the environment variable ARTEMO_DATASET"):
-        select.resolve()
-    monkeypatch.delenv(select.VARIABLE)
-    assert main(["benchmark", "use", "nano"]) == 0
+def test_the_variable_names_the_benchmark_and_nano_is_the_rest(folder, monkeypatch, tmp_path, capsys):
     assert select.current_choice().name is None
     assert main(["benchmark", "show"]) == 0
     assert "embedded nano set" in capsys.readouterr().out
-
-
-def test_a_bad_choice_is_refused_and_the_old_one_stays(folder, capsys):
-    assert main(["benchmark", "use", str(folder)]) == 0
-    assert main(["benchmark", "use", str(folder / "none")]) == 2
+    monkeypatch.setenv(select.VARIABLE, str(folder))
+    assert select.resolve().folder == folder
+    assert main(["benchmark", "show"]) == 0
+    shown = capsys.readouterr().out
+    assert "ARTEMO_DATASET" in shown and "36 items about 6 clips" in shown
+    monkeypatch.setenv(select.VARIABLE, str(tmp_path))
+    with pytest.raises(InputError, match="holds no test.jsonl.*chosen by the environment variable ARTEMO_DATASET"):
+        select.resolve()
+    monkeypatch.setenv(select.VARIABLE, str(folder / "none"))
+    assert main(["benchmark", "show"]) == 2
     assert "there is no folder" in capsys.readouterr().err
-    assert select.current_choice().name == str(folder)
-    select.choice_path().write_text("{}")
-    with pytest.raises(InputError, match="run `vaemotionllm benchmark use NAME_OR_DIR` again"):
-        select.current_choice()
 
 
 def test_validate_ends_with_1_where_a_column_is_wrong(folder, tmp_path, capsys):
@@ -353,7 +341,7 @@ def test_a_clip_with_two_sounds_is_refused(folder, tmp_path):
     next(row for row in rows if row["id"] == "clip-0-emotion-audio")["audio"] = "media/clip-1.wav"
     benchmark_files.write_items(copy, rows)
     for kind in controls.KINDS:
-        with pytest.raises(InputError, match="the clip 'clip-0' has two sounds.*clip-0-emotion-audio"):
+        with pytest.raises(InputError, match="the clip 'clip-0' has two audio files.*clip-0-emotion-audio"):
             controls.control_audio(schema.load(copy), kind)
 
 
@@ -408,7 +396,7 @@ def test_help_lists_the_commands(capsys):
     with pytest.raises(SystemExit):
         main(["benchmark", "--help"])
     text = capsys.readouterr().out
-    assert all(word in text for word in ("use", "show", "validate"))
+    assert all(word in text for word in ("show", "validate", "build", "push", "compare"))
     with pytest.raises(SystemExit):
         main(["--help"])
     assert "evaluate-emotion" in capsys.readouterr().out

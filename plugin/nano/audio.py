@@ -1,6 +1,6 @@
-"""The sound of a clip: a musical bed that carries the emotion, and events in the timbre and rhythm of the content.
+"""The waveform of a clip: a musical bed that carries the emotion, and events in the timbre and rhythm of the content.
 
-Valence is heard as register, mode, consonance against roughness, and brightness; arousal as tempo, loudness,
+Valence is carried by register, mode, consonance against roughness, and brightness; arousal by tempo, loudness,
 articulation and attack. The cues are strong on purpose: what limits a listener is the expression noise of the clip.
 """
 
@@ -33,7 +33,7 @@ def _noise(rng, n, rate, low_hz, high_hz, slope=0.0) -> np.ndarray:
     return wave / (wave.std() + 1e-9)
 
 
-def _place(n: int, kernel: np.ndarray, starts, gains) -> np.ndarray:
+def _placed(n: int, kernel: np.ndarray, starts, gains) -> np.ndarray:
     out = np.zeros(n, _F32)
     for start, gain in zip(starts, gains):
         start = int(start)
@@ -84,7 +84,7 @@ def _bell(rng, n, rate, arousal, beat_s):
     partials = np.sin(2 * np.pi * pitch * np.outer(ratios, t)) * np.exp(-np.outer(ratios, t) / _F32(0.9))
     stroke = _mix(gains, partials)
     starts = _beats(n, rate, 2 * beat_s)
-    return _place(n, stroke, starts, np.full(len(starts), 1.1))
+    return _placed(n, stroke, starts, np.full(len(starts), 1.1))
 
 
 def _drum(rng, n, rate, arousal, beat_s):
@@ -94,7 +94,7 @@ def _drum(rng, n, rate, arousal, beat_s):
     snare = np.exp(-t / 0.05) * rng.standard_normal(4000).astype(_F32)
     snare = snare + np.exp(-t / 0.06) * np.sin(2 * np.pi * 190 * t)
     on, off = _beats(n, rate, beat_s), _beats(n, rate, beat_s, 0.02 + beat_s / 2)
-    return _place(n, 3.2 * kick, on, np.full(len(on), 1.0)) + _place(n, snare, off, np.full(len(off), 0.7))
+    return _placed(n, 3.2 * kick, on, np.full(len(on), 1.0)) + _placed(n, snare, off, np.full(len(off), 0.7))
 
 
 def _bird(rng, n, rate, arousal, beat_s):
@@ -103,7 +103,7 @@ def _bird(rng, n, rate, arousal, beat_s):
     sweep = np.sin(2 * np.pi * (low * t + rng.uniform(7000, 10000) * t * t)) * np.abs(np.sin(np.pi * t / t[-1])) ** 0.7
     gap = 0.1 * rate
     starts = np.concatenate([_beats(n, rate, beat_s) + k * gap for k in range(3)]) + rng.normal(0, 0.01 * rate)
-    return _place(n, sweep, starts, np.full(len(starts), 1.5))
+    return _placed(n, sweep, starts, np.full(len(starts), 1.5))
 
 
 def _clock(rng, n, rate, arousal, beat_s):
@@ -111,7 +111,7 @@ def _clock(rng, n, rate, arousal, beat_s):
     tune = rng.uniform(0.92, 1.08)
     tick, tock = (np.exp(-t / 0.006) * np.sin(2 * np.pi * tune * f * t) for f in (2600.0, 1700.0))
     on, off = _beats(n, rate, beat_s), _beats(n, rate, beat_s, 0.02 + beat_s / 2)
-    return _place(n, 3 * tick, on, np.full(len(on), 1.0)) + _place(n, 3 * tock, off, np.full(len(off), 1.0))
+    return _placed(n, 3 * tick, on, np.full(len(on), 1.0)) + _placed(n, 3 * tock, off, np.full(len(off), 1.0))
 
 
 def _flute(rng, n, rate, arousal, beat_s):
@@ -140,7 +140,7 @@ _EVENTS = {
 
 
 def _veil(rng, n, rate):
-    """What is heard where the content is hidden: a murmur that fits every class and none."""
+    """A murmur that fits every class and none, where the content is hidden."""
     t = _time(n, rate)
     flutter = 0.6 + 0.4 * np.sin(2 * np.pi * (rng.uniform(1, 4) * t + rng.random()))
     return flutter * (0.6 * _noise(rng, n, rate, 150, 5000, -0.4) + 0.2 * _noise(rng, n, rate, 2000, 5000))
@@ -157,7 +157,7 @@ def _sigmoid(x: float) -> float:
 
 def _bed(rng, config: WorldConfig, clip: Clip) -> np.ndarray:
     """Chords in a register, mode, roughness and brightness set by valence; pulse and articulation set by arousal."""
-    v, a = clip.heard.valence, clip.heard.arousal
+    v, a = clip.audio.valence, clip.audio.arousal
     n, rate = config.num_samples, config.sampling_rate
     t = _time(n, rate)
     root_hz = 250 * 2 ** (1.15 * v) * 2 ** (rng.uniform(-1.2, 1.2) / 12)
@@ -193,23 +193,23 @@ def _bed(rng, config: WorldConfig, clip: Clip) -> np.ndarray:
 
 
 def synthesize(config: WorldConfig, clip: Clip) -> np.ndarray:
-    """The sound of a clip, float32 (samples,), mono, in [-1, 1]."""
-    heard = clip.heard
-    rng = np.random.default_rng(heard.seed)
+    """The waveform of a clip, float32 (samples,), mono, in [-1, 1]."""
+    audio = clip.audio
+    rng = np.random.default_rng(audio.seed)
     n, rate = config.num_samples, config.sampling_rate
     bed = _bed(rng, config, clip)
-    if heard.hidden:
+    if audio.hidden:
         events = _veil(rng, n, rate)
     else:
-        args = (n, rate, heard.arousal, clip.beat_s)
-        events = _EVENTS[heard.content](rng, *args)
+        args = (n, rate, audio.arousal, clip.beat_s)
+        events = _EVENTS[audio.content](rng, *args)
         events = events / (events.std() + 1e-9)
-        if heard.blend is not None:
-            other = _EVENTS[heard.blend](rng, *args)
+        if audio.blend is not None:
+            other = _EVENTS[audio.blend](rng, *args)
             events = 0.7 * events + 0.7 * other / (other.std() + 1e-9)
     mix = 0.6 * bed / (bed.std() + 1e-9) + 0.55 * events / (events.std() + 1e-9)
     mix = mix + 10 ** (rng.uniform(-34, -24) / 20) * _noise(rng, n, rate, 60, 7000, -0.5)
-    loudness_db = -24 + 7 * heard.arousal + rng.uniform(-1, 1)
+    loudness_db = -24 + 7 * audio.arousal + rng.uniform(-1, 1)
     mix = mix / (mix.std() + 1e-9) * 10 ** (loudness_db / 20)
     fade = np.minimum(1, np.minimum(np.arange(n), np.arange(n)[::-1]) / (0.01 * rate))
     return np.tanh(mix * fade).astype(_F32)

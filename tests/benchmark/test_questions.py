@@ -7,9 +7,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from vaemotionllm.benchmark import distractors, item_checks, questions
-from vaemotionllm.benchmark.build_config import BuildConfig
-from vaemotionllm.benchmark.findings import Report
+from vaemotionllm.benchmark import questions, validate
+from vaemotionllm.benchmark.questions import BuildConfig
 from vaemotionllm.benchmark.schema import Item
 from vaemotionllm.data.manifest import Clip
 
@@ -54,7 +53,7 @@ def test_sets_are_all_that_keep_the_rule(seed):
     plane = {f"label {i}": tuple(rng.uniform(-1, 1, 2)) for i in range(9)}
     bands = [sorted(rng.uniform(0, 2, 2)) for _ in range(3)]
     for answer in plane:
-        mutual, one_sided = distractors.banded_sets(answer, plane, bands, rng)
+        mutual, one_sided = questions.banded_sets(answer, plane, bands, rng)
         others = [label for label in sorted(plane) if label != answer]
         expected = [s for s in itertools.combinations(others, 3) if keeps_naively(answer, s, plane, bands)]
         assert sorted(mutual + one_sided) == expected
@@ -67,8 +66,8 @@ def test_sets_are_all_that_keep_the_rule(seed):
 def test_many_labels_are_sampled():
     rng = np.random.default_rng(0)
     plane = {f"label {i:02d}": tuple(rng.uniform(-1, 1, 2)) for i in range(60)}
-    mutual, one_sided = distractors.banded_sets("label 00", plane, BANDS, rng)
-    assert len(mutual) > 50 and len(mutual) + len(one_sided) <= distractors.MOST_SETS
+    mutual, one_sided = questions.banded_sets("label 00", plane, BANDS, rng)
+    assert len(mutual) > 50 and len(mutual) + len(one_sided) <= questions.MOST_SETS
     for labels in (mutual + one_sided)[::100]:
         assert len(set(labels)) == 3 and keeps_naively("label 00", labels, plane, BANDS)
 
@@ -88,7 +87,7 @@ def test_the_rule_does_not_tell_the_answer():
     rng = np.random.default_rng(0)
     told = 0.0
     for question in asked:
-        one_sided = distractors.banded_sets(question.answer, plane, [[0.2, 0.6], [1.0, 1.2], [1.3, 2.0]], rng)[1]
+        one_sided = questions.banded_sets(question.answer, plane, [[0.2, 0.6], [1.0, 1.2], [1.3, 2.0]], rng)[1]
         for labels in one_sided[:1]:
             every = (question.answer, *labels)
             told += 1 / sum(
@@ -105,7 +104,7 @@ def test_in_each_pair_each_is_the_answer_equally_often():
     assert len(pairs) > 30
     assert max(abs(count - pairs[b, a]) for (a, b), count in pairs.items()) <= 4
     report = guess([(q.options, q.answer) for q in asked])
-    assert report.measures["guessed_from_options"]["emotion"]["answers"] <= len(asked) / 4 and not report.findings
+    assert report.measures["guessed_from_options"]["emotion"]["answers"] <= len(asked) / 4 and not report.issues
 
 
 def test_rare_answers_are_rare_distractors():
@@ -113,23 +112,23 @@ def test_rare_answers_are_rare_distractors():
     found = Counter()
     rng = np.random.default_rng(0)
     for _ in range(200):
-        found.update(label for labels in distractors.drawn_sets(weights, 2, rng, draws=1) for label in labels)
+        found.update(label for labels in questions.drawn_sets(weights, 2, rng, draws=1) for label in labels)
     assert found["often"] > found["other"] > 3 * found["sometimes"] > 3 * found["rare"]
 
 
-def guess(pairs) -> Report:
-    report = Report("b", "f")
+def guess(pairs) -> validate.Report:
+    report = validate.Report("b", "f")
     items = [Item(f"i{i}", f"c{i}", "av", "emotion", "?", tuple(o), a) for i, (o, a) in enumerate(pairs)]
-    item_checks.check_guessing(items, report)
+    validate._check_guessing({"emotion": items}, report)
     return report
 
 
 def test_answers_that_can_be_guessed_from_the_options_are_found():
     labels = [str(i) for i in range(8)]
     told = [([labels[(i + j) % 8] for j in range(4)], labels[i % 8]) for i in range(80)]  # the first of four in a row
-    [finding] = guess(told).findings
-    assert (finding.level, finding.check) == ("warning", "plausibility")
-    assert "emotion: 80 of 80 answers can be guessed from the options and the other questions" in finding.message
+    [issue] = guess(told).issues
+    assert (issue.level, issue.check) == ("warning", "plausibility")
+    assert "emotion: 80 of 80 answers can be guessed from the options and the other questions" in issue.message
     rng = np.random.default_rng(0)
     fair = [(list(rng.choice(labels, 4, replace=False)),) for _ in range(200)]
-    assert not guess([(options, options[int(rng.integers(4))]) for (options,) in fair]).findings
+    assert not guess([(options, options[int(rng.integers(4))]) for (options,) in fair]).issues

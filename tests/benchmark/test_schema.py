@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from vaemotionllm import InputError
-from vaemotionllm.benchmark import schema, unpack
+from vaemotionllm.benchmark import schema
 from vaemotionllm.data.media import load_audio, load_image
 
 MEDIUM = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -69,7 +69,7 @@ def test_shards_hold_what_the_folder_holds_and_are_unpacked_once(folder, tmp_pat
     # Three pictures or films and two sounds of their own: each is one file, however many items show it.
     assert len(list((benchmark.folder / "media").iterdir())) == 5
     assert load_audio(benchmark.select(modality="audio")[0].audio).size and load_image(benchmark.items[1].image)
-    monkeypatch.setattr(unpack, "_rows", lambda *_: pytest.fail("unpacked again"))
+    monkeypatch.setattr(schema, "_plain_rows", lambda *_: pytest.fail("unpacked again"))
     assert schema.load(shards) == benchmark
     monkeypatch.undo()
 
@@ -83,7 +83,7 @@ def test_what_changed_is_unpacked_anew(folder, tmp_path, monkeypatch):
 
 def test_an_unpacking_that_was_killed_goes_on(folder, tmp_path, monkeypatch):
     shards = write_shards(folder, tmp_path / "shards")
-    real, calls = unpack._written, []
+    real, calls = schema._written, []
 
     def killed(*args):
         calls.append(args)
@@ -91,10 +91,10 @@ def test_an_unpacking_that_was_killed_goes_on(folder, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(unpack, "_written", killed)
+    monkeypatch.setattr(schema, "_written", killed)
     with pytest.raises(KeyboardInterrupt):
         schema.load(shards)
-    monkeypatch.setattr(unpack, "_written", real)
+    monkeypatch.setattr(schema, "_written", real)
     assert len(list((tmp_path / "cache/benchmarks").glob(".*.partial"))) == 1
     assert comparable(schema.load(shards)) == comparable(schema.load(folder))
     assert not list((tmp_path / "cache/benchmarks").glob(".*.partial"))

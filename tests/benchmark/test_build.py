@@ -18,15 +18,16 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import yaml
+from drawn_media import RATE_HZ, melody, scene
 from media_files import write_video
 from PIL import Image
-from test_benchmark_validate import RATE_HZ, melody, scene
 
 from vaemotionllm import InputError
-from vaemotionllm.benchmark import clip_media, questions, schema, shards
+from vaemotionllm.benchmark import build as building
+from vaemotionllm.benchmark import questions, schema
 from vaemotionllm.benchmark.build import build
-from vaemotionllm.benchmark.build_config import BuildConfig, read_build_config
-from vaemotionllm.benchmark.validation import validate
+from vaemotionllm.benchmark.questions import BuildConfig, read_build_config
+from vaemotionllm.benchmark.validate import validate
 from vaemotionllm.cli.main import main
 from vaemotionllm.data.manifest import Clip, read_manifest
 from vaemotionllm.data.media import load_audio, load_video
@@ -103,7 +104,7 @@ def test_what_is_built_is_valid_and_loads(world, tmp_path, capsys):
         (aspect, modality): 40 for aspect in schema.ASPECTS for modality in schema.MODALITIES
     }
     report = validate(tmp_path / "b")
-    assert [finding.line() for finding in report.findings] == []
+    assert [issue.line() for issue in report.issues] == []
     for cell in report.measures["answer_positions"].values():
         assert cell["counts"] == [10, 10, 10, 10]
     assert benchmark.info["answers"]["emotion"] == dict.fromkeys(("calm", "joyful", "proud", "tense"), 8) | {"sad": 8}
@@ -128,17 +129,17 @@ def test_media_are_those_of_the_clip_without_other_tracks(world, tmp_path):
 def test_a_part_of_a_file_is_cut(world):
     path = str(world / "5.mp4")
     clip = Clip("x", "benchmark", "s", "l", audio=path, video=path, start_s=0.5, end_s=1.2)
-    sound, suffix = clip_media.sound_of(clip)
+    sound, suffix = building.audio_of(clip)
     assert suffix == ".flac" and len(load_audio(sound)) == round(0.7 * 16_000)
-    film, suffix = clip_media.picture_of(clip)
+    film, suffix = building.visual_of(clip)
     assert suffix == ".mp4"
     cut, metadata = load_video(film, 7)
     own, _ = load_video(path, 7, 0.5, 1.2)
     assert np.abs(cut.astype(int) - own).mean() < 4 and metadata.duration_s == pytest.approx(0.7, abs=0.01)
-    assert clip_media.picture_of(clip) == (film, ".mp4") and clip_media.sound_of(clip) == (sound, ".flac")
+    assert building.visual_of(clip) == (film, ".mp4") and building.audio_of(clip) == (sound, ".flac")
     # The whole file, as its end says, is not cut.
     whole = Clip("x", "benchmark", "s", "l", audio=str(world / "3.wav"), start_s=0.0, end_s=1.0)
-    assert clip_media.sound_of(whole) == ((world / "3.wav").read_bytes(), ".wav")
+    assert building.audio_of(whole) == ((world / "3.wav").read_bytes(), ".wav")
 
 
 def test_same_input_and_seed_give_the_same_bytes(world, tmp_path):
@@ -154,7 +155,7 @@ def test_same_input_and_seed_give_the_same_bytes(world, tmp_path):
 
 def test_a_build_that_was_killed_goes_on_with_the_same_bytes(world, tmp_path, monkeypatch):
     whole = build(config_of(world, tmp_path / "whole"))
-    real, written = shards._write_shard, []
+    real, written = building._write_shard, []
 
     def killed(shard, path, *args):
         if len(written) == 2:
@@ -163,7 +164,7 @@ def test_a_build_that_was_killed_goes_on_with_the_same_bytes(world, tmp_path, mo
         written.append(path.name)
         real(shard, path, *args)
 
-    monkeypatch.setattr(shards, "_write_shard", killed)
+    monkeypatch.setattr(building, "_write_shard", killed)
     with pytest.raises(KeyboardInterrupt):
         build(config_of(world, tmp_path / "out"), workers=1)
     assert not (tmp_path / "out").exists()
@@ -173,7 +174,7 @@ def test_a_build_that_was_killed_goes_on_with_the_same_bytes(world, tmp_path, mo
         again.append(path.name)
         real(shard, path, *args)
 
-    monkeypatch.setattr(shards, "_write_shard", counted)
+    monkeypatch.setattr(building, "_write_shard", counted)
     build(config_of(world, tmp_path / "out"), workers=2)
     assert len(written) == 2 and not set(written) & set(again) and len(again) == whole.shards - 2
     assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole")
@@ -186,18 +187,16 @@ def test_a_build_that_was_killed_goes_on_with_the_same_bytes(world, tmp_path, mo
 def test_a_build_whose_process_dies_goes_on(world, tmp_path):
     code = f"""
 import os, signal
-from vaemotionllm.benchmark import shards
-from vaemotionllm.benchmark.build import build
-from vaemotionllm.benchmark.build_config import BuildConfig
-real, calls = shards._row_groups, []
-def dying(shard):
-    calls.append(shard)
-    for group in real(shard):
-        yield group
-        if len(calls) == 3:
-            os.kill(os.getpid(), signal.SIGKILL)
-shards._row_groups = dying
-build(BuildConfig(**{vars(config_of(world, tmp_path / "out"))!r}), workers=1)
+from vaemotionllm.benchmark import build
+from vaemotionllm.benchmark.questions import BuildConfig
+real, calls = build._rows, []
+def dying(questions, *others):
+    calls.append(questions)
+    if len(calls) == 20:  # in the third shard
+        os.kill(os.getpid(), signal.SIGKILL)
+    yield from real(questions, *others)
+build._rows = dying
+build.build(BuildConfig(**{vars(config_of(world, tmp_path / "out"))!r}), workers=1)
 """
     done = subprocess.run([sys.executable, "-c", code], timeout=600)
     assert done.returncode == -signal.SIGKILL
@@ -225,7 +224,7 @@ def test_a_stopped_build_of_other_questions_is_not_mixed_in(world, tmp_path, mon
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(shards, "_write_shard", killed)
+        patch.setattr(building, "_write_shard", killed)
         build(config_of(world, tmp_path / "out", seed=1))
     assert list(tmp_path.glob(".out*.partial"))
     build(config_of(world, tmp_path / "out"))

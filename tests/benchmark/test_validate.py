@@ -9,37 +9,15 @@ import benchmark_files
 import numpy as np
 import pytest
 import soundfile
+from drawn_media import RATE_HZ, melody, scene
 from media_files import write_video
 from PIL import Image
 
 from vaemotionllm import InputError
-from vaemotionllm.benchmark import fingerprints, media_checks
-from vaemotionllm.benchmark.media_checks import Medium
-from vaemotionllm.benchmark.validation import validate
+from vaemotionllm.benchmark import validate as checks
+from vaemotionllm.benchmark.validate import Medium, validate
 from vaemotionllm.cli.main import main
 from vaemotionllm.data.media import load_audio
-
-RATE_HZ = 16_000
-
-
-def melody(seed: int, seconds: float = 2.0) -> np.ndarray:
-    """float32 (samples,): plucked notes that the seed draws."""
-    rng = np.random.default_rng(seed)
-    note = np.arange(RATE_HZ // 8) / RATE_HZ
-    pitches_hz = 220 * 2 ** (rng.integers(0, 24, round(seconds * 8)) / 12)
-    plucked = [sum(np.sin(2 * np.pi * p * h * note) / h for h in (1, 2, 3)) * np.exp(-8 * note) for p in pitches_hz]
-    sound = 0.2 * np.concatenate(plucked)
-    return (sound + 0.001 * rng.standard_normal(len(sound))).astype(np.float32)
-
-
-def scene(seed: int, size_px: int = 96) -> np.ndarray:
-    """uint8 (size_px, size_px, 3): coloured rectangles that the seed draws."""
-    rng = np.random.default_rng(seed)
-    picture = np.full((size_px, size_px, 3), rng.integers(40, 220, 3), np.uint8)
-    for _ in range(12):
-        (top, left), (height, width) = rng.integers(0, size_px - 8, 2), rng.integers(8, size_px // 2, 2)
-        picture[top : top + height, left : left + width] = rng.integers(0, 256, 3)
-    return picture
 
 
 @pytest.fixture(autouse=True)
@@ -87,12 +65,12 @@ def edit(folder, change) -> None:
 
 
 def found(report, check):
-    return [(finding.level, finding.message, finding.items) for finding in report.findings if finding.check == check]
+    return [(issue.level, issue.message, issue.items) for issue in report.issues if issue.check == check]
 
 
-def test_a_fair_benchmark_has_no_finding(fair):
+def test_a_fair_benchmark_has_no_issue(fair):
     report = validate(fair)
-    assert [finding.line() for finding in report.findings] == []
+    assert [issue.line() for issue in report.issues] == []
     assert (report.items, report.clips) == (144, 24)
     cells = report.measures["answer_positions"]
     assert len(cells) == 6 and cells["emotion av, 4 options"]["counts"] == [8, 8, 4, 4]
@@ -109,8 +87,8 @@ def test_every_bad_row_is_reported_and_named(copy, capsys, tmp_path):
     out = capsys.readouterr().out
     assert "'answer' is 'snow'" in out and "2 to 26 different strings" in out and "line 145: not valid JSON" in out
     result = json.loads((tmp_path / "a/found.json").read_text())
-    schema_errors = [finding for finding in result["findings"] if finding["check"] == "schema"]
-    assert [finding["items"] for finding in schema_errors] == [["3-emotion-av"], ["5-content-av"], []]
+    schema_errors = [issue for issue in result["issues"] if issue["check"] == "schema"]
+    assert [issue["items"] for issue in schema_errors] == [["3-emotion-av"], ["5-content-av"], []]
     assert result["errors"] == 3 and result["items"] == 142
 
 
@@ -191,15 +169,15 @@ def test_a_film_with_sound_is_no_medium_for_one_sense(copy):
     write_video(copy / "media/3.mp4", seconds=2.0, size_px=96)
     edit(copy, lambda row: {"audio": row["audio"] and "media/3.mp4"} if row["clip_id"] == "3" else None)
     [(level, message, items)] = found(validate(copy), "tracks")
-    assert level == "warning" and message.startswith("files of 2 audio items also hold film")
+    assert level == "warning" and message.startswith("files of 2 audio items also hold video")
     assert items == ("3-content-audio", "3-emotion-audio")  # with both senses it gives nothing away
 
 
 def test_loudness_is_that_of_the_standard():
     # BS.1770-4: a 997 Hz sine at full scale in one channel reads -3.01 LKFS. torchaudio's filters read 0.3 dB less.
     sine = np.sin(2 * np.pi * 997 * np.arange(5 * RATE_HZ) / RATE_HZ).astype(np.float32)
-    assert media_checks._loudness_lufs(sine) == pytest.approx(-3.01, abs=0.35)
-    assert media_checks._loudness_lufs(sine / 10) == pytest.approx(-23.01, abs=0.35)
+    assert checks._loudness_lufs(sine) == pytest.approx(-3.01, abs=0.35)
+    assert checks._loudness_lufs(sine / 10) == pytest.approx(-23.01, abs=0.35)
 
 
 def test_black_frames_of_a_film_are_counted(tmp_path):
@@ -214,7 +192,7 @@ def test_black_frames_of_a_film_are_counted(tmp_path):
                 picture = scene(i) if i >= black else np.zeros((96, 96, 3), np.uint8)
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
             container.mux(stream.encode(None))
-        return media_checks.measure(Medium("video", str(path))).problems
+        return checks.measure(Medium("video", str(path))).problems
 
     assert film(tmp_path / "a.mp4", 0) == ()
     [(level, check, _)] = film(tmp_path / "b.mp4", 10)
@@ -237,8 +215,8 @@ def test_a_sound_matches_its_coded_copy_and_no_other(kind, subtype, gain, lead):
         load_audio(coded(np.concatenate([np.zeros(lead, np.float32), gain * sound]), kind, subtype))
         for sound in sounds
     ]
-    prints = [np.stack([fingerprints.sound_fingerprint(s, RATE_HZ) for s in group]) for group in (sounds, copies)]
-    pairs = fingerprints.matching_pairs(*prints, fingerprints.SOUND_AGREEMENT, fingerprints.SOUND_PLACES, blocks=5)
+    prints = [np.stack([checks.audio_fingerprint(s, RATE_HZ) for s in group]) for group in (sounds, copies)]
+    pairs = checks.matching_pairs(*prints, checks.AUDIO_AGREEMENT, checks.AUDIO_SIGNS, rows=5)
     assert sorted((i, j) for i, j, _ in pairs) == [(i, i) for i in range(12)]
 
 
@@ -252,17 +230,49 @@ def test_a_picture_matches_its_coded_copy_and_no_other(quality, scale, gain):
 
     pictures = [scene(seed) for seed in range(12)]
     prints = [
-        np.stack([fingerprints.picture_hash(p[None]) for p in group]) for group in (pictures, map(copied, pictures))
+        np.stack([checks.image_fingerprint(p[None]) for p in group]) for group in (pictures, map(copied, pictures))
     ]
-    pairs = fingerprints.matching_pairs(*prints, fingerprints.PICTURE_AGREEMENT, fingerprints.PICTURE_PLACES)
+    pairs = checks.matching_pairs(*prints, checks.IMAGE_AGREEMENT, checks.IMAGE_SIGNS)
     assert sorted((i, j) for i, j, _ in pairs) == [(i, i) for i in range(12)]
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_colour_counts_and_survives_coding(seed):
+    pixels = scene(seed, 128)
+    recoloured = pixels[..., [2, 0, 1]]
+
+    def coded(pixels, quality, size_px, gain):
+        buffer = io.BytesIO()
+        image = Image.fromarray((pixels * gain).astype(np.uint8)).resize((size_px, size_px))
+        image.save(buffer, "JPEG", quality=quality)
+        return checks.colours_of(np.asarray(Image.open(buffer).convert("RGB"))[None])
+
+    own = checks.colours_of(pixels[None])
+    for quality, size_px, gain in ((40, 128, 1.0), (70, 64, 1.0), (90, 256, 0.8)):
+        assert checks.same_colours(own, coded(pixels, quality, size_px, gain))
+        assert not checks.same_colours(own, coded(recoloured, quality, size_px, gain))
+    grey = np.asarray(Image.fromarray(pixels).convert("L").convert("RGB"))[None]
+    assert checks.same_colours(checks.colours_of(grey), checks.colours_of(grey // 2))
+    assert not checks.same_colours(own, checks.colours_of(grey))
+
+
+def test_one_work_in_two_colourings_is_no_duplicate_and_in_two_sizes_is_one(copy):
+    wallpaper = np.repeat(scene(1)[..., :1], 3, axis=2) // np.array([1, 2, 4], np.uint8)  # of one hue
+    Image.fromarray(wallpaper).save(copy / "media/1.png")
+    Image.fromarray(wallpaper).resize((192, 192)).save(copy / "media/2.png")
+    Image.fromarray(wallpaper[..., ::-1] * np.array([2, 1, 1], np.uint8)).save(copy / "media/3.png")
+    prints = [checks.image_fingerprint(np.asarray(Image.open(copy / f"media/{i}.png"))[None]) for i in (1, 3)]
+    [[_, _, agreement]] = checks.matching_pairs(prints[0][None], prints[1][None], 0.5, checks.IMAGE_SIGNS)
+    [(level, message, _)] = found(validate(copy), "duplicate")
+    assert (level, message.split(": same image")[0]) == ("warning", "clips '1' and '2'")
+    assert agreement > checks.IMAGE_AGREEMENT  # but for their colours, 1 and 3 would be one
+
+
 def test_silence_and_flat_pictures_match_nothing():
-    flat = fingerprints.picture_hash(np.full((1, 96, 96, 3), 120, np.uint8))
-    assert not flat.any() and not fingerprints.sound_fingerprint(np.zeros(RATE_HZ, np.float32), RATE_HZ).any()
+    flat = checks.image_fingerprint(np.full((1, 96, 96, 3), 120, np.uint8))
+    assert not flat.any() and not checks.audio_fingerprint(np.zeros(RATE_HZ, np.float32), RATE_HZ).any()
     prints = np.stack([flat, flat])
-    assert not list(fingerprints.matching_pairs(prints, prints, fingerprints.PICTURE_AGREEMENT, 1))
+    assert not list(checks.matching_pairs(prints, prints, checks.IMAGE_AGREEMENT, 1))
 
 
 def test_a_clip_that_stands_twice_is_an_error_and_half_of_it_a_warning(copy):
@@ -272,25 +282,25 @@ def test_a_clip_that_stands_twice_is_an_error_and_half_of_it_a_warning(copy):
     new = {"media/2.wav": "media/2.mp3", "media/2.png": "media/2.jpg", "media/4.wav": "media/4.ogg"}
     edit(copy, lambda row: {column: new.get(row[column], row[column]) for column in ("audio", "image")})
     twice, half = found(validate(copy), "duplicate")
-    assert twice[0] == "error" and twice[1].startswith("clips '1' and '2': same picture (agreement ")
-    assert " and sound (agreement 0." in twice[1] and {"1-emotion-av", "2-content-visual"} <= set(twice[2])
-    assert half[0] == "warning" and half[1].startswith("clips '3' and '4': same sound (agreement 0.")
+    assert twice[0] == "error" and twice[1].startswith("clips '1' and '2': same audio (agreement ")
+    assert " and image (agreement " in twice[1] and {"1-emotion-av", "2-content-visual"} <= set(twice[2])
+    assert half[0] == "warning" and half[1].startswith("clips '3' and '4': same audio (agreement 0.")
 
 
 def test_one_file_under_two_clips_is_a_duplicate(copy):
     new = {"media/2.wav": "media/1.wav", "media/2.png": "media/1.png"}
     edit(copy, lambda row: {column: new.get(row[column], row[column]) for column in ("audio", "image")})
     [(level, message, _)] = found(validate(copy), "duplicate")
-    assert level == "error" and "same picture (agreement 1.00) and sound (agreement 1.00)" in message
+    assert level == "error" and "same audio (agreement 1.00) and image (agreement 1.00)" in message
 
 
 def test_the_same_bytes_are_found_where_a_fingerprint_says_nothing(copy):
     tone = 0.3 * np.sin(2 * np.pi * 440 * np.arange(2 * RATE_HZ) / RATE_HZ)
-    assert not fingerprints.sound_fingerprint(tone.astype(np.float32), RATE_HZ).any()
+    assert not checks.audio_fingerprint(tone.astype(np.float32), RATE_HZ).any()
     for clip in (1, 2):
         soundfile.write(copy / f"media/{clip}.wav", tone, RATE_HZ)
     [(level, message, _)] = found(validate(copy), "duplicate")
-    assert (level, message) == ("warning", "clips '1' and '2': same sound (agreement 1.00)")
+    assert (level, message) == ("warning", "clips '1' and '2': same audio (agreement 1.00)")
 
 
 def test_media_of_a_training_manifest_or_another_benchmark_are_found(fair, tmp_path, capsys):
@@ -391,7 +401,7 @@ def test_long_lists_are_cut_for_people_alone(copy):
     lines = report.lines(per_check=3)
     assert len(lines) == 4 and lines[-1] == "error: licence: 21 more; --json FILE has them all"
     assert lines[0].endswith("[0-content-audio, 0-content-visual, 0-content-av, 0-emotion-audio and 2 more]")
-    assert len(report.as_dict()["findings"]) == 24
+    assert len(report.as_dict()["issues"]) == 24
 
 
 def test_workers_change_nothing(fair):
@@ -400,7 +410,7 @@ def test_workers_change_nothing(fair):
 
 def test_a_folder_without_items_is_an_error_and_a_newer_format_a_refusal(tmp_path):
     (tmp_path / "test.jsonl").write_text("\n")
-    assert [finding.message for finding in validate(tmp_path).findings] == [f"{tmp_path}/test.jsonl holds no item."]
+    assert [issue.message for issue in validate(tmp_path).issues] == [f"{tmp_path}/test.jsonl holds no item."]
     (tmp_path / "benchmark.json").write_text('{"format": 99}')
     with pytest.raises(InputError, match="newer than format 1"):
         validate(tmp_path)
