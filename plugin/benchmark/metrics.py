@@ -55,7 +55,8 @@ def kl_divergence(p: Mapping[str, float], q: Mapping[str, float], base: float = 
     Raises:
         ValueError: a share is negative or not finite, or all are 0.
     """
-    return _relative_entropy(*_shares(p, q), base)
+    a, b = _shares(p, q)
+    return _relative_entropy(a, b, base)
 
 
 def jensen_shannon(p: Mapping[str, float], q: Mapping[str, float], base: float = 2.0) -> float:

@@ -129,6 +129,12 @@ class Report:
     def add(self, level: str, check: str, message: str, items: Iterable[str] = ()) -> None:
         self.issues.append(Issue(level, check, message, tuple(items)))
 
+    def error(self, check: str, message: str, items: Iterable[str] = ()) -> None:
+        self.add("error", check, message, items)
+
+    def warn(self, check: str, message: str, items: Iterable[str] = ()) -> None:
+        self.add("warning", check, message, items)
+
     def count(self, level: str) -> int:
         return sum(issue.level == level for issue in self.issues)
 
@@ -181,9 +187,9 @@ def validate(
             items.append(item)
         else:
             found = row.get("id") if isinstance(row, dict) else None
-            report.add("error", "schema", str(item), [str(found)] if found is not None else [])
+            report.error("schema", str(item), [str(found)] if found is not None else [])
     if empty:
-        report.add("error", "schema", f"{folder / schema.ITEMS_FILE} holds no item.")
+        report.error("schema", f"{folder / schema.ITEMS_FILE} holds no item.")
     report.items, report.clips = len(items), len({item.clip_id for item in items})
     check_items(items, report)
     if media and items:
@@ -234,7 +240,7 @@ def _check_licences(items: Sequence[Item], report: Report) -> None:
         if not item.license:
             missing[item.clip_id].append(item.id)
     for clip, ids in missing.items():
-        report.add("error", "licence", f"the clip {clip!r} has no licence", ids)
+        report.error("licence", f"the clip {clip!r} has no licence", ids)
     report.measures["licences"] = dict(Counter(item.license for item in items if item.license))
 
 
@@ -243,16 +249,12 @@ def _check_modalities(by_question: Mapping[tuple[str, str, int], Mapping[str, It
     for (clip, aspect, _), found in by_question.items():
         ids = [item.id for item in found.values()]
         if missing := [modality for modality in MODALITIES if modality not in found]:
-            report.add(
-                "warning", "modalities", f"the clip {clip!r} has no {aspect} item for {', '.join(missing)}", ids
-            )
+            report.warn("modalities", f"the clip {clip!r} has no {aspect} item for {', '.join(missing)}", ids)
         for column in ("options", "answer", *schema.MEDIA):
             values = {getattr(item, column) for item in found.values()}
             if len(values - {None}) > 1:
                 differ = "differ" if column == "options" else "differs"
-                report.add(
-                    "error", "modalities", f"{column} of the clip {clip!r} ({aspect}) {differ} by modality", ids
-                )
+                report.error("modalities", f"{column} of the clip {clip!r} ({aspect}) {differ} by modality", ids)
 
 
 def _check_similar_options(items: Sequence[Item], report: Report) -> None:
@@ -287,8 +289,7 @@ def _check_positions(items: Sequence[Item], report: Report) -> None:
         measured[cell] = {"counts": counts, "p_value": p_value}
         if p_value is not None and p_value < P_VALUE:
             most = counts.index(max(counts))
-            report.add(
-                "error",
+            report.error(
                 "positions",
                 f"{cell}: the answer stands at {'ABCDEFGHIJKLMNOPQRSTUVWXYZ'[most]} in {counts[most]} of "
                 f"{len(members)} items (counts {counts}, chi-square p = {p_value:.1g} < {P_VALUE:g}); shuffle options",
@@ -306,9 +307,7 @@ def _check_implausible(by_aspect: Mapping[str, list[Item]], report: Report) -> N
                 if normalised(option) not in answers:
                     never[option].append(item.id)
         for option, ids in sorted(never.items()):
-            report.add(
-                "warning", "plausibility", f"{aspect}: {option!r} is an option and never an answer anywhere", ids
-            )
+            report.warn("plausibility", f"{aspect}: {option!r} is an option and never an answer anywhere", ids)
 
 
 def _check_lengths(by_aspect: Mapping[str, list[Item]], report: Report) -> None:
@@ -323,8 +322,7 @@ def _check_lengths(by_aspect: Mapping[str, list[Item]], report: Report) -> None:
                 continue
             found = measured[f"{aspect} {name}"] = _against_chance(len(right), alone)
             if found["p_value"] < P_VALUE:
-                report.add(
-                    "warning",
+                report.warn(
                     "plausibility",
                     f"{aspect}: the {name} option is the answer in {len(right)} of {len(alone)} questions, and by "
                     f"chance in {found['chance']:.0%} (p = {found['p_value']:.1g} < {P_VALUE:g})",
@@ -348,8 +346,7 @@ def _check_guessing(by_aspect: Mapping[str, list[Item]], report: Report) -> None
         right = round(_guessed(members))
         found = measured[aspect] = _against_chance(right, members)
         if found["p_value"] < P_VALUE:
-            report.add(
-                "warning",
+            report.warn(
                 "plausibility",
                 f"{aspect}: {right} of {len(members)} answers can be guessed from the options and the other "
                 f"questions, without any clip, and by chance {found['chance']:.0%} "
@@ -394,8 +391,7 @@ def _check_labels(by_aspect: Mapping[str, list[Item]], report: Report) -> None:
             alone = len(counts) == 1 and len(same) >= MIN_EXPECTED
             if alone or (p_value is not None and p_value < P_VALUE):
                 how = "the only answer" if alone else f"chi-square p = {p_value:.1g} < {P_VALUE:g}"
-                report.add(
-                    "warning",
+                report.warn(
                     "labels",
                     f"{where}: {answer!r} is the answer to {most} of {len(same)} questions ({how})",
                     [item.id for item in same if item.answer == answer],
@@ -698,12 +694,12 @@ def _check_media(items, others, against: str, report: Report, workers: int | Non
         ids = [item.id for item in members]
         where = f"clip {members[0].clip_id!r}, {medium.kind}"
         if error := measured[medium].error:
-            report.add("error", "decode", f"{where}: {error}", ids)
+            report.error("decode", f"{where}: {error}", ids)
         for level, check, problem in measured[medium].problems:
             report.add(level, check, f"{where}: {problem}", ids)
     for medium in others:
         if error := measured[medium].error:
-            report.add("warning", "against", f"{others[medium]} cannot be compared: {error}")
+            report.warn("against", f"{others[medium]} cannot be compared: {error}")
     _check_tracks(users, measured, report)
     _check_durations(items, measured, report)
     _check_duplicates(users, measured, report)
@@ -729,8 +725,7 @@ def _check_tracks(users: Mapping[Medium, list[Item]], measured, report: Report) 
             if item.modality == modality
         ]
         if ids:
-            report.add(
-                "warning",
+            report.warn(
                 "tracks",
                 f"files of {len(ids)} {modality} items also hold {other}, which some adapters take; `benchmark build` "
                 "leaves it out",
@@ -745,7 +740,7 @@ def _check_durations(items: Sequence[Item], measured: Mapping[Medium, Measured],
             video_s = measured[Medium("video", item.video)].duration_s
             if audio_s and video_s and abs(audio_s - video_s) > max(LENGTHS_S, 0.1 * max(audio_s, video_s)):
                 found = f"clip {item.clip_id!r}: {audio_s:.2f} s of audio and {video_s:.2f} s of video"
-                report.add("warning", "duration", found, [item.id])
+                report.warn("duration", found, [item.id])
 
 
 def _check_duplicates(users: Mapping[Medium, list[Item]], measured, report: Report) -> None:
@@ -781,8 +776,7 @@ def _check_against(users, others: Mapping[Medium, str], measured, against: str, 
     for ours, theirs, agreement in _matches(list(users), list(others), measured):
         found.setdefault((ours, others[theirs]), agreement)
     for (medium, name), agreement in found.items():
-        report.add(
-            "error",
+        report.error(
             "against",
             f"clip {users[medium][0].clip_id!r}, {medium.kind}: also in {against} as {name} (agreement "
             f"{agreement:.2f})",

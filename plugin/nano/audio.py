@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from .clips import Clip, WorldConfig
+from .clips import CONTENTS, Clip, WorldConfig
 
 _F32 = np.float32
 
@@ -127,16 +127,7 @@ def _flute(rng, n, rate, arousal, beat_s):
     return (envelope * (tone + 0.25 * _noise(rng, n, rate, 1200, 3500))).astype(_F32)
 
 
-_EVENTS = {
-    "rain": _rain,
-    "waves": _waves,
-    "fire": _fire,
-    "bell": _bell,
-    "drum": _drum,
-    "bird": _bird,
-    "clock": _clock,
-    "flute": _flute,
-}
+_EVENTS = dict(zip(CONTENTS, (_rain, _waves, _fire, _bell, _drum, _bird, _clock, _flute)))
 
 
 def _veil(rng, n, rate):

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from .clips import Clip, WorldConfig
+from .clips import CONTENTS, Clip, WorldConfig
 
 _F32 = np.float32
 
@@ -105,16 +105,7 @@ def _flute(x, y, t, r):
     return np.maximum(mask, _soft(np.maximum(np.abs(x + 0.95) - 0.07, np.abs(y) - 0.25)))
 
 
-_SUBJECTS = {
-    "rain": _rain,
-    "waves": _waves,
-    "fire": _fire,
-    "bell": _bell,
-    "drum": _drum,
-    "bird": _bird,
-    "clock": _clock,
-    "flute": _flute,
-}
+_SUBJECTS = dict(zip(CONTENTS, (_rain, _waves, _fire, _bell, _drum, _bird, _clock, _flute)))
 
 
 def _fog(x, y, t, r):

@@ -74,7 +74,6 @@ def build_world(
     with FileLock(out_dir.with_name(f".{out_dir.name}.lock")):
         if _is_finished(out_dir, description):
             return out_dir / "manifest.jsonl"
-        _assert_disjoint(config, sizes)
         for split in sizes:
             (partial / _media_folder(split)).mkdir(parents=True, exist_ok=True)
         _write_media(config, sizes, partial, workers, progress)
@@ -124,18 +123,6 @@ def _is_finished(out_dir: Path, description: dict) -> bool:
             "choose another folder or delete this one."
         )
     return True
-
-
-def _assert_disjoint(config: WorldConfig, sizes: Mapping[str, int]) -> None:
-    """No two clips of the world are the same point of the latent space."""
-    ids: dict[tuple, str] = {}
-    for split, size in sizes.items():
-        for index in range(size):
-            clip = sample_clip(config, split, index)
-            key = (clip.content, clip.valence, clip.arousal, clip.visual.valence, clip.audio.valence)
-            if key in ids:
-                raise RuntimeError(f"clips {ids[key]} and {clip.id} are identical")
-            ids[key] = clip.id
 
 
 def _write_json(path: Path, value) -> None:

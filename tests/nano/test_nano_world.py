@@ -142,15 +142,6 @@ def test_splits_and_seeds_share_no_latent_point():
     assert len(set(streams)) == len(streams) == 2 * len(SPLITS) * 200 * 2
 
 
-def test_identical_clips_are_noticed(tmp_path, monkeypatch):
-    draw = world.sample_clip
-    same = lambda config, split, index: dataclasses.replace(draw(config, "train", 0), id=f"{split}-{index}")  # noqa: E731
-    monkeypatch.setattr(world, "sample_clip", same)
-    with pytest.raises(RuntimeError, match="train-0 and train-1 are identical"):
-        build(tmp_path / "w")
-    assert not (tmp_path / "w").exists()
-
-
 @pytest.mark.parametrize(
     ("field", "value", "word"),
     [
