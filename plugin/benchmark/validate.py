@@ -1,4 +1,4 @@
-"""Checks of a benchmark as a whole: its rows, its questions and answers, and its media, each file measured once.
+"""Validation of a whole benchmark: its rows, its questions and answers, and its media, each file measured once.
 
 Every threshold is our choice and stands in the report. An issue is an error or a warning that names its items.
 """

@@ -21,7 +21,7 @@ from huggingface_hub.utils import validate_repo_id
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from .. import __version__
-from ..benchmark import schema, unpack
+from ..benchmark import schema
 from ..model.loading import check_model_folder, load_processor
 from ..train.record import stages_of
 from ..utils import InputError, read_json, reported_writing
@@ -42,7 +42,7 @@ TAKEN = (
 FETCHED = ("*.json", "*.jsonl", "*.safetensors", "*.jinja", "*.py", "*.txt", "*.md", "*.model", "*.yaml", "LICENSE*",
            "NOTICE*")  # fmt: skip
 # What belongs to a benchmark beside the media that its items name.
-BENCHMARK_FILES = (CARD, schema.INFO_FILE, schema.ITEMS_FILE, unpack.SHARDS)
+BENCHMARK_FILES = (CARD, schema.INFO_FILE, schema.ITEMS_FILE, schema.SHARDS)
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{30,}")
 
 
@@ -268,7 +268,7 @@ def push_benchmark(folder: str | Path, repo: str, private: bool = False, dry_run
     sizes = {name: path.stat().st_size for name, path in files.items()}
     message = f"{benchmark.name}, version {benchmark.info.get('version', 1)}"
     # Items of an earlier version would be loaded beside these.
-    stale = (schema.ITEMS_FILE, unpack.SHARDS)
+    stale = (schema.ITEMS_FILE, schema.SHARDS)
     url = None if dry_run else upload(files, repo, message, stale, "dataset", private)
     return Pushed(repo, sizes, (folder / CARD).read_text(encoding="utf-8"), url)
 

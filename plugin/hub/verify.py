@@ -26,7 +26,7 @@ from .. import __version__
 from ..model.emotion_prediction import PROMPT
 from ..model.loading import check_model_folder, load_model, load_processor
 from ..nano.clips import Clip, WorldConfig, sample_clip
-from ..nano.writing import write_clip
+from ..nano.world import write_clip
 from ..utils import InputError, atomic_file, read_json, sha256_of_file, write_json
 from . import model_folder
 from .model_folder import RECORDED, REPRODUCIBILITY, loaded, one_line
