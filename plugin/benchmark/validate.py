@@ -312,27 +312,16 @@ def _check_implausible(by_aspect: Mapping[str, list[Item]], report: Report) -> N
 
 def _check_lengths(by_aspect: Mapping[str, list[Item]], report: Report) -> None:
     """The answer is the longest, or the shortest, option no more often than chance has it."""
-    measured = report.measures["answer_lengths"] = {}
+    report.measures["answer_lengths"] = {}
     for aspect, members in by_aspect.items():
         for extreme, name in ((max, "longest"), (min, "shortest")):
             # Where two options share the extreme, length alone does not tell which one to take.
-            alone = [item for item in members if _extremes(item, extreme) == 1]
-            right = [item for item in alone if extreme(item.options, key=len) == item.answer]
-            if not alone:
-                continue
-            found = measured[f"{aspect} {name}"] = _against_chance(len(right), alone)
-            if found["p_value"] < P_VALUE:
-                report.warn(
-                    "plausibility",
-                    f"{aspect}: the {name} option is the answer in {len(right)} of {len(alone)} questions, and by "
-                    f"chance in {found['chance']:.0%} (p = {found['p_value']:.1g} < {P_VALUE:g})",
-                    [item.id for item in right],
-                )
-
-
-def _extremes(item: Item, extreme) -> int:
-    lengths = [len(option) for option in item.options]
-    return lengths.count(extreme(lengths))
+            lengths = [[len(option) for option in item.options] for item in members]
+            alone = [item for item, found in zip(members, lengths) if found.count(extreme(found)) == 1]
+            right = [item.id for item in alone if extreme(item.options, key=len) == item.answer]
+            if alone:
+                message = f"{aspect}: the {name} option is the answer in {len(right)} of {len(alone)} questions"
+                _check_chance("answer_lengths", f"{aspect} {name}", len(right), alone, report, message, right)
 
 
 def _check_guessing(by_aspect: Mapping[str, list[Item]], report: Report) -> None:
@@ -341,17 +330,33 @@ def _check_guessing(by_aspect: Mapping[str, list[Item]], report: Report) -> None
     The guess is naive Bayes with each question left out in turn: how often an option is right where it is offered, and
     beside which others. A rule by which distractors are chosen can give the answer away in this manner.
     """
-    measured = report.measures["guessed_from_options"] = {}
+    report.measures["guessed_from_options"] = {}
     for aspect, members in by_aspect.items():
         right = round(_guessed(members))
-        found = measured[aspect] = _against_chance(right, members)
-        if found["p_value"] < P_VALUE:
-            report.warn(
-                "plausibility",
-                f"{aspect}: {right} of {len(members)} answers can be guessed from the options and the other "
-                f"questions, without any clip, and by chance {found['chance']:.0%} "
-                f"(p = {found['p_value']:.1g} < {P_VALUE:g})",
-            )
+        message = (
+            f"{aspect}: {right} of {len(members)} answers can be guessed from the options and the other questions, "
+            "without any clip"
+        )
+        _check_chance("guessed_from_options", aspect, right, members, report, message)
+
+
+def _check_chance(
+    measure: str,
+    name: str,
+    right: int,
+    questions: Sequence[Item],
+    report: Report,
+    message: str,
+    ids: Iterable[str] = (),
+) -> None:
+    """Notes how probable `right` answers or more are by chance (a one-sided binomial test); warns if they are not."""
+    from scipy.stats import binomtest
+
+    chance = sum(1 / len(item.options) for item in questions) / len(questions)
+    p_value = float(binomtest(right, len(questions), chance, alternative="greater").pvalue)
+    report.measures[measure][name] = {"answers": right, "of": len(questions), "chance": chance, "p_value": p_value}
+    if p_value < P_VALUE:
+        report.warn("plausibility", f"{message}, and by chance in {chance:.0%} (p = {p_value:.1g} < {P_VALUE:g})", ids)
 
 
 def _guessed(members: Sequence[Item]) -> float:
@@ -396,15 +401,6 @@ def _check_labels(by_aspect: Mapping[str, list[Item]], report: Report) -> None:
                     f"{where}: {answer!r} is the answer to {most} of {len(same)} questions ({how})",
                     [item.id for item in same if item.answer == answer],
                 )
-
-
-def _against_chance(right: int, questions: Sequence[Item]) -> dict[str, Any]:
-    """How probable it is to answer at least `right` questions by chance: a one-sided binomial test."""
-    from scipy.stats import binomtest
-
-    chance = sum(1 / len(item.options) for item in questions) / len(questions)
-    p_value = float(binomtest(right, len(questions), chance, alternative="greater").pvalue)
-    return {"answers": right, "of": len(questions), "chance": chance, "p_value": p_value}
 
 
 def _even(counts: Sequence[int]) -> float | None:
