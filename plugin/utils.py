@@ -13,10 +13,13 @@ from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 # Defined beside the model, because the processor raises it and is copied to the Hub with its siblings alone.
 from .model.input_error import InputError
+
+try:
+    from safetensors import SafetensorError
+except ImportError:  # `--version` works where the requirements are not installed; nothing is written there
+    SafetensorError = OSError  # type: ignore[assignment, misc]
 
 # ---- errors
 
