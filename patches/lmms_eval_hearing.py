@@ -34,11 +34,11 @@ def apply(loaded: str | None = None) -> bool:
 
     @functools.wraps(original)
     def evaluate(*args, **kwargs):
-        from vaemotionllm.evaluation.hearing import refuse_deaf
+        from vaemotionllm.evaluation.refusals import refuse_without_audio
         from vaemotionllm.evaluation.run_facts import note
 
         given = inspect.signature(original).bind(*args, **kwargs).arguments
-        refuse_deaf(given["lm"], given["task_dict"])
+        refuse_without_audio(given["lm"], given["task_dict"])
         note(given["lm"], given["task_dict"])
         return original(*args, **kwargs)
 

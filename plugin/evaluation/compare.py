@@ -13,7 +13,7 @@ from ..benchmark.intervals import accuracy_interval, bootstrap, paired, percenti
 from ..benchmark.schema import ASPECTS
 from ..model.configuration_vaemotionllm import MODALITIES
 from ..utils import InputError
-from .artemo_va import mean_ccc, pooled
+from .artemo import mean_ccc, pooled
 from .gains import GAINS, modality_gains
 from .results import CELLS
 from .task_samples import Evaluation, Samples, read_evaluation

@@ -14,7 +14,7 @@ from ..benchmark.prompts import options_of
 from ..benchmark.schema import ASPECTS
 from ..model.configuration_vaemotionllm import MODALITIES
 from ..utils import InputError
-from . import artemo, artemo_va
+from . import artemo
 from .gains import modality_gains
 from .plots import confusion
 from .report import accuracy, modality_scores
@@ -167,8 +167,8 @@ def va_scores(samples: Samples) -> dict:
         "answered": len(points.clip_ids),
         "unparsable": samples.unparsable,
         "missing": missing_of(samples) / len(values),
-        "ccc_ci95": list(artemo_va.interval(values)),
-        **{name: artemo_va.aggregation(name)(values) for name in artemo_va.METRICS},
+        "ccc_ci95": list(artemo.va_interval(values)),
+        **{name: artemo.va_score(name, values) for name in artemo.VA_METRICS},
     }
     if len(points.clip_ids) > 1:
         by_clip = modality_scores(points)
@@ -184,7 +184,7 @@ def missing_of(samples: Samples) -> int:
 def points_of(samples: Samples) -> ModalityPredictions:
     """The points that the answers to an `artemo_va` task state, beside the true ones."""
     answered = [value for value in samples.values.values() if value["predicted"] is not None]
-    predicted, true = artemo_va.pooled(answered)
+    predicted, true = artemo.pooled(answered)
     clips = tuple(value["clip_id"] for value in answered)
     return ModalityPredictions(clips, predicted[:, 0], predicted[:, 1], true[:, 0], true[:, 1])
 

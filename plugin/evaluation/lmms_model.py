@@ -1,4 +1,4 @@
-"""The lmms-eval chat model `vaemotionllm`."""
+"""The lmms-eval chat model `vaemotionllm`: answers by generation, or by the probability of the options' letters."""
 
 import os
 import time
@@ -16,13 +16,13 @@ from tqdm import tqdm
 
 from ..benchmark.prompts import MISSING
 from ..model.loading import check_model_folder, load_model, load_processor
+from ..model.media import load_audio, load_image, load_video
+from ..model.media_sources import is_file
 from ..model.processing_vaemotionllm import MediaFeatures
 from ..utils import InputError
-from .cli_exit import FAILURE, stop
-from .encoded_media import MediaEncoder
-from .media_pipeline import MediaPipeline
-from .option_scoring import most_probable_letters, option_tokens
-from .requests import Medium, Prompt, batches, cut, generation_arguments, read_request
+from .media_cache import MediaEncoder, MediaPipeline
+from .refusals import FAILURE, stop
+from .requests import Medium, Request, batches, cut, generation_arguments, read_request
 
 SCORING = ("generate", "options")
 ON_ERROR = ("stop", "report")
@@ -44,17 +44,18 @@ class VAEmotionLLM(lmms):
         dtype: dtype of the weights; float32 on a CPU, else what the checkpoint says.
         attn_implementation: attention backend of transformers.
         num_frames: frames taken from a video; what the processor says if not given.
-        max_audio_s: longest sound that is accepted, in seconds; what the processor says if not given.
+        max_audio_s: longest audio that is accepted, in seconds; what the processor says if not given.
         use_adapter: whether EmoAdapter takes part; what the config says if not given.
-        scoring: "generate", or "options": where a question asks for an option's letter, one pass over the prompt, and
+        scoring: "generate", or "options": where a question wants an option's letter, one pass over the prompt, and
             the letter with the highest probability among those of the options is the answer; all other questions are
             answered by generation. Nothing is unparsable then, and a model that would have answered in prose or not
-            at all gets a letter too, so such scores do not compare with those of generation. See `option_scoring`.
+            at all gets a letter too, so such scores do not compare with those of generation. See
+            `most_probable_letters`.
         on_error: "stop" at a medium that cannot be read, or "report": its questions in tasks of artemo get
             `prompts.MISSING` for an answer, which these tasks count as missing, and are listed at the end. Tasks of
             others, some of which guess where they find no answer, still stop.
         workers: threads that decode media; by default one a core, at most 4.
-        cache_gb: most memory for the states of clips that were seen, in GB of the CPU's memory; 0 keeps none.
+        cache_gb: most memory for the states of encoded clips, in GB of the CPU's memory; 0 keeps none.
         max_batch_size: ignored; lmms-eval passes it to every model.
     """
 
@@ -130,33 +131,32 @@ class VAEmotionLLM(lmms):
         """
         results: list[GenerationResult | None] = [None] * len(requests)
         try:
-            prompts = [read_request(i, request, self.task_dict) for i, request in enumerate(requests)]
+            wanted = [read_request(i, request, self.task_dict) for i, request in enumerate(requests)]
             if self.scoring == "options":
-                self._option_tokens = option_tokens(
-                    self.tokenizer, max((p.letters for p in prompts), key=len, default="")
-                )
+                letters = max((request.letters for request in wanted), key=len, default="")
+                self._option_tokens = option_tokens(self.tokenizer, letters)
         except InputError as error:
             stop(error)
         except Exception as error:  # of the task, or of a row that its data set cannot decode
-            stop(RuntimeError(f"reading the questions failed with {type(error).__name__}: {error}"), FAILURE)
+            stop(RuntimeError(f"the questions cannot be read, {type(error).__name__}: {error}"), FAILURE)
         if self.scoring == "options":
-            count = sum(bool(prompt.letters) for prompt in prompts)
-            eval_logger.info(f"{count} of {len(prompts)} questions are answered by their options' letters.")
-        plan = batches(prompts, self.batch_size, by_options=self.scoring == "options")
+            count = sum(bool(request.letters) for request in wanted)
+            eval_logger.info(f"{count} of {len(wanted)} questions are answered by their options' letters.")
+        plan = batches(wanted, self.batch_size, by_options=self.scoring == "options")
         started, new_tokens, empty = time.monotonic(), 0, 0
         missing: list[InputError] = []
         with tqdm(total=len(requests), disable=self.rank != 0, desc="Model Responding") as bar:
             for batch, media in zip(plan, self._media_of(plan)):
-                for prompt in batch:
-                    problem = _error_of(prompt, media)
+                for request in batch:
+                    problem = _error_of(request, media)
                     if problem is not None:
-                        if self.on_error == "stop" or not prompt.counts_missing:
+                        if self.on_error == "stop" or not request.counts_missing:
                             stop(problem)
                         missing.append(problem)
-                        results[prompt.position] = GenerationResult(text=MISSING, token_counts=TokenCounts())
-                readable = [prompt for prompt in batch if results[prompt.position] is None]
-                for prompt, answer, counts in self._answer(readable, media) if readable else ():
-                    results[prompt.position] = GenerationResult(text=answer, token_counts=counts)
+                        results[request.position] = GenerationResult(text=MISSING, token_counts=TokenCounts())
+                readable = [request for request in batch if results[request.position] is None]
+                for request, answer, counts in self._answer(readable, media) if readable else ():
+                    results[request.position] = GenerationResult(text=answer, token_counts=counts)
                     new_tokens += counts.output_tokens or 0
                     empty += not answer
                 bar.update(len(batch))
@@ -174,7 +174,7 @@ class VAEmotionLLM(lmms):
         )
         return results  # type: ignore[return-value]
 
-    def _media_of(self, plan: Sequence[Sequence[Prompt]]) -> Iterator[dict[Hashable, MediaFeatures | InputError]]:
+    def _media_of(self, plan: Sequence[Sequence[Request]]) -> Iterator[dict[Hashable, MediaFeatures | InputError]]:
         found = self.pipeline.run(plan)
         for batch in plan:
             try:
@@ -183,20 +183,17 @@ class VAEmotionLLM(lmms):
                 stop(_failed("preparing a batch", error, batch), FAILURE)
 
     def _decode(self, medium: Medium):
-        from ..data.media import load_audio, load_image, load_video
-
         processor, source, start_s, end_s = self.processor, medium.open(), medium.start_s, medium.end_s
-        on_disk = isinstance(source, (str, bytes))
         if medium.kind == "image":
-            if not on_disk and not isinstance(source, Image.Image):
+            if not is_file(source) and not isinstance(source, Image.Image):
                 raise InputError(f"an image of type {type(source).__name__}; give a path, bytes or a PIL image.")
             return processor.encode_image(load_image(source))
         if medium.kind == "video":
-            if not on_disk:
+            if not is_file(source):
                 raise InputError(f"a video of type {type(source).__name__}; give a path or the bytes of a file.")
             frames, metadata = load_video(source, processor.num_frames, start_s, end_s)
             return processor.encode_video(frames, metadata.fps, metadata.indices)
-        if on_disk:
+        if is_file(source):
             waveform = load_audio(source, processor.sampling_rate, processor.max_audio_s, start_s, end_s)
             return processor.encode_audio(waveform)
         waveform, rate_hz = source if isinstance(source, tuple) else (source, processor.sampling_rate)
@@ -204,8 +201,8 @@ class VAEmotionLLM(lmms):
         return processor.encode_audio(np.asarray(waveform)[..., begin:end], rate_hz)
 
     def _answer(
-        self, batch: Sequence[Prompt], media: Mapping[Hashable, MediaFeatures | InputError]
-    ) -> list[tuple[Prompt, str, TokenCounts]]:
+        self, batch: Sequence[Request], media: Mapping[Hashable, MediaFeatures | InputError]
+    ) -> list[tuple[Request, str, TokenCounts]]:
         """Answers of a batch, all of it by options or all of it by generation."""
         arguments, until = generation_arguments(batch[0].generation)
         by_options = self.scoring == "options" and bool(batch[0].letters)
@@ -222,7 +219,7 @@ class VAEmotionLLM(lmms):
                     **self.encoder.generation_inputs(inputs), **arguments, pad_token_id=self.tokenizer.pad_token_id
                 )
             if by_options:
-                letters = [prompt.letters for prompt in batch]
+                letters = [request.letters for request in batch]
                 texts = most_probable_letters(generated.logits[0], letters, self._option_tokens)
                 new_tokens = [1] * len(batch)
             else:
@@ -235,12 +232,12 @@ class VAEmotionLLM(lmms):
         counts = [TokenCounts(input_tokens=n, output_tokens=m) for n, m in zip(read, new_tokens)]
         return list(zip(batch, texts, counts, strict=True))
 
-    def _assemble(self, batch: Sequence[Prompt], media: Mapping[Hashable, MediaFeatures | InputError]):
+    def _assemble(self, batch: Sequence[Request], media: Mapping[Hashable, MediaFeatures | InputError]):
         texts = [
-            self.processor.apply_chat_template(prompt.conversation, tokenize=False, add_generation_prompt=True)
-            for prompt in batch
+            self.processor.apply_chat_template(request.conversation, tokenize=False, add_generation_prompt=True)
+            for request in batch
         ]
-        encoded = [media[medium.identity] for prompt in batch for medium in prompt.media]
+        encoded = [media[medium.identity] for request in batch for medium in request.media]
         return self.processor.assemble(texts, encoded, padding_side="left")
 
     def loglikelihood(self, requests: list[Instance]):
@@ -253,17 +250,69 @@ class VAEmotionLLM(lmms):
         raise NotImplementedError("The model vaemotionllm has no multi-round tasks; take one with generate_until.")
 
 
-def _failed(what: str, error: Exception, batch: Sequence[Prompt]) -> RuntimeError:
-    names = "; ".join(prompt.name for prompt in batch)
+def _failed(what: str, error: Exception, batch: Sequence[Request]) -> RuntimeError:
+    names = "; ".join(request.name for request in batch)
     return RuntimeError(f"{what} failed with {type(error).__name__}: {error}. Batch: {names}")
 
 
-def _error_of(prompt: Prompt, media: Mapping[Hashable, MediaFeatures | InputError]) -> InputError | None:
-    """The first error among a prompt's media, with the item's name."""
-    errors = (found for medium in prompt.media if isinstance(found := media[medium.identity], InputError))
+def _error_of(request: Request, media: Mapping[Hashable, MediaFeatures | InputError]) -> InputError | None:
+    """The first error among a request's media, with the item's name."""
+    errors = (found for medium in request.media if isinstance(found := media[medium.identity], InputError))
     error = next(errors, None)
     if error is None:
         return None
-    named = InputError(f"{prompt.name}: {error}")
+    named = InputError(f"{request.name}: {error}")
     named.__cause__ = error
     return named
+
+
+def option_tokens(tokenizer, letters: str) -> dict[str, list[int]]:
+    """For each letter the ids of the single tokens that are that letter alone, with or without a space before it.
+
+    Raises:
+        InputError: the tokenizer has no such token for a letter.
+    """
+    found = {}
+    for letter in letters:
+        written = (tokenizer.encode(form, add_special_tokens=False) for form in (letter, f" {letter}"))
+        # Not the unknown token, nor a byte of a letter that is made of several.
+        ids = {ids[0] for ids in written if len(ids) == 1 and tokenizer.decode(ids).strip() == letter}
+        if not ids:
+            raise InputError(
+                f"the tokenizer has no token for the letter {letter!r} alone, so options cannot be scored by their "
+                "letters; leave scoring=options out."
+            )
+        found[letter] = sorted(ids)
+    return found
+
+
+def most_probable_letters(
+    logits: torch.Tensor, letters: Sequence[str], tokens: Mapping[str, Sequence[int]]
+) -> list[str]:
+    """The letter of the most probable option of each question.
+
+    The first token of the answer is scored. An option's probability is that of its letter, summed over the ways in
+    which a tokenizer writes it as one token, "A" and " A"; prompts end where the assistant's turn begins, so most
+    models put all of it on "A". Of equal probabilities the first option's counts. That is our choice; the common
+    alternative, the probability of the option's text, needs a pass for each option and favours short texts.
+
+    Args:
+        logits: (B, V) of the first token of the answer.
+        letters: the letters of each question's options.
+        tokens: ids by letter, see `option_tokens`.
+
+    Raises:
+        FloatingPointError: a letter's logit is not a number: such a model has no most probable letter.
+    """
+    # Unnormalized: all options share the denominator, and no small probability becomes 0.
+    scores = logits.float().cpu()
+    if scores[:, sorted({token for shown in tokens.values() for token in shown})].isnan().any():
+        raise FloatingPointError(
+            f"the logits of the options' letters are not numbers in {logits.dtype}; load the model in another dtype, "
+            "such as dtype=bfloat16 or dtype=float32"
+        )
+    return [
+        # max takes the first of equal ones.
+        max(shown, key=lambda letter: float(row[list(tokens[letter])].logsumexp(0)))
+        for row, shown in zip(scores, letters, strict=True)
+    ]

@@ -1,4 +1,4 @@
-"""Requests of lmms-eval as conversations with named media, and their order for batching."""
+"""Requests of lmms-eval as conversations with named media, their order for batching and their generation arguments."""
 
 import functools
 import json
@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from loguru import logger as eval_logger
 from PIL import Image
+from transformers import GenerationConfig
 
 from ..benchmark.prompts import ANSWER_REQUEST, letters_of
-from ..model.media_sources import with_video_audio
+from ..model.media_sources import local_source, with_video_audio
 from ..utils import InputError
-from .artemo import TASK_PREFIX
+from .refusals import TASK_PREFIX
 
 KINDS = ("image", "video", "audio")
 # Of a task's generation_kwargs, what `generation_arguments` reads and `generate` does not know.
@@ -23,13 +24,13 @@ _OWN_KWARGS = ("until", "stop_sequences", "max_gen_toks")
 
 @dataclass(frozen=True)
 class Medium:
-    """A picture, film or sound of a question.
+    """An image, video or audio of a request.
 
     Args:
         kind: "image", "video" or "audio".
-        source: a path, or what the task gave in memory: bytes, a PIL image, a waveform with its rate.
+        source: a path, or what the task gave in memory: bytes, a PIL image, samples, or samples with their rate in Hz.
         start_s, end_s: the part to take, seconds.
-        fetch: gives the source anew, in place of `source`: all questions' media may be more than memory.
+        fetch: gives the source again, in place of `source`: all requests' media may be more than memory.
         size: bytes of what `fetch` gives.
     """
 
@@ -58,7 +59,7 @@ class Medium:
 
     @property
     def file(self) -> Hashable:
-        """Equal for sound and sight of one file."""
+        """Equal for the audio and the video of one file."""
         return self.source if isinstance(self.source, str) else id(self)
 
     @property
@@ -67,20 +68,17 @@ class Medium:
         if self.fetch is not None:
             return self.size
         if isinstance(self.source, str):
-            try:
-                return os.path.getsize(self.source)
-            except OSError:
-                return 0
+            return os.path.getsize(self.source) if os.path.isfile(self.source) else 0
         if isinstance(self.source, bytes):
             return len(self.source)
         if isinstance(self.source, Image.Image):
             return 3 * self.source.width * self.source.height
-        waveform = self.source[0] if isinstance(self.source, tuple) else self.source
-        return int(getattr(waveform, "nbytes", 0))
+        samples = self.source[0] if isinstance(self.source, tuple) else self.source
+        return int(getattr(samples, "nbytes", 0))
 
 
 @dataclass(frozen=True)
-class Prompt:
+class Request:
     """One request.
 
     Args:
@@ -89,8 +87,8 @@ class Prompt:
         conversation: for the chat template.
         media: in order.
         generation: the task's generation_kwargs.
-        letters: those of the options where the text asks for one of them, else empty.
-        counts_missing: whether the task tells a question that was not asked from a wrong answer.
+        letters: those of the options where the text requests one of them, else empty.
+        counts_missing: whether the task counts a question without an answer apart from a wrong answer.
     """
 
     position: int
@@ -106,8 +104,8 @@ class Prompt:
         return "".join(part.get("text", "") for message in self.conversation for part in message["content"])
 
 
-def read_request(position: int, request, documents: dict) -> Prompt:
-    """The prompt of one `generate_until` instance.
+def read_request(position: int, request, documents: dict) -> Request:
+    """One `generate_until` instance, read.
 
     Args:
         position: index of the request.
@@ -141,47 +139,45 @@ def read_request(position: int, request, documents: dict) -> Prompt:
             else:
                 raise InputError(f"{name}: content of type {part['type']!r}; allowed are text, {', '.join(KINDS)}.")
         conversation.append({"role": message["role"], "content": rendered})
-    checked = _known(generation, task)
-    prompt = Prompt(position, name, conversation, tuple(media), checked, counts_missing=task.startswith(TASK_PREFIX))
+    known = _known(generation, task)
+    found = Request(position, name, conversation, tuple(media), known, counts_missing=task.startswith(TASK_PREFIX))
     options = document.get("options")
-    if isinstance(options, (list, tuple)) and prompt.text.endswith(ANSWER_REQUEST):
-        return replace(prompt, letters=letters_of(options))
-    return prompt
+    if isinstance(options, (list, tuple)) and found.text.endswith(ANSWER_REQUEST):
+        return replace(found, letters=letters_of(options))
+    return found
 
 
 def _known(generation: dict, task: str) -> dict:
     """A task's generation_kwargs without those that only other adapters know, such as `image_aspect_ratio`.
 
     Raises:
-        InputError: more than one answer to a question is asked for.
+        InputError: more than one answer to a question is wanted.
     """
     if generation.get("num_return_sequences", 1) != 1:
         raise InputError(
-            f"{task} asks for num_return_sequences={generation['num_return_sequences']}; one answer a question is "
+            f"{task} has num_return_sequences={generation['num_return_sequences']}; one answer a question is "
             "scored, so leave it out of generation_kwargs and --gen_kwargs."
         )
     known = {name: value for name, value in generation.items() if name in _OWN_KWARGS or name in _generation_fields()}
     others = tuple(sorted(generation.keys() - known.keys()))
     if others:
-        _tell_left_out(task, others)
+        _warn_of_left_out(task, others)
     return known
 
 
 @functools.cache
 def _generation_fields() -> frozenset[str]:
-    from transformers import GenerationConfig
-
     return frozenset(GenerationConfig().to_dict())
 
 
 @functools.cache
-def _tell_left_out(task: str, names: tuple[str, ...]) -> None:
+def _warn_of_left_out(task: str, names: tuple[str, ...]) -> None:
     """Once a task, not once a question."""
     eval_logger.warning(f"{task}: generation_kwargs {', '.join(names)} are no arguments of generate and are left out.")
 
 
 def _messages(doc_to_messages: Callable, document: dict) -> list[dict]:
-    """A document's messages; a film that is to be heard (`use_audio_in_video`) is followed by its sound."""
+    """A document's messages; a video whose audio is wanted (`use_audio_in_video`) is followed by it."""
     return with_video_audio([doc_to_messages(document)], hear=False)[0]
 
 
@@ -193,73 +189,58 @@ def _fetch(doc_to_messages: Callable, rows, doc_id: int, number: int, name: str)
 
 
 def _source(part: dict, name: str) -> Any:
-    source: Any = part.get("url", part.get(part["type"]))
-    if isinstance(source, bytearray):
-        source = bytes(source)
-    if isinstance(source, os.PathLike):
-        source = os.fspath(source)
-    if isinstance(source, dict):
-        # What datasets gives for an undecoded column, and what tasks give for a decoded one.
-        if source.get("bytes") is not None:
-            return source["bytes"]
-        if source.get("array") is not None:
-            return np.asarray(source["array"], dtype=np.float32), int(source["sampling_rate"])
-        source = source.get("path") or source.get("url")
-    if hasattr(source, "get_all_samples"):  # datasets' decoder of an Audio column
-        samples = source.get_all_samples()
-        return np.asarray(samples.data, dtype=np.float32), int(samples.sample_rate)
-    if isinstance(source, str):
-        source = source.removeprefix("file://")
-        if "://" in source:
-            raise InputError(f"{name}: the {part['type']} {source!r} is not on this machine; download it first.")
+    """A media part's source, see `Medium`; samples with their rate as (float32 array, Hz)."""
+    source = local_source(part.get("url", part.get(part["type"])), f"{name}: the {part['type']}")
     if source is None:
         raise InputError(f"{name}: a {part['type']} without a source.")
-    return source
+    if isinstance(source, Mapping):
+        return np.asarray(source["array"], dtype=np.float32), int(source["sampling_rate"])
+    return os.fspath(source) if isinstance(source, os.PathLike) else source
 
 
-def batches(prompts: Sequence[Prompt], batch_size: int, by_options: bool = False) -> list[list[Prompt]]:
+def batches(requests: Sequence[Request], batch_size: int, by_options: bool = False) -> list[list[Request]]:
     """Batches with equal generation arguments, the longest first, so that too little memory shows at once.
 
     Within a batch stand the same kinds of media and about the same length. Batches about the same clips follow each
     other, so that what is kept of a clip need not be kept long.
 
     Args:
-        prompts: all requests.
-        batch_size: most prompts in a batch.
-        by_options: whether prompts that ask for a letter go into batches of their own.
+        requests: all requests.
+        batch_size: most requests in a batch.
+        by_options: whether requests for a letter go into batches of their own.
     """
-    ranks = _clip_ranks(prompts)
-    groups: dict[tuple, list[Prompt]] = {}
-    for prompt in prompts:
-        generation = json.dumps(prompt.generation, sort_keys=True, default=str)
-        groups.setdefault((generation, by_options and bool(prompt.letters)), []).append(prompt)
+    ranks = _clip_ranks(requests)
+    groups: dict[tuple, list[Request]] = {}
+    for request in requests:
+        generation = json.dumps(request.generation, sort_keys=True, default=str)
+        groups.setdefault((generation, by_options and bool(request.letters)), []).append(request)
     found = []
     for group in groups.values():
-        kinds = {prompt.position: tuple(medium.kind for medium in prompt.media) for prompt in group}
-        group.sort(key=lambda p: (-len(p.media), kinds[p.position], ranks[p.position], -len(p.text)))
+        kinds = {request.position: tuple(medium.kind for medium in request.media) for request in group}
+        group.sort(key=lambda r: (-len(r.media), kinds[r.position], ranks[r.position], -len(r.text)))
         found += [group[start : start + batch_size] for start in range(0, len(group), batch_size)]
-    return sorted(found, key=lambda batch: min(ranks[prompt.position] for prompt in batch))
+    return sorted(found, key=lambda batch: min(ranks[request.position] for request in batch))
 
 
-def _clip_ranks(prompts: Sequence[Prompt]) -> dict[int, int]:
-    """For each prompt's position the rank of its clip by length, 0 for the longest.
+def _clip_ranks(requests: Sequence[Request]) -> dict[int, int]:
+    """For each request's position the rank of its clip by length, 0 for the longest.
 
-    A clip is what a question with sound and sight shows together; prompts do not name it, since tasks of others know
-    none. Bytes stand for length, those of the sound first: frames are as many for each film. Then comes the text.
+    A clip is what a question with audio and visual shows together; requests do not name it, since tasks of others know
+    none. Bytes stand for length, those of the audio first: frames are as many for each video. Then comes the text.
     """
     clip_of: dict[Hashable, int] = {}
     members: dict[int, int] = {}
     sizes: dict[int, tuple[int, int, int]] = {}
-    # Prompts with most media first: they tell which sound belongs to which sight.
-    for prompt in sorted(prompts, key=lambda prompt: -len(prompt.media)):
-        known = [clip_of[medium.file] for medium in prompt.media if medium.file in clip_of]
-        clip = known[0] if known else prompt.position
-        sound, sight, text = sizes.get(clip, (0, 0, 0))
-        for medium in prompt.media:
+    # Requests with most media first: they show which audio belongs to which image or video.
+    for request in sorted(requests, key=lambda request: -len(request.media)):
+        known = [clip_of[medium.file] for medium in request.media if medium.file in clip_of]
+        clip = known[0] if known else request.position
+        audio, visual, text = sizes.get(clip, (0, 0, 0))
+        for medium in request.media:
             if clip_of.setdefault(medium.file, clip) == clip:
                 size = medium.num_bytes
-                sound, sight = (max(sound, size), sight) if medium.kind == "audio" else (sound, max(sight, size))
-        members[prompt.position], sizes[clip] = clip, (sound, sight, max(text, len(prompt.text)))
+                audio, visual = (max(audio, size), visual) if medium.kind == "audio" else (audio, max(visual, size))
+        members[request.position], sizes[clip] = clip, (audio, visual, max(text, len(request.text)))
     order = sorted(sizes, key=lambda clip: (*sizes[clip], clip), reverse=True)
     ranks = {clip: rank for rank, clip in enumerate(order)}
     return {position: ranks[clip] for position, clip in members.items()}
@@ -268,7 +249,7 @@ def _clip_ranks(prompts: Sequence[Prompt]) -> dict[int, int]:
 def generation_arguments(given: Mapping[str, Any]) -> tuple[dict, list[str]]:
     """Arguments for `generate` and the strings at which an answer is cut, from a task's generation_kwargs.
 
-    Without a word to the contrary decoding is greedy with at most 128 new tokens.
+    Where they do not say otherwise, decoding is greedy with at most 128 new tokens.
     """
     arguments = dict(given)
     until: list[str] = []

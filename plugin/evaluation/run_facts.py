@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from .artemo import TASK_PREFIX
-from .hearing import configs_of, tasks_of
+from .refusals import configs_of, tasks_of
 
 PACKAGES = ("vaemotionllm", "lmms_eval", "transformers", "torch")
 # The first of these attributes that an adapter or its processor has.

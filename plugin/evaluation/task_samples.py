@@ -8,7 +8,7 @@ from typing import Any
 
 from ..benchmark.intervals import accuracy_interval
 from ..utils import InputError, read_json_lines
-from . import artemo_va
+from . import artemo
 from .artemo import TASK_PREFIX
 from .gains import Cell
 
@@ -55,7 +55,7 @@ class Samples:
             clips, scores = self.cell
             return sum(scores) / len(scores), accuracy_interval(clips, scores)[1]
         values = list(self.values.values())
-        return artemo_va.aggregation("ccc")(values), artemo_va.interval(values)
+        return artemo.va_score("ccc", values), artemo.va_interval(values)
 
 
 @dataclass(frozen=True)

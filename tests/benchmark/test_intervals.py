@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vaemotionllm.benchmark import intervals
-from vaemotionllm.evaluation import artemo_va, compare, gains
+from vaemotionllm.evaluation import artemo, compare, gains
 from vaemotionllm.evaluation.task_samples import Samples
 
 CLIPS = 150
@@ -52,7 +52,7 @@ def test_intervals_are_those_of_all_draws_at_once(in_parts):
     # Sums of real numbers round by the blocks that the library of linear algebra takes.
     expected = pytest.approx(intervals.percentile_interval(both), rel=1e-12)
     values = [{"predicted": list(p), "true": list(t)} for p, t in zip(predicted, true)]
-    assert artemo_va.interval(values) == expected
+    assert artemo.va_interval(values) == expected
     one = intervals.percentile_interval(intervals.ccc(predicted[:, 0], true[:, 0], weights))
     assert intervals.ccc_interval(predicted[:, 0], true[:, 0]) == pytest.approx(one, rel=1e-12)
 

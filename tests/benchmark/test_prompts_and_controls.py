@@ -166,11 +166,11 @@ def test_scores_count_what_names_no_option_as_wrong(folder):
 
 def test_intervals_know_clips():
     single = [{"accuracy": float(i % 2), "clip_id": str(i)} for i in range(20)]
-    low, high = artemo.ci95_low(single), artemo.ci95_high(single)
+    low, high = artemo.YAML_FUNCTIONS["ci95_low"](single), artemo.YAML_FUNCTIONS["ci95_high"](single)
     assert 0.29 < low < 0.31 and 0.69 < high < 0.71  # Wilson, 10 of 20
     # Two questions a clip with equal outcomes hold no more than one: a wider interval than 20 independent answers.
     pairs = [{"accuracy": float(i // 2 % 2), "clip_id": str(i // 2)} for i in range(20)]
-    assert artemo.ci95_high(pairs) - artemo.ci95_low(pairs) > high - low
+    assert artemo.YAML_FUNCTIONS["ci95_high"](pairs) - artemo.YAML_FUNCTIONS["ci95_low"](pairs) > high - low
 
 
 def test_a_benchmark_is_read(folder):

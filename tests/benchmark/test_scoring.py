@@ -10,7 +10,7 @@ import scipy.stats
 from vaemotionllm import InputError
 from vaemotionllm.benchmark import controls, prompts, schema
 from vaemotionllm.benchmark.prompts import parse_valence_arousal, valence_arousal_prompt
-from vaemotionllm.evaluation import artemo, artemo_circular, artemo_conflict, artemo_va
+from vaemotionllm.evaluation import artemo
 from vaemotionllm.nano import select
 
 EXACT = {"rel": 0, "abs": 1e-9}
@@ -42,7 +42,7 @@ def scores(values: list[dict], aggregations: dict) -> dict:
 
 
 CHOICE = {
-    "macro_f1": artemo.macro_f1, "uar": artemo.uar, "ci95_low": artemo.ci95_low, "ci95_high": artemo.ci95_high
+    "macro_f1": artemo.macro_f1, "uar": artemo.uar, "ci95_low": artemo.YAML_FUNCTIONS["ci95_low"], "ci95_high": artemo.YAML_FUNCTIONS["ci95_high"]
 }  # fmt: skip
 # Six items: the right answers are a, a, a, b, b, c, and stand under A, B, C, A, B, A.
 ANSWERS = ("rain", "rain", "rain", "fire", "fire", "bell")
@@ -106,9 +106,9 @@ def test_habits_score_what_they_deserve(responses, expected):
 
 
 CIRCULAR = {
-    "circular_accuracy": artemo_circular.circular_accuracy,
-    "ci95_low": artemo_circular.ci95_low,
-    "ci95_high": artemo_circular.ci95_high,
+    "circular_accuracy": artemo.circular_accuracy,
+    "ci95_low": artemo.YAML_FUNCTIONS["circular_ci95_low"],
+    "ci95_high": artemo.YAML_FUNCTIONS["circular_ci95_high"],
 }
 
 
@@ -127,7 +127,7 @@ def test_circular_counts_what_is_right_under_every_rotation():
     rows = documents("content_visual_circular")
 
     def run(answer):
-        return scores([artemo_circular.process_results(row, [answer(row)]) for row in rows], CIRCULAR)
+        return scores([artemo.circular_process_results(row, [answer(row)]) for row in rows], CIRCULAR)
 
     assert run(artemo.doc_to_target)["circular_accuracy"] == 1
     same = run(lambda row: "A")
@@ -146,9 +146,9 @@ def test_circular_counts_what_is_right_under_every_rotation():
     absent = run(lambda row: artemo.doc_to_target(row) if row["item_id"] in knows else prompts.MISSING)
     assert (absent["circular_accuracy"], absent["unparsable"], absent["missing"]) == (3 / 8, 0, 5 / 8)
     # --limit can cut the last item off in the middle: nobody knows whether it is right.
-    values = [artemo_circular.process_results(row, [artemo.doc_to_target(row)])["circular_accuracy"] for row in rows]
-    assert artemo_circular.circular_accuracy(values[:6]) == 1 and artemo_circular.by_item(values[:6])[0] == ["clip-0"]
-    assert math.isnan(artemo_circular.circular_accuracy(values[:3]))
+    values = [artemo.circular_process_results(row, [artemo.doc_to_target(row)])["circular_accuracy"] for row in rows]
+    assert artemo.circular_accuracy(values[:6]) == 1 and artemo.by_item(values[:6])[0] == ["clip-0"]
+    assert math.isnan(artemo.circular_accuracy(values[:3]))
 
 
 def test_blind_asks_each_question_once_and_without_media():
@@ -218,8 +218,8 @@ def test_valence_and_arousal_are_read(response, expected):
     assert parse_valence_arousal(response) == expected
 
 
-VA = {name: artemo_va.aggregation(name) for name in artemo_va.METRICS} | {
-    "ci95_low": artemo_va.ci95_low, "ci95_high": artemo_va.ci95_high
+VA = {name: artemo.YAML_FUNCTIONS[f"va_{name}"] for name in artemo.VA_METRICS} | {
+    "ci95_low": artemo.YAML_FUNCTIONS["va_ci95_low"], "ci95_high": artemo.YAML_FUNCTIONS["va_ci95_high"]
 }  # fmt: skip
 
 
@@ -230,10 +230,10 @@ def test_valence_and_arousal_are_pooled_over_what_was_answered():
     said = np.round(rng.uniform(-1, 1, (8, 2)), 3)
     responses = [f"valence: {v}, arousal: {a}" for v, a in said]
     responses[2], responses[5] = "It is rather sad.", ""
-    found = scores([artemo_va.process_results(row, [text]) for row, text in zip(rows, responses)], VA)
+    found = scores([artemo.va_process_results(row, [text]) for row, text in zip(rows, responses)], VA)
     kept = [0, 1, 3, 4, 6, 7]
     expected = {"unparsable": 2 / 8}
-    for column, dimension in enumerate(artemo_va.DIMENSIONS):
+    for column, dimension in enumerate(artemo.DIMENSIONS):
         x, y = said[kept, column], np.array([row[dimension] for row in rows])[kept]
         expected[f"pearson_{dimension}"] = scipy.stats.pearsonr(x, y)[0]
         expected[f"rmse_{dimension}"] = math.sqrt(sum((a - b) ** 2 for a, b in zip(x, y)) / 6)
@@ -248,13 +248,13 @@ def test_valence_and_arousal_are_pooled_over_what_was_answered():
 
 def test_no_valence_is_made_up():
     rows = documents("va_audio")
-    silent = scores([artemo_va.process_results(row, ["no idea"]) for row in rows], VA)
+    silent = scores([artemo.va_process_results(row, ["no idea"]) for row in rows], VA)
     assert silent.pop("unparsable") == 1 and silent.pop("missing") == 0
     assert all(math.isnan(value) for value in silent.values())
-    absent = scores([artemo_va.process_results(row, [prompts.MISSING]) for row in rows], VA)
+    absent = scores([artemo.va_process_results(row, [prompts.MISSING]) for row in rows], VA)
     assert absent.pop("unparsable") == 0 and absent.pop("missing") == 1
     assert all(math.isnan(value) for value in absent.values())
-    neutral = scores([artemo_va.process_results(row, ["valence: 0, arousal: 0"]) for row in rows], VA)
+    neutral = scores([artemo.va_process_results(row, ["valence: 0, arousal: 0"]) for row in rows], VA)
     assert neutral["ccc"] == 0 and math.isnan(neutral["pearson_valence"]) and neutral["unparsable"] == 0
 
 
@@ -313,11 +313,11 @@ def test_conflict_options_hold_both_emotions():
 
 def test_conflict_says_what_is_followed():
     rows = documents("conflict")
-    aggregations = {"ci95_low": artemo_conflict.ci95_low, "ci95_high": artemo_conflict.ci95_high}
+    aggregations = {"ci95_low": artemo.YAML_FUNCTIONS["conflict_ci95_low"], "ci95_high": artemo.YAML_FUNCTIONS["conflict_ci95_high"]}
 
     def run(*responses):
         return scores(
-            [artemo_conflict.process_results(row, [respond(row)]) for row, respond in zip(rows, responses)],
+            [artemo.conflict_process_results(row, [respond(row)]) for row, respond in zip(rows, responses)],
             aggregations,
         )
 
@@ -331,7 +331,7 @@ def test_conflict_says_what_is_followed():
     mixed = run(sight, sound, other, *[lambda row: "both at once"] * (n - 3))
     assert [mixed[name] for name in names] == pytest.approx([1 / n, 1 / n, 1 / n, (n - 3) / n, 0], **EXACT)
     assert mixed["ci95_low"] < 1 / n < mixed["ci95_high"]
-    letters = artemo_conflict.doc_to_target(rows[0])
+    letters = artemo.conflict_doc_to_target(rows[0])
     assert letters.startswith("sight ") and ", sound " in letters
 
 

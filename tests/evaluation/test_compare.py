@@ -11,7 +11,7 @@ import pytest
 from vaemotionllm import InputError
 from vaemotionllm.benchmark.intervals import draw_weights, paired, wilson
 from vaemotionllm.cli.main import main
-from vaemotionllm.evaluation import artemo, artemo_circular, artemo_conflict, artemo_va, gains
+from vaemotionllm.evaluation import artemo, gains
 from vaemotionllm.evaluation.compare import compare
 from vaemotionllm.nano import select
 
@@ -41,15 +41,13 @@ def chosen(folder, tmp_path, monkeypatch):
     monkeypatch.setenv(select.VARIABLE, str(folder))
 
 
-def kind_of(task: str):
-    """Module and aggregations of a task, as its YAML names them."""
+def kind_of(task: str) -> tuple[str, tuple[str, ...]]:
+    """Prefix of a task's functions in its YAML, and the metrics that it aggregates itself."""
     if task.startswith("va_"):
-        return artemo_va, {name: artemo_va.aggregation(name) for name in artemo_va.METRICS}
+        return "va_", artemo.VA_METRICS
     if task == "conflict":
-        return artemo_conflict, {}
-    if task.endswith("_circular"):
-        return artemo_circular, {"circular_accuracy": artemo_circular.circular_accuracy}
-    return artemo, {}
+        return "conflict_", ()
+    return ("circular_", ("circular_accuracy",)) if task.endswith("_circular") else ("", ())
 
 
 def evaluate(out: Path, respond, tasks=(*CELLS,), model="model", limit=None, date=DATE) -> Path:
@@ -58,20 +56,21 @@ def evaluate(out: Path, respond, tasks=(*CELLS,), model="model", limit=None, dat
     place.mkdir(parents=True, exist_ok=True)
     written = {"results": {}, "configs": {}, "n-samples": {}, "config": {"model": model, "model_args": "x=1"}}
     for task in tasks:
-        module, aggregations = kind_of(task)
-        text = getattr(module, "doc_to_text", artemo.doc_to_text)
-        target = getattr(module, "doc_to_target", artemo.doc_to_target)
+        prefix, metrics = kind_of(task)
+        own = {name.removeprefix(prefix): function for name, function in artemo.YAML_FUNCTIONS.items()}
+        functions = artemo.YAML_FUNCTIONS | own
+        text, target = (functions[name] for name in ("doc_to_text", "doc_to_target"))
         name, rows = f"artemo_{task}", []
         for doc_id, doc in enumerate(list(artemo.yaml_value(f"documents_{task}")(None))[:limit]):
             answer = respond(task, doc)
-            scores = module.process_results(doc, [answer])
+            scores = functions["process_results"](doc, [answer])
             rows.append(
                 {"doc_id": doc_id, "target": target(doc), "filtered_resps": answer, **scores, "input": text(doc)}
             )
         results = {"alias": name}
         for metric, value in rows[0].items():
-            if metric in aggregations or isinstance(value, float):
-                aggregate = aggregations.get(metric, np.mean)
+            if metric in metrics or isinstance(value, float):
+                aggregate = functions[metric] if metric in metrics else np.mean
                 results[f"{metric},none"] = float(aggregate([row[metric] for row in rows]))
         written["results"][name] = results
         written["configs"][name] = {"metadata": artemo.metadata()}

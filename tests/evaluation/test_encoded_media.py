@@ -10,9 +10,8 @@ import torch
 from PIL import Image
 
 from vaemotionllm import InputError, VAEmotionLLMForConditionalGeneration, VAEmotionLLMProcessor
-from vaemotionllm.evaluation.encoded_media import EncodedMedia, MediaEncoder
-from vaemotionllm.evaluation.media_pipeline import MediaPipeline
-from vaemotionllm.evaluation.requests import Medium, Prompt, batches
+from vaemotionllm.evaluation.media_cache import EncodedMedia, MediaEncoder, MediaPipeline
+from vaemotionllm.evaluation.requests import Medium, Request, batches
 from vaemotionllm.model.processing_vaemotionllm import MediaFeatures
 
 RNG = np.random.default_rng(0)
@@ -139,8 +138,8 @@ class Unchanged:
         return list(media)
 
 
-def prompt(position: int, *media: Medium, **fields) -> Prompt:
-    return Prompt(position, f"item {position}", [{"role": "user", "content": []}], media, {}, **fields)
+def request(position: int, *media: Medium, **fields) -> Request:
+    return Request(position, f"item {position}", [{"role": "user", "content": []}], media, {}, **fields)
 
 
 def test_decoding_is_ahead_and_bounded_and_happens_once():
@@ -154,7 +153,7 @@ def test_decoding_is_ahead_and_bounded_and_happens_once():
         return features(10)
 
     media = [Medium("audio", name) for name in ("a", "b", "c", "bad", "d", "e")]
-    plan = [[prompt(2 * i, medium), prompt(2 * i + 1, medium)] for i, medium in enumerate(media)] * 2
+    plan = [[request(2 * i, medium), request(2 * i + 1, medium)] for i, medium in enumerate(media)] * 2
     pipeline = MediaPipeline(decode, Unchanged(), workers=2, max_bytes=1000)
     for number, found in enumerate(pipeline.run(plan)):
         expected = plan[number][0].media[0]
@@ -171,7 +170,7 @@ def test_what_had_to_go_is_decoded_again():
 
     def sources(pipeline, names):
         decoded.clear()
-        for found in pipeline.run([[prompt(i, Medium("audio", name))] for i, name in enumerate(names)]):
+        for found in pipeline.run([[request(i, Medium("audio", name))] for i, name in enumerate(names)]):
             assert [medium.inputs["audio_states"].numel() for medium in found.values()] == [10]
         return sorted(decoded)
 
@@ -191,20 +190,20 @@ def test_what_had_to_go_is_decoded_again():
 
 def test_batches_of_one_clip_follow_each_other(tmp_path):
     """Six questions about each of eight clips, four kinds: the longest first, no kind mixed, a clip's batches near."""
-    prompts = []
+    requests = []
     for cell in ("audio", "visual", "av") * 2:
         for clip in (3, 7, 1, 0, 6, 2, 5, 4):
             paths = {kind: tmp_path / f"{clip}.{kind}" for kind in ("audio", "image")}
             for path in paths.values():
                 path.write_bytes(bytes(100 * clip + 1))
             kinds = {"audio": ["audio"], "visual": ["image"], "av": ["image", "audio"]}[cell]
-            prompts.append(prompt(len(prompts), *(Medium(kind, str(paths[kind])) for kind in kinds)))
-    plan = batches(prompts, 4)
+            requests.append(request(len(requests), *(Medium(kind, str(paths[kind])) for kind in kinds)))
+    plan = batches(requests, 4)
     clips = [sorted({medium.source.rpartition("/")[2][0] for p in batch for medium in p.media}) for batch in plan]
     assert clips == [["6", "7"]] * 3 + [["4", "5"]] * 3 + [["2", "3"]] * 3 + [["0", "1"]] * 3
     assert all(len({tuple(m.kind for m in p.media) for p in batch}) == 1 and len(batch) == 4 for batch in plan)
     assert sorted(p.position for batch in plan for p in batch) == list(range(48))
     # Questions that ask for a letter stand apart where they are answered in another way.
-    mixed = [prompt(0, letters="AB"), prompt(1), prompt(2, letters="ABC")]
+    mixed = [request(0, letters="AB"), request(1), request(2, letters="ABC")]
     assert [len(batch) for batch in batches(mixed, 3)] == [3]
     assert sorted(len(batch) for batch in batches(mixed, 3, by_options=True)) == [1, 2]

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from vaemotionllm import InputError
-from vaemotionllm.evaluation import artemo, hearing
+from vaemotionllm.evaluation import artemo, refusals
 from vaemotionllm.nano import select
 from vaemotionllm.patches import lmms_eval_hearing
 
@@ -36,17 +36,17 @@ def adapter(**members):
 
 def test_who_hears(tmp_path):
     ours = tiny.make_vaemotionllm(tmp_path)
-    assert hearing.hears(adapter(config=AutoConfig.from_pretrained(ours))) is True
-    assert hearing.hears(adapter(processor=AutoProcessor.from_pretrained(ours))) is True
+    assert refusals.takes_audio(adapter(config=AutoConfig.from_pretrained(ours))) is True
+    assert refusals.takes_audio(adapter(processor=AutoProcessor.from_pretrained(ours))) is True
     for config in (Qwen2AudioConfig(), WhisperConfig()):
-        assert hearing.hears(adapter(_config=config)) is True
+        assert refusals.takes_audio(adapter(_config=config)) is True
     for config in (Qwen2_5_VLConfig(), LlavaOnevisionConfig()):
-        assert hearing.hears(adapter(config=config)) is False
-        assert hearing.hears(adapter(model=adapter(config=config))) is False
+        assert refusals.takes_audio(adapter(config=config)) is False
+        assert refusals.takes_audio(adapter(model=adapter(config=config))) is False
     # A package of its own says so in its own words.
-    assert hearing.hears(adapter(config=PretrainedConfig(mm_speech_tower="beats"))) is True
-    assert hearing.hears(adapter(client="api")) is None
-    assert hearing.hears(adapter(config={"audio": 1})) is None
+    assert refusals.takes_audio(adapter(config=PretrainedConfig(mm_speech_tower="beats"))) is True
+    assert refusals.takes_audio(adapter(client="api")) is None
+    assert refusals.takes_audio(adapter(config={"audio": 1})) is None
 
 
 class Task:
@@ -64,26 +64,26 @@ def tasks(*names: str) -> dict:
 def test_only_tasks_with_sound_are_refused(folder, monkeypatch, caplog):
     monkeypatch.setenv(select.VARIABLE, str(folder))
     deaf, unknown = adapter(config=Qwen2_5_VLConfig()), adapter()
-    hearing.refuse_deaf(deaf, {"group": tasks("content_visual", "emotion_blind", "va_visual")})
-    hearing.refuse_deaf(deaf, {"mmmu": None, "other_audio": object()})
+    refusals.refuse_without_audio(deaf, {"group": tasks("content_visual", "emotion_blind", "va_visual")})
+    refusals.refuse_without_audio(deaf, {"mmmu": None, "other_audio": object()})
     mixed = {"group": {**tasks("content_visual", "content_av"), "inner": tasks("emotion_blind", "va_audio")}}
     with pytest.raises(InputError) as refused:
-        hearing.refuse_deaf(deaf, mixed)
+        refusals.refuse_without_audio(deaf, mixed)
     text = str(refused.value)
     assert "its answers to artemo_content_av, artemo_va_audio would be scored" in text
     assert "--tasks artemo_content_visual,artemo_emotion_blind." in text
-    with pytest.raises(InputError, match="Name tasks without sound"):
-        hearing.refuse_deaf(deaf, tasks("emotion_audio_circular"))
-    hearing.refuse_deaf(unknown, mixed)
-    assert "cannot be told; compare its audio tasks with artemo_silence" in caplog.text
-    monkeypatch.setenv(hearing.VARIABLE, "1")
-    hearing.refuse_deaf(deaf, mixed)
-    monkeypatch.setenv(hearing.VARIABLE, "0")
-    with pytest.raises(InputError, match="cannot hear"):
-        hearing.refuse_deaf(unknown, mixed)
-    monkeypatch.setenv(hearing.VARIABLE, "yes")
+    with pytest.raises(InputError, match="Name tasks without audio"):
+        refusals.refuse_without_audio(deaf, tasks("emotion_audio_circular"))
+    refusals.refuse_without_audio(unknown, mixed)
+    assert "takes audio is unknown; compare its audio tasks with artemo_silence" in caplog.text
+    monkeypatch.setenv(refusals.VARIABLE, "1")
+    refusals.refuse_without_audio(deaf, mixed)
+    monkeypatch.setenv(refusals.VARIABLE, "0")
+    with pytest.raises(InputError, match="takes no audio"):
+        refusals.refuse_without_audio(unknown, mixed)
+    monkeypatch.setenv(refusals.VARIABLE, "yes")
     with pytest.raises(InputError, match="ARTEMO_MODEL_HEARS is 'yes'; allowed are 0 and 1"):
-        hearing.refuse_deaf(deaf, mixed)
+        refusals.refuse_without_audio(deaf, mixed)
 
 
 def test_a_stock_adapter_is_refused_by_the_command(folder, tmp_path):
@@ -94,7 +94,7 @@ def test_a_stock_adapter_is_refused_by_the_command(folder, tmp_path):
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("lmms-eval: error: the model Huggingface cannot hear")
+    assert last.startswith("lmms-eval: error: the model Huggingface takes no audio")
     assert "--tasks artemo_content_visual." in last and not (tmp_path / "out").exists()
 
 
@@ -103,7 +103,7 @@ def test_the_patch_wraps_once_and_warns_where_it_does_not_fit(monkeypatch):
     module = types.ModuleType("lmms_eval.evaluator")
     module.evaluate = lambda lm, task_dict, limit=None: (lm, limit)
     monkeypatch.setitem(sys.modules, "lmms_eval.evaluator", module)
-    monkeypatch.setattr(hearing, "refuse_deaf", lambda lm, task_dict: asked.append((lm, task_dict)))
+    monkeypatch.setattr(refusals, "refuse_without_audio", lambda lm, task_dict: asked.append((lm, task_dict)))
     assert lmms_eval_hearing.apply() and lmms_eval_hearing.apply()
     assert module.evaluate("model", task_dict={}, limit=3) == ("model", 3) and asked == [("model", {})]
     module.evaluate = lambda model, tasks: None

@@ -20,10 +20,10 @@ from vaemotionllm import InputError
 from vaemotionllm.benchmark import schema
 from vaemotionllm.cli.main import main
 from vaemotionllm.data.media import load_audio
-from vaemotionllm.evaluation import artemo, cli_exit, emotion
+from vaemotionllm.evaluation import artemo, emotion, lmms_model, refusals
 from vaemotionllm.evaluation.compare import compare
 from vaemotionllm.evaluation.lmms_model import VAEmotionLLM
-from vaemotionllm.evaluation.requests import Medium, Prompt, batches, cut, generation_arguments
+from vaemotionllm.evaluation.requests import Medium, Request, batches, cut, generation_arguments
 
 GREEDY = {"max_new_tokens": 6, "temperature": 0, "do_sample": False, "until": ["\n\n"]}
 
@@ -210,17 +210,15 @@ def test_a_row_that_cannot_be_read_ends_the_evaluation(model_folder):
 
     model = VAEmotionLLM(pretrained=str(model_folder), device="cpu")
     model.task_dict = {"artemo_all": {"test": Rows()}}
-    with pytest.raises(RuntimeError, match="reading the questions failed with OSError: the row cannot be decoded"):
+    with pytest.raises(RuntimeError, match="the questions cannot be read, OSError: the row cannot be decoded"):
         model.generate_until(instances(None, ids=[0]))
 
 
 def test_a_clip_is_decoded_once(model_folder, documents, monkeypatch):
-    from vaemotionllm.data import media
-
     decoded = []
-    original = media.load_audio
+    original = lmms_model.load_audio
     monkeypatch.setattr(
-        media, "load_audio", lambda source, *a, **k: decoded.append(source) or original(source, *a, **k)
+        lmms_model, "load_audio", lambda source, *a, **k: decoded.append(source) or original(source, *a, **k)
     )
     answers(model_folder, documents, batch_size=4)
     assert len(decoded) == len(set(decoded)) == 6
@@ -292,10 +290,10 @@ def test_what_is_not_bad_input_ends_the_evaluation_with_the_batch(model_folder, 
     with pytest.raises(RuntimeError, match="preparing a batch failed with ZeroDivisionError: .*item 'clip-"):
         answers(model_folder, documents, batch_size=4)
     # Inside lmms-eval's command that error is the exit code.
-    monkeypatch.setattr(cli_exit, "in_lmms_eval_command", lambda: True)
+    monkeypatch.setattr(refusals, "in_lmms_eval_command", lambda: True)
     with pytest.raises(SystemExit) as ended:
         answers(model_folder, documents, batch_size=4)
-    assert ended.value.code == cli_exit.FAILURE
+    assert ended.value.code == refusals.FAILURE
 
 
 def test_a_too_long_sound_names_the_remedy(model_folder, documents):
@@ -334,7 +332,7 @@ def test_generation_kwargs_of_other_adapters_are_left_out_and_said(model_folder,
 def test_texts_and_pictures_in_memory_are_sorted_by_length():
     def prompt(position, text, *media):
         turn = {"role": "user", "content": [{"type": "text", "text": text}]}
-        return Prompt(position, str(position), [turn], tuple(media), {})
+        return Request(position, str(position), [turn], tuple(media), {})
 
     texts = [prompt(i, "x" * length) for i, length in enumerate((10, 9000, 20, 8000, 30, 7000))]
     assert [[len(p.text) for p in batch] for batch in batches(texts, 3)] == [[9000, 8000, 7000], [30, 20, 10]]
@@ -344,7 +342,7 @@ def test_texts_and_pictures_in_memory_are_sorted_by_length():
 
 def test_outside_the_command_errors_are_raised():
     with pytest.raises(InputError):
-        cli_exit.stop(InputError("x"))
+        refusals.stop(InputError("x"))
 
 
 # lmms_eval reads more than 3,000 task files at each start: by libyaml that takes 1 s in place of 5.

@@ -7,9 +7,8 @@ import torch
 from test_lmms_eval import answers, documents_of, instances
 
 from vaemotionllm import InputError, VAEmotionLLMForConditionalGeneration, VAEmotionLLMProcessor
-from vaemotionllm.evaluation import artemo, artemo_va
-from vaemotionllm.evaluation.lmms_model import VAEmotionLLM
-from vaemotionllm.evaluation.option_scoring import most_probable_letters, option_tokens
+from vaemotionllm.evaluation import artemo
+from vaemotionllm.evaluation.lmms_model import VAEmotionLLM, most_probable_letters, option_tokens
 from vaemotionllm.nano.backbone import build_processor
 
 
@@ -75,7 +74,7 @@ def test_what_asks_for_no_letter_is_generated(model_folder, documents):
     for scoring in ("generate", "options"):
         model = VAEmotionLLM(pretrained=str(model_folder), batch_size=4, device="cpu", scoring=scoring)
         model.task_dict = documents
-        numbers = instances(documents, to_messages=artemo_va.doc_to_messages)
+        numbers = instances(documents, to_messages=artemo.va_doc_to_messages)
         mixed = [request for pair in zip(numbers, instances(documents)) for request in pair]
         found[scoring] = [result.text for result in model.generate_until(mixed)]
     assert found["generate"][::2] == found["options"][::2] and max(map(len, found["options"][::2])) > 1

@@ -82,7 +82,7 @@ def test_a_model_that_hears_gets_the_sound(hearing_folder, folder, tmp_path):
 
 
 def test_the_adapter_of_qwen2_5_vl_sees_and_is_refused_sound(tmp_path):
-    """It drops sound without a word: with the check overruled it answers all the same, see `hearing`."""
+    """It drops sound without a word: with the check overruled it answers all the same, see `refusals`."""
     folder = benchmark_files.write_benchmark(tmp_path / "paintings", clips=2)
     model = tiny.make_vlm("qwen2_5_vl", tmp_path / "vlm")
     # The adapter imports decord, which it needs for films alone; where it is not installed a name stands for it.
@@ -100,7 +100,7 @@ def test_the_adapter_of_qwen2_5_vl_sees_and_is_refused_sound(tmp_path):
     done = evaluate("artemo_content_visual,artemo_blind", "out")
     assert list((tmp_path / "out").glob("*/*_results.json")), done.stdout[-2000:] + done.stderr[-2000:]
     done = evaluate("artemo_content_audio", "refused")
-    assert done.returncode == 2 and "Qwen2_5_VL cannot hear" in done.stderr and not (tmp_path / "refused").exists()
+    assert done.returncode == 2 and "Qwen2_5_VL takes no audio" in done.stderr and not (tmp_path / "refused").exists()
     done = evaluate("artemo_content_audio", "deaf", ARTEMO_MODEL_HEARS="1")
     assert list((tmp_path / "deaf").glob("*/*_results.json")), "the adapter refuses sound itself: drop our check"
 

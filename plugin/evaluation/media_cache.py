@@ -1,21 +1,28 @@
-"""Media after the towers: what several questions about one clip share.
+"""Media of an evaluation: decoded ahead of the model in threads, and encoded once by its towers.
 
-The towers see each medium by itself, so their states may be kept and used again; only the LLM sees the question.
+The towers take each medium by itself, so their states may be kept and used again for another question about the same
+clip; only the LLM is given the question.
 """
 
 import inspect
-from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+import math
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
 
 import torch
 
 from ..model.processing_vaemotionllm import MediaFeatures
+from ..utils import InputError
+from .requests import Medium, Request
 
 VISUAL = ("image", "video")
 # What one question's batch needs of the states, beside `pooler_output`: Qwen3-VL's features of inner layers.
 _DEEPSTACK = "deepstack_features"
 _IGNORED = ("last_hidden_state", "hidden_states", "attentions", "pooler_output", _DEEPSTACK)
+# Questions whose media are decoded while the model answers, for each thread; at least one whole batch.
+QUESTIONS_AHEAD = 2
 
 
 class MediaEncoder:
@@ -46,16 +53,16 @@ class MediaEncoder:
         """The media in their order, encoded; those of one kind and shape in one pass."""
         encoded = list(media)
         groups: dict[tuple, list[int]] = {}
-        for place, medium in enumerate(media):
-            # A tower takes rows of one shape; some backbones cut pictures into more or fewer tiles.
+        for position, medium in enumerate(media):
+            # A tower takes rows of one shape; some backbones cut images into more or fewer tiles.
             shapes = tuple((name, value.shape[1:]) for name, value in medium.inputs.items())
-            groups.setdefault((medium.kind, shapes), []).append(place)
-        for (kind, _), places in groups.items():
+            groups.setdefault((medium.kind, shapes), []).append(position)
+        for (kind, _), positions in groups.items():
             if kind == "audio" or kind in self._visual:
-                alike = [media[place] for place in places]
+                alike = [media[position] for position in positions]
                 found = self._encode_audio(alike) if kind == "audio" else self._encode_visual(kind, alike)
-                for place, medium in zip(places, found):
-                    encoded[place] = medium
+                for position, medium in zip(positions, found):
+                    encoded[position] = medium
         return encoded
 
     def generation_inputs(self, inputs: dict) -> dict:
@@ -118,11 +125,7 @@ def _with_states(
 
 
 class EncodedMedia:
-    """The encoded media that were used last, up to a number of bytes.
-
-    Args:
-        max_bytes: most that is kept; 0 keeps nothing.
-    """
+    """The encoded media that were used last, up to `max_bytes`; 0 keeps nothing."""
 
     def __init__(self, max_bytes: int):
         self.max_bytes = max_bytes
@@ -144,10 +147,76 @@ class EncodedMedia:
         while self.num_bytes > self.max_bytes:
             self.num_bytes -= _num_bytes(self._media.popitem(last=False)[1])
 
-    def clear(self) -> None:
-        self._media.clear()
-        self.num_bytes = 0
-
 
 def _num_bytes(medium: MediaFeatures) -> int:
     return sum(value.nbytes for value in medium.inputs.values())
+
+
+class MediaPipeline:
+    """Gives the encoded media of batch after batch.
+
+    Args:
+        decode: the features of one medium; raises InputError where it cannot be used. Called in threads.
+        encoder: runs the towers, in the caller's thread.
+        workers: threads that decode.
+        max_bytes: most that is kept of encoded media for later batches.
+    """
+
+    def __init__(self, decode: Callable[[Medium], MediaFeatures], encoder: MediaEncoder, workers: int, max_bytes: int):
+        self.decode, self.encoder, self.workers = decode, encoder, workers
+        self.kept = EncodedMedia(max_bytes)
+
+    def run(self, plan: Sequence[Sequence[Request]]) -> Iterator[dict[Hashable, MediaFeatures | InputError]]:
+        """For each batch its media by `Medium.identity`, each encoded or the error that it met.
+
+        Raises:
+            Exception: what `decode` raises beside InputError, at the batch that holds the medium.
+        """
+        ahead = max(1, math.ceil(QUESTIONS_AHEAD * self.workers / max(map(len, plan), default=1)))  # batches
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="media")
+        started: deque[dict[Hashable, Future]] = deque()
+        try:
+            for number, batch in enumerate(plan):
+                while len(started) <= ahead and number + len(started) < len(plan):
+                    started.append(self._start(plan[number + len(started)], started, pool))
+                yield self._finish(batch, started.popleft())
+        finally:
+            # An error is raised at once, not after the rest of its batch.
+            pool.shutdown(cancel_futures=True)
+
+    def _start(self, batch: Sequence[Request], started: Sequence[Mapping], pool: Executor) -> dict[Hashable, Future]:
+        """Decoding of what is neither kept nor under way."""
+        futures: dict[Hashable, Future] = {}
+        for key, medium in _media_of(batch).items():
+            if key not in self.kept:
+                under_way = next((others[key] for others in started if key in others), None)
+                futures[key] = under_way or pool.submit(self.decode, medium)
+        return futures
+
+    def _finish(
+        self, batch: Sequence[Request], futures: Mapping[Hashable, Future]
+    ) -> dict[Hashable, MediaFeatures | InputError]:
+        wanted = _media_of(batch)
+        media: dict[Hashable, MediaFeatures | InputError] = {}
+        decoded: dict[Hashable, MediaFeatures] = {}
+        for key, medium in wanted.items():
+            kept = self.kept.get(key)
+            if kept is not None:
+                media[key] = kept
+                continue
+            try:
+                # What was kept when the batch was started may have been dropped since.
+                decoded[key] = futures[key].result() if key in futures else self.decode(medium)
+            except InputError as error:
+                media[key] = error
+        media |= zip(decoded, self.encoder.encode(list(decoded.values())))
+        for key, medium in wanted.items():
+            found = media[key]
+            if medium.key is not None and not isinstance(found, InputError):
+                self.kept.add(medium.key, found)
+        return media
+
+
+def _media_of(batch: Sequence[Request]) -> dict[Hashable, Medium]:
+    """The media of a batch, each once, in its order."""
+    return {medium.identity: medium for request in batch for medium in request.media}
