@@ -18,12 +18,12 @@ COMMANDS = {
     "export": "make a model folder from a checkpoint of a training run",
     "push": "upload a saved model to the Hub, with its card and hashes, in one commit",
     "inspect": "show what teacher and student expect at each token of a clip's response",
-    "predict": "say which emotion images, sounds and films express, on each path",
-    "calibrate": "fit how sure the predictions are, on labelled clips that were not trained on",
+    "predict": "predict which emotion images, audio and videos express, for each modality",
+    "calibrate": "fit the confidence of the predictions, on labelled clips that were not trained on",
     "verify": "check a model, of a folder or of the Hub: hashes, format, recorded outputs and answers",
     "nano": "build the embedded default: the procedural art world, its benchmark and its backbone",
     "benchmark": "show, check, build, upload or compare what the lmms-eval tasks `artemo` read",
-    "evaluate-emotion": "measure what the Supervisor reads on each path of a benchmark's clips",
+    "evaluate-emotion": "score the Supervisor's predictions for a benchmark's clips, under each modality",
     "report": "compare models by their lmms-eval results, or make the report of a demo anew, or a mean over seeds",
     "ablation": "train the nano model with and without each of its parts, over seeds, and compare",
     "demo": "run everything on the nano world: backbone, both stages, lmms-eval, report",
@@ -34,6 +34,9 @@ SHARED = {
     "nano": ("benchmark", "add_nano_arguments", "run_nano"),
     "push": ("hub", "add_push_arguments", "run_push"),
     "verify": ("hub", "add_verify_arguments", "run_verify"),
+    "predict": ("emotion", "add_predict_arguments", "run_predict"),
+    "calibrate": ("emotion", "add_calibrate_arguments", "run_calibrate"),
+    "evaluate-emotion": ("emotion", "add_evaluate_arguments", "run_evaluate"),
 }
 
 # What a user can mend: bad input, and paths that cannot be used.

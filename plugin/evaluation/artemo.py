@@ -154,7 +154,7 @@ def va_rows(modality: str) -> Rows:
         stop(
             InputError(
                 f"{benchmark().folder} holds no {modality} emotion item with 'valence' and 'arousal', so "
-                f"{TASK_PREFIX}_va_{modality} has nothing to score; give the items both numbers, or leave the task out."
+                f"{TASK_PREFIX}_va_{modality} has nothing to score; give the items both, or leave the task out."
             )
         )
     return list(rows.values())

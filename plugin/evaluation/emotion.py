@@ -9,14 +9,12 @@ import json
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from math import ceil
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
-import torch
 from PIL import Image, UnidentifiedImageError
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
@@ -27,18 +25,10 @@ from ..benchmark import metrics, schema
 from ..benchmark.controls import mismatched_partners
 from ..benchmark.intervals import LEVEL, bootstrap, ccc, fewest_clips, percentile_interval
 from ..data.collator import emotion_target
-from ..data.dataset import MEDIA_OF_MODALITY, ClipEncoder, carries
-from ..data.manifest import Clip
+from ..data.dataset import ClipEncoder, carries
+from ..data.manifest import MEDIA_FIELDS, Clip
 from ..model.configuration_vaemotionllm import MODALITIES
-from ..model.emotion_prediction import (
-    PROMPT,
-    EmotionPrediction,
-    ModalityEmotion,
-    calibrated_emotion,
-    check_supervisor,
-    conflict_of,
-    run_supervisor,
-)
+from ..model.emotion_prediction import PROMPT, EmotionPrediction, ModalityEmotion, check_supervisor, conflict_of
 from ..model.loading import check_model_folder, load_model, load_processor
 from ..utils import InputError, write_json
 
@@ -53,26 +43,16 @@ DIMENSIONS = ("valence", "arousal")
 
 @dataclass(frozen=True)
 class FileInput:
-    """What one prediction is for: an audio, an image or a video, or an audio with one of the other two."""
+    """The file or files of one prediction, as a clip; `duration_s` where they have time."""
 
-    name: str
-    audio: str | None = None
-    image: str | None = None
-    video: str | None = None
-    duration_s: float | None = None  # of what has time
+    clip: Clip
+    duration_s: float | None = None
 
     @property
     def title(self) -> str:
         """The names of its files, without folders."""
-        files = (self.audio, self.image, self.video)
-        return PAIR.join(dict.fromkeys(Path(file).name for file in files if file is not None))
-
-    def clip(self, start_s: float | None = None, end_s: float | None = None) -> Clip:
-        """It, or a part of it, as a clip."""
-        return Clip(
-            id=self.name, split="test", source="user", license="unknown", audio=self.audio, image=self.image,
-            video=self.video, start_s=start_s, end_s=end_s,
-        )  # fmt: skip
+        files = (self.clip.audio, self.clip.image, self.clip.video)
+        return PAIR.join(dict.fromkeys(Path(str(file)).name for file in files if file is not None))
 
 
 @dataclass(frozen=True)
@@ -84,10 +64,10 @@ class FilePrediction:
     curve: list[tuple[float, float, EmotionPrediction]] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON takes it: `file`, `modalities` (those that were predicted), for each of them its values, with the
-        most probable label as `label`; `conflict`, and `curve` with the same for each window."""
+        """As JSON takes it: `file`; `modalities`, those that were predicted; for each of them its values, and as
+        `label` the most probable label; `conflict`; and in `curve` the same for each window."""
         windows = [{"start_s": begin, "end_s": end, **_as_dict(found)} for begin, end, found in self.curve]
-        return {"file": self.source.name, **_as_dict(self.whole), "curve": windows}
+        return {"file": self.source.clip.id, **_as_dict(self.whole), "curve": windows}
 
 
 def _as_dict(prediction: EmotionPrediction) -> dict[str, Any]:
@@ -102,23 +82,24 @@ def input_of(word: str) -> FileInput:
     Raises:
         InputError: a file that is missing or of no known kind, or a pair of two of a kind.
     """
-    if PAIR in word and not Path(word).exists():
-        parts = word.split(PAIR)
-        for cut in range(1, len(parts)):  # a name may hold the sign itself
-            names = PAIR.join(parts[:cut]), PAIR.join(parts[cut:])
-            if all(Path(name).is_file() for name in names):
-                return _paired(word, [_single(name) for name in names])
-        raise InputError(f"{word!r} is no pair of files joined by {PAIR!r}: one of them is not there.")
-    return _single(word)
+    if PAIR not in word or Path(word).exists():
+        return _single(word)
+    parts = word.split(PAIR)
+    for cut in range(1, len(parts)):  # a name may hold the sign itself
+        names = PAIR.join(parts[:cut]), PAIR.join(parts[cut:])
+        if all(Path(name).is_file() for name in names):
+            return _paired(word, [_single(name) for name in names])
+    raise InputError(f"{word!r} is no pair of files joined by {PAIR!r}: one of them is not there.")
 
 
 def _single(name: str) -> FileInput:
     if not Path(name).is_file():
         raise InputError(f"there is no file {name!r}; give an image, an audio, a video, or AUDIO{PAIR}IMAGE.")
+    clip = Clip(id=name, split="test", source="user", license="unknown")
     try:
         with Image.open(name) as image:
             if getattr(image, "n_frames", 1) == 1 or image.format == "MPO":  # as phones write: an image and more
-                return FileInput(name, image=name)
+                return FileInput(replace(clip, image=name))
     except UnidentifiedImageError:
         pass
     try:
@@ -132,18 +113,16 @@ def _single(name: str) -> FileInput:
         raise InputError(f"{name} is neither an image nor an audio nor a video that can be read ({error}).") from error
     if not video and not audio:
         raise InputError(f"{name} holds neither audio nor video.")
-    return FileInput(name, audio=name if audio else None, video=name if video else None, duration_s=duration_s)
+    return FileInput(replace(clip, audio=name if audio else None, video=name if video else None), duration_s)
 
 
 def _paired(word: str, parts: Sequence[FileInput]) -> FileInput:
     """An audio with an image, or with a video, whose own audio is then left out."""
-    audios = [part for part in parts if not (part.image or part.video)]
-    visuals = [part for part in parts if part.image or part.video]
-    if len(audios) != 1:
+    audio, visual = sorted(parts, key=lambda part: part.clip.visual is not None)
+    if audio.clip.visual or not visual.clip.visual:
         raise InputError(f"{word!r} must be an audio and an image or video; these are two of a kind.")
-    [audio], [visual] = audios, visuals
-    durations_s = [part.duration_s for part in (audio, visual) if part.duration_s is not None]
-    return FileInput(word, audio.audio, visual.image, visual.video, min(durations_s, default=None))
+    durations_s = [part.duration_s for part in parts if part.duration_s is not None]
+    return FileInput(replace(visual.clip, id=word, audio=audio.clip.audio), min(durations_s, default=None))
 
 
 def predict_files(
@@ -162,11 +141,13 @@ def predict_files(
     """
     encoder = ClipEncoder(processor, processor.num_frames, processor.max_audio_s)
     for one in inputs:
-        whole, curve = model.predict_emotion(_features(encoder, one.clip()), processor)[0], []
+        [whole] = model.predict_emotion(_features(encoder, one.clip), processor)
+        curve = []
         if window_s is not None and one.duration_s is not None and one.duration_s > window_s:
             for begin, end in windows(one.duration_s, window_s):
-                features = _features(encoder, one.clip(begin, end), part=True)
-                curve.append((begin, end, model.predict_emotion(features, processor)[0]))
+                window = replace(one.clip, start_s=begin, end_s=end)
+                [found] = model.predict_emotion(_features(encoder, window, is_part=True), processor)
+                curve.append((begin, end, found))
         yield FilePrediction(one, whole, curve)
 
 
@@ -176,69 +157,41 @@ def windows(duration_s: float, window_s: float) -> list[tuple[float, float]]:
     return [(i * window_s, duration_s if i == count - 1 else (i + 1) * window_s) for i in range(count)]
 
 
-def _features(encoder: ClipEncoder, clip: Clip, part: bool = False) -> dict:
-    """Features of what a clip has; in a part of it audio or visual may have ended before the other."""
-    found, last = {}, None
-    for modality in ("visual", "audio"):
-        if carries(clip, modality):
+def _features(encoder: ClipEncoder, clip: Clip, is_part: bool = False) -> dict[str, Any]:
+    """Features of what a clip has; in a part of a file audio or visual may have ended before the other."""
+    found: dict[str, Any] = {}
+    errors = []
+    for kind, medium in ((clip.visual, "visual"), ("audio", "audio")):
+        if kind is not None and carries(clip, medium):
             try:
-                found[clip.visual if modality == "visual" else "audio"] = encoder.encode(clip, modality)
+                found[kind] = encoder.encode(clip, medium)
             except InputError as error:
-                if not part:
-                    raise
-                last = error
-    if last is not None and not found:
-        raise last
+                errors.append(error)
+    if errors and not (is_part and found):
+        raise errors[0]
     return found
 
 
 # ---- clips
 
 
-@dataclass(frozen=True)
-class Outputs:
-    """The Supervisor's outputs for N clips under one modality: valence and arousal (N, 2), and logits (N, K) or None
-    for a model without labels."""
-
-    clips: Sequence[Clip]
-    points: np.ndarray
-    logits: torch.Tensor | None
-
-
-def supervisor_outputs(
-    model, processor, clips: Mapping[str, Sequence[Clip]], batch_size: int = 16, progress: bool = False
-) -> dict[str, Outputs]:
-    """The outputs for the clips of each modality, which carry its media.
+def predict_clips(
+    model, processor, clips: Sequence[Clip], batch_size: int = 16, progress: bool = False
+) -> list[EmotionPrediction]:
+    """The predictions for clips.
 
     Raises:
-        InputError: a clip that cannot be decoded.
+        InputError: a clip that cannot be decoded, a Supervisor that was never trained.
     """
+    check_supervisor(model)
     encoder = ClipEncoder(processor, processor.num_frames, processor.max_audio_s)
-    found: dict[str, list] = {modality: [] for modality in clips}
-    with tqdm(total=sum(map(len, clips.values())), desc="emotion", unit="clip", disable=not progress) as bar:
-        for begin in range(0, max(map(len, clips.values()), default=0), batch_size):
-            encoded: dict[tuple, Any] = {}  # mostly the three modalities show the same clips
-            for modality, all_clips in clips.items():
-                batch = all_clips[begin : begin + batch_size]
-                if not batch:
-                    continue
-                media: list[list] = []
-                for clip in batch:
-                    media.append([])
-                    for medium in MEDIA_OF_MODALITY[modality]:
-                        source = clip.audio if medium == "audio" else (clip.video or clip.image)
-                        key = medium, source, clip.start_s, clip.end_s
-                        encoded[key] = encoded.get(key) or encoder.encode(clip, medium)
-                        media[-1].append(encoded[key])
-                found[modality].append(run_supervisor(model, processor, modality, media))
-                bar.update(len(batch))
-    outputs = {}
-    for modality, parts in found.items():
-        valence, arousal, logits = zip(*parts) if parts else ((), (), ())
-        points = torch.stack([torch.cat(valence), torch.cat(arousal)], 1) if parts else torch.empty(0, 2)
-        known = torch.cat(logits) if logits and logits[0] is not None else None
-        outputs[modality] = Outputs(clips[modality], points.double().numpy(), known)
-    return outputs
+    found: list[EmotionPrediction] = []
+    with tqdm(total=len(clips), desc="emotion", unit="clip", disable=not progress) as bar:
+        for begin in range(0, len(clips), batch_size):
+            batch = [_features(encoder, clip) for clip in clips[begin : begin + batch_size]]
+            found += model.predict_emotion(batch, processor, batch_size)
+            bar.update(len(batch))
+    return found
 
 
 # ---- calibration
@@ -254,21 +207,17 @@ def calibrate(
         model, processor: what it holds.
         clips: with an emotion, or with valence and arousal; others are left out.
         level: share of annotated values that an interval is to hold.
-        **options: see `supervisor_outputs`.
+        **options: see `predict_clips`.
 
     Returns:
         What was written, and notes for the user; see `fit`.
 
     Raises:
-        InputError: too few labelled clips, a Supervisor that was never trained, a clip that cannot be decoded.
+        InputError: too few labelled clips; see also `predict_clips`.
     """
-    check_supervisor(model)
-    targets = emotion_targets(clips, model.config.emotion_labels or ())
-    of_modality = {
-        modality: [clip for clip in clips if all(carries(clip, medium) for medium in MEDIA_OF_MODALITY[modality])]
-        for modality in MODALITIES
-    }
-    found, notes = fit(supervisor_outputs(model, processor, of_modality, **options), targets, level)
+    model.config.emotion_calibration = None
+    labels = model.config.emotion_labels or ()
+    found, notes = fit(predict_clips(model, processor, clips, **options), clips, emotion_targets(clips, labels), level)
     if not any(found[name] for name in ("temperature", *DIMENSIONS)):
         raise InputError(
             f"no modality has {fewest_clips(level)} clips with an emotion that the model knows, or with valence and "
@@ -280,27 +229,25 @@ def calibrate(
     return found, notes
 
 
-def emotion_targets(clips: Sequence[Clip], labels: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Clip id -> its emotion as a distribution (K,) over the model's labels, NaN where it has none.
+def emotion_targets(clips: Sequence[Clip], labels: Sequence[str]) -> np.ndarray:
+    """(N, K): each clip's emotion as a distribution over the model's labels, NaN where it has none.
 
     An emotion that the model does not know counts as none, with a warning.
     """
-    names = {clip.id: {clip.emotion} if isinstance(clip.emotion, str) else set(clip.emotion or ()) for clip in clips}
-    unknown = {clip: of - {*labels} for clip, of in names.items() if labels and of - {*labels}}
+    names = [{clip.emotion} if isinstance(clip.emotion, str) else set(clip.emotion or ()) for clip in clips]
+    unknown = {clip.id: rest for clip, of in zip(clips, names) if labels and (rest := of - {*labels})}
     if unknown:
         logger.warning(
-            "%s of %s clips have an emotion that the model does not know (%s), such as %s: they count as clips "
-            "without label.",
-            len(unknown),
-            len(clips),
-            ", ".join(sorted(set.union(*unknown.values()))),
-            next(iter(unknown)),
+            f"{len(unknown)} of {len(clips)} clips have an emotion that the model does not know "
+            f"({', '.join(sorted(set.union(*unknown.values())))}), such as {next(iter(unknown))}: they count as clips "
+            "without label."
         )
-    return {clip.id: emotion_target(None if clip.id in unknown else clip.emotion, labels) for clip in clips}
+    known = [None if clip.id in unknown else clip.emotion for clip in clips]
+    return np.array([emotion_target(emotion, labels).double().numpy() for emotion in known]).reshape(len(clips), -1)
 
 
 def fit(
-    outputs: Mapping[str, Outputs], targets: Mapping[str, torch.Tensor], level: float = LEVEL
+    predictions: Sequence[EmotionPrediction], clips: Sequence[Clip], targets: np.ndarray, level: float = LEVEL
 ) -> tuple[dict[str, Any], list[str]]:
     """The calibration of each modality that has enough labelled clips.
 
@@ -308,7 +255,8 @@ def fit(
     two temperatures by the error that is reported would make that error too low, and follow its noise.
 
     Args:
-        outputs: by modality, for clips that were not trained on.
+        predictions: without calibration, for clips that were not trained on.
+        clips: the clips, with their labels.
         targets: see `emotion_targets`.
         level: share of annotated values that an interval is to hold.
 
@@ -321,20 +269,23 @@ def fit(
     """
     fewest, notes = fewest_clips(level), []
     found: dict[str, Any] = {"level": level, "clips": {}, "ece": {}, "temperature": {}, "valence": {}, "arousal": {}}
-    for modality, output in outputs.items():
-        of_clips = [targets[clip.id] for clip in output.clips]
-        labelled = np.array([len(row) > 0 and not bool(row.isnan().any()) for row in of_clips], dtype=bool)
-        true = np.array([[clip.valence, clip.arousal] for clip in output.clips], dtype=np.float64).reshape(-1, 2)
-        found["clips"][modality] = int((labelled | np.isfinite(true).any(1)).sum())
-        if output.logits is not None and labelled.sum() >= fewest:
-            logits, goals = output.logits.double().numpy()[labelled], torch.stack(of_clips).double().numpy()[labelled]
-            found["temperature"][modality] = round(fit_temperature(logits, goals), 4)
-            before, after, change = calibration_errors(logits, goals)
+    true = np.array([[clip.valence, clip.arousal] for clip in clips], dtype=np.float64)  # (N, 2)
+    for modality in MODALITIES:
+        rows = [row for row, prediction in enumerate(predictions) if getattr(prediction, modality)]
+        emotions = [getattr(predictions[row], modality) for row in rows]
+        goals = targets[rows]
+        labelled = np.isfinite(goals).all(1) & (goals.shape[1] > 0)
+        found["clips"][modality] = int((labelled | np.isfinite(true[rows]).any(1)).sum())
+        if labelled.sum() >= fewest:
+            # Up to a constant, on which neither the temperature nor the error depends.
+            logits = np.log([list(emotion.probabilities.values()) for emotion in emotions])[labelled]
+            found["temperature"][modality] = round(fit_temperature(logits, goals[labelled]), 4)
+            before, after, change = calibration_errors(logits, goals[labelled])
             found["ece"][modality] = [round(before, 4), round(after, 4)]
             if after > before:
-                notes.append(_rise(modality, before, after, change, len(goals)))
+                notes.append(_rise(modality, before, after, change, len(logits)))
         for column, name in enumerate(DIMENSIONS):
-            misses = abs(output.points[:, column] - true[:, column])
+            misses = abs(np.array([getattr(emotion, name) for emotion in emotions]) - true[rows, column])
             misses = misses[np.isfinite(misses)]
             if len(misses) >= fewest:
                 found[name][modality] = round(conformal_quantile(misses, level), 6)
@@ -374,7 +325,7 @@ def fit_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
 
 def conformal_quantile(misses: np.ndarray, level: float) -> float:
     """The smallest miss that at least `level` of the clips, and one more of their kind, do not exceed."""
-    rank = min(ceil((len(misses) + 1) * level), len(misses))
+    rank = min(math.ceil((len(misses) + 1) * level), len(misses))
     return float(np.sort(misses)[rank - 1])
 
 
@@ -419,17 +370,13 @@ def _gaps(probabilities: np.ndarray, targets: np.ndarray, bins: int = 15) -> np.
 
 
 def evaluate(
-    model_dir: str | Path,
-    benchmark_dir: str | Path,
-    batch_size: int = 16,
-    device: str | None = None,
-    progress: bool = False,
+    model_dir: str | Path, benchmark_dir: str | Path, batch_size: int = 16, device: str | None = None, progress=False
 ) -> dict:
     """Scores of the predictions for every clip of a benchmark that has valence and arousal, under each modality.
 
     Args:
         model_dir: a VAEmotionLLM checkpoint.
-        benchmark_dir: a benchmark folder; clips without valence and arousal are left out.
+        benchmark_dir: a benchmark folder; items without valence and arousal are left out.
         batch_size: clips a batch.
         device: device of the model; the first GPU, or the CPU where there is none.
         progress: whether to show a bar.
@@ -440,46 +387,49 @@ def evaluate(
         `benchmark` and `benchmark_folder`.
 
     Raises:
-        InputError: no labelled clip, a medium that cannot be decoded (the clip is named), a model without its adapter.
+        InputError: no labelled clip, one with two audios or two visuals, a model without its adapter; see also
+            `predict_clips`.
     """
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}; give an integer of at least 1.")
     benchmark = schema.load(benchmark_dir)
-    clips = {modality: _labelled_clips(benchmark, modality) for modality in MODALITIES}
-    if not any(clips.values()):
+    items = [item for item in benchmark.items if item.valence is not None and item.arousal is not None]
+    if not items:
         raise InputError(f"{benchmark.folder} has no item with valence and arousal; there is nothing to compare with.")
+    clips = _clips_of(items)
     check_model_folder(model_dir)
     model, processor = load_model(str(model_dir), device), load_processor(str(model_dir))
+    found = dict(zip(clips, predict_clips(model, processor, list(clips.values()), batch_size, progress)))
+    predictions: dict[str, dict[str, ModalityEmotion]] = {
+        modality: {i.clip_id: getattr(found[i.clip_id], modality) for i in items if i.modality == modality}
+        for modality in MODALITIES
+    }
     emotions = {item.clip_id: item.answer for item in benchmark.select(aspect="emotion")}
     votes = {item.clip_id: item.emotion_distribution for item in benchmark.items if item.emotion_distribution}
-    predictions: dict[str, dict[str, ModalityEmotion]] = {}
-    for modality, output in supervisor_outputs(model, processor, clips, batch_size, progress).items():
-        rows = output.logits if output.logits is not None else [None] * len(output.clips)
-        predictions[modality] = {
-            clip.id: calibrated_emotion(model.config, modality, float(valence), float(arousal), logits)
-            for clip, (valence, arousal), logits in zip(output.clips, output.points, rows)
-        }
     return {
         "prompt": PROMPT,
         "benchmark": benchmark.name,
         "benchmark_folder": str(benchmark.folder),
         "labels": model.config.emotion_labels,
         "level": (model.config.emotion_calibration or {}).get("level"),
-        **{modality: _summary(clips[modality], predictions[modality], emotions, votes) for modality in MODALITIES},
+        **{name: _summary([clips[clip] for clip in of], of, emotions, votes) for name, of in predictions.items()},
         "conflict": conflict_scores(benchmark, predictions["audio"], predictions["visual"]),
     }
 
 
-def _labelled_clips(benchmark: schema.Benchmark, modality: str) -> list[Clip]:
-    """The clips of a modality with valence and arousal: content and emotion questions show the same media."""
+def _clips_of(items: Sequence[schema.Item]) -> dict[str, Clip]:
+    """Clip id -> the clip with the media of all its items: they show the same media, or some of them."""
     clips: dict[str, Clip] = {}
-    for item in benchmark.select(modality=modality):
-        if item.valence is not None and item.arousal is not None and item.clip_id not in clips:
-            clips[item.clip_id] = Clip(
-                id=item.clip_id, split="benchmark", source=benchmark.name, license="", audio=item.audio,
-                image=item.image, video=item.video, valence=item.valence, arousal=item.arousal,
-            )  # fmt: skip
-    return list(clips.values())
+    for item in items:
+        clip = clips.get(item.clip_id) or Clip(
+            id=item.clip_id, split="benchmark", source="", license="", valence=item.valence, arousal=item.arousal
+        )
+        media = {kind: file for kind in MEDIA_FIELDS if (file := getattr(item, kind))}
+        clips[item.clip_id] = replace(clip, **media)
+        other = any(getattr(clip, kind) not in (None, file) for kind, file in media.items())
+        if other or (clips[item.clip_id].image and clips[item.clip_id].video):
+            raise InputError(f"item {item.id!r}: other items of the clip {clip.id!r} show other media.")
+    return clips
 
 
 def conflict_scores(

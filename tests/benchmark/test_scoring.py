@@ -14,6 +14,7 @@ from vaemotionllm.evaluation import artemo
 from vaemotionllm.nano import select
 
 EXACT = {"rel": 0, "abs": 1e-9}
+YAML = artemo.YAML_FUNCTIONS
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def scores(values: list[dict], aggregations: dict) -> dict:
 
 
 CHOICE = {
-    "macro_f1": artemo.macro_f1, "uar": artemo.uar, "ci95_low": artemo.YAML_FUNCTIONS["ci95_low"], "ci95_high": artemo.YAML_FUNCTIONS["ci95_high"]
+    "macro_f1": artemo.macro_f1, "uar": artemo.uar, "ci95_low": YAML["ci95_low"], "ci95_high": YAML["ci95_high"]
 }  # fmt: skip
 # Six items: the right answers are a, a, a, b, b, c, and stand under A, B, C, A, B, A.
 ANSWERS = ("rain", "rain", "rain", "fire", "fire", "bell")
@@ -107,8 +108,8 @@ def test_habits_score_what_they_deserve(responses, expected):
 
 CIRCULAR = {
     "circular_accuracy": artemo.circular_accuracy,
-    "ci95_low": artemo.YAML_FUNCTIONS["circular_ci95_low"],
-    "ci95_high": artemo.YAML_FUNCTIONS["circular_ci95_high"],
+    "ci95_low": YAML["circular_ci95_low"],
+    "ci95_high": YAML["circular_ci95_high"],
 }
 
 
@@ -218,8 +219,8 @@ def test_valence_and_arousal_are_read(response, expected):
     assert parse_valence_arousal(response) == expected
 
 
-VA = {name: artemo.YAML_FUNCTIONS[f"va_{name}"] for name in artemo.VA_METRICS} | {
-    "ci95_low": artemo.YAML_FUNCTIONS["va_ci95_low"], "ci95_high": artemo.YAML_FUNCTIONS["va_ci95_high"]
+VA = {name: YAML[f"va_{name}"] for name in artemo.VA_METRICS} | {
+    "ci95_low": YAML["va_ci95_low"], "ci95_high": YAML["va_ci95_high"]
 }  # fmt: skip
 
 
@@ -313,7 +314,10 @@ def test_conflict_options_hold_both_emotions():
 
 def test_conflict_says_what_is_followed():
     rows = documents("conflict")
-    aggregations = {"ci95_low": artemo.YAML_FUNCTIONS["conflict_ci95_low"], "ci95_high": artemo.YAML_FUNCTIONS["conflict_ci95_high"]}
+    aggregations = {
+        "ci95_low": YAML["conflict_ci95_low"],
+        "ci95_high": YAML["conflict_ci95_high"],
+    }
 
     def run(*responses):
         return scores(

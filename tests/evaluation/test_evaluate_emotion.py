@@ -1,17 +1,22 @@
 """`evaluate-emotion`: labels, calibration, intervals and the conflict score, against naive references."""
 
 import json
+from dataclasses import replace
 
+import benchmark_files
 import numpy as np
 import pytest
 import scipy.spatial.distance
+import tiny
+import torch
 from media_files import write_png, write_wav
 from report_files import make_rows
 
+from vaemotionllm import VAEmotionLLMForConditionalGeneration
 from vaemotionllm.benchmark import schema
 from vaemotionllm.benchmark.controls import mismatched_partners
+from vaemotionllm.cli.main import main
 from vaemotionllm.evaluation import emotion
-from vaemotionllm.evaluation.calibration import expected_calibration_error
 from vaemotionllm.evaluation.sureness import read_sureness
 from vaemotionllm.model.emotion_prediction import ModalityEmotion, conflict_of
 from vaemotionllm.nano.clips import EMOTIONS
@@ -42,15 +47,12 @@ def reading(rng, item, noise: float) -> ModalityEmotion:
 
 
 def readings(benchmark, noise: float):
+    """Clips, their emotions, and readings of them."""
     rng = np.random.default_rng(1)
     emotions = {item.clip_id: item.answer for item in benchmark.select(aspect="emotion")}
-    items = {item.clip_id: item for item in benchmark.select(modality="audio")}
-
-    class Clip:
-        def __init__(self, item):
-            self.valence, self.arousal, self.emotion = item.valence, item.arousal, emotions[item.clip_id]
-
-    return items, emotions, {clip: reading(rng, Clip(item), noise) for clip, item in items.items()}
+    clips = emotion._clips_of(benchmark.select(modality="audio"))
+    labelled = [replace(clip, emotion=emotions[name]) for name, clip in clips.items()]
+    return clips, emotions, {clip.id: reading(rng, clip, noise) for clip in labelled}
 
 
 def test_summary_is_what_a_loop_gives(benchmark):
@@ -65,7 +67,7 @@ def test_summary_is_what_a_loop_gives(benchmark):
         targets.append([name == emotions[clip] for name in EMOTIONS])
         inside += abs(item.valence - row.valence) <= 0.2
     assert summary["accuracy"] == pytest.approx(np.mean(right)) and 0.2 < np.mean(right) < 1
-    assert summary["ece"] == expected_calibration_error(np.array(confident), np.array(targets, dtype=float))
+    assert summary["ece"] == emotion.expected_calibration_error(np.array(confident), np.array(targets, dtype=float))
     assert summary["valence_coverage"] == pytest.approx(inside / len(items)) and 0 < inside < len(items)
     assert summary["arousal_coverage"] == pytest.approx(np.mean([item.arousal <= -0.9 for item in items.values()]))
     assert summary["emotions"] == [emotions[clip] for clip in items]
@@ -126,6 +128,54 @@ def test_a_clip_disagrees_with_the_sound_of_one_that_shares_no_answer(benchmark)
     assert found["auroc"] > 0.9  # these readings know what they hear and see
     nothing = emotion.conflict_scores(benchmark, {}, seen)
     assert nothing["auroc"] is None and nothing["reason"]
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    path = tiny.make_vaemotionllm(tmp_path_factory.mktemp("model"))
+    model = VAEmotionLLMForConditionalGeneration.from_pretrained(path)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.emotion_adapter.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    model.save_pretrained(path)
+    return path
+
+
+def test_valence_and_arousal_under_each_modality(model_folder, tmp_path, capsys):
+    folder, out = benchmark_files.write_benchmark(tmp_path / "benchmark"), tmp_path / "va.json"
+    words = ["evaluate-emotion", "--out", str(out), "--device", "cpu"]
+    assert main([*words, "--model", str(model_folder), "--benchmark", str(folder)]) == 0
+    assert "valence CCC" in capsys.readouterr().out
+    result = json.loads(out.read_text())
+    again = emotion.evaluate(model_folder, folder, batch_size=1, device="cpu")
+    for modality in emotion.MODALITIES:
+        assert result[modality]["n"] == 6 and result[modality]["clip_ids"] == [f"clip-{i}" for i in range(6)]
+        assert result[modality]["true"][1] == [-0.6, 0.55]
+        predicted = np.array(result[modality]["predicted"])
+        assert np.abs(predicted).max() <= 1 and len({tuple(point) for point in predicted}) == 6
+        np.testing.assert_allclose(predicted, again[modality]["predicted"], atol=1e-5)
+    # Without labels and calibration there is nothing to say about them, and the conflict is measured all the same.
+    assert result["labels"] is None and result["level"] is None and result["av"]["ece"] is None
+    assert result["av"]["valence_coverage"] is None and 0 <= result["conflict"]["auroc"] <= 1
+    assert main([*words, "--model", str(tmp_path), "--benchmark", str(folder)]) == 2
+    assert main([*words, "--model", str(model_folder), "--benchmark", str(tmp_path)]) == 2
+
+
+def test_what_cannot_be_scored_is_refused(model_folder, tmp_path):
+    folder = benchmark_files.write_benchmark(tmp_path / "benchmark", clips=2)
+    rows = benchmark_files.read_items(folder)
+    other = next(row for row in rows if row["clip_id"] == "clip-1" and row["modality"] == "av")
+    swapped = [{**row, "audio": rows[0]["audio"]} if row is other else row for row in rows]
+    benchmark_files.write_items(folder, swapped)
+    with pytest.raises(InputError, match=f"item '{other['id']}': other items of the clip 'clip-1' show other media"):
+        emotion.evaluate(model_folder, folder, device="cpu")
+    benchmark_files.write_items(folder, [{**row, "valence": None} for row in rows])
+    with pytest.raises(InputError, match="has no item with valence and arousal"):
+        emotion.evaluate(model_folder, folder, device="cpu")
+    benchmark_files.write_items(folder, rows)
+    with pytest.raises(InputError, match="Supervisor of this model was never trained"):
+        emotion.evaluate(tiny.make_vaemotionllm(tmp_path / "untrained"), folder, device="cpu")
 
 
 def test_the_report_reads_it_with_intervals(benchmark, tmp_path):

@@ -20,7 +20,7 @@ from vaemotionllm import InputError
 from vaemotionllm.benchmark import schema
 from vaemotionllm.cli.main import main
 from vaemotionllm.data.media import load_audio
-from vaemotionllm.evaluation import artemo, emotion, lmms_model, refusals
+from vaemotionllm.evaluation import artemo, lmms_model, refusals
 from vaemotionllm.evaluation.compare import compare
 from vaemotionllm.evaluation.lmms_model import VAEmotionLLM
 from vaemotionllm.evaluation.requests import Medium, Request, batches, cut, generation_arguments
@@ -431,38 +431,3 @@ def test_a_model_file_that_is_cut_off_ends_the_command_with_2(model_folder, fold
                      "artemo_content_audio", "--output_path", "out", cwd=tmp_path, dataset=folder)  # fmt: skip
     assert done.returncode == 2, done.stderr
     assert str(bad) in done.stderr.strip().splitlines()[-1]
-
-
-def test_valence_and_arousal_of_each_path(model_folder, folder, tmp_path, capsys):
-    out = tmp_path / "va.json"
-    assert (
-        main(
-            [
-                "evaluate-emotion",
-                "--model",
-                str(model_folder),
-                "--benchmark",
-                str(folder),
-                "--out",
-                str(out),
-                "--device",
-                "cpu",
-            ]
-        )
-        == 0
-    )
-    assert "valence CCC" in capsys.readouterr().out
-    result = json.loads(out.read_text())
-    again = emotion.evaluate(model_folder, folder, batch_size=1, device="cpu")
-    for path in emotion.MODALITIES:
-        assert result[path]["n"] == 6 and result[path]["clip_ids"] == [f"clip-{i}" for i in range(6)]
-        assert result[path]["true"][1] == [-0.6, 0.55]
-        assert np.isfinite(result[path]["predicted"]).all() and np.abs(result[path]["predicted"]).max() <= 1
-        np.testing.assert_allclose(result[path]["predicted"], again[path]["predicted"], atol=1e-5)
-    # Without labels and calibration there is nothing to say about them, and the conflict is measured all the same.
-    assert result["labels"] is None and result["level"] is None and result["av"]["ece"] is None
-    assert result["av"]["valence_coverage"] is None and 0 <= result["conflict"]["auroc"] <= 1
-    assert main(["evaluate-emotion", "--model", str(tmp_path), "--benchmark", str(folder), "--out", str(out)]) == 2
-    assert (
-        main(["evaluate-emotion", "--model", str(model_folder), "--benchmark", str(tmp_path), "--out", str(out)]) == 2
-    )

@@ -11,10 +11,12 @@ from media_files import write_png, write_video, write_wav, write_world
 from test_model import encode, text, trained_adapter, user
 
 from vaemotionllm import InputError, VAEmotionLLMForConditionalGeneration, VAEmotionLLMProcessor
+from vaemotionllm.benchmark.intervals import fewest_clips
 from vaemotionllm.cli.main import main
-from vaemotionllm.data.manifest import read_manifest
-from vaemotionllm.evaluation import calibration, prediction
-from vaemotionllm.model.emotion_prediction import PROMPT, ModalityEmotion, conflict_of
+from vaemotionllm.data.manifest import Clip, read_manifest
+from vaemotionllm.evaluation import emotion
+from vaemotionllm.model.configuration_vaemotionllm import MODALITIES
+from vaemotionllm.model.emotion_prediction import PROMPT, EmotionPrediction, ModalityEmotion, conflict_of
 
 LABELS = ["calm", "fear", "joy", "sadness"]
 
@@ -106,17 +108,57 @@ def test_conflict_is_nothing_where_paths_agree_and_all_where_they_are_opposite()
 # ---- calibration
 
 
+def labelled_logits(n: int, k: int = 5, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """(N, K) logits, and labels that are drawn from them as one-hot rows."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(n, k))
+    return logits, np.eye(k)[(rng.random((n, 1)) > softmax(logits).cumsum(1)).sum(1)]
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    return np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+
+
 def test_the_temperature_undoes_a_scale():
-    torch.manual_seed(0)
-    logits = torch.randn(4000, 5)
-    labels = torch.distributions.Categorical(logits=logits).sample()
-    targets = torch.nn.functional.one_hot(labels, 5)
-    assert calibration.fit_temperature(3 * logits, targets) == pytest.approx(3, rel=0.1)
-    sharp, calm = ((scale * logits).softmax(-1).numpy() for scale in (3, 1))
-    assert calibration.expected_calibration_error(sharp, targets.numpy()) > 0.15
-    assert calibration.expected_calibration_error(calm, targets.numpy()) < 0.03
-    always_right = torch.nn.functional.one_hot(labels, 5) * 1.0
-    assert 0 < calibration.fit_temperature(always_right, targets) < 1
+    logits, targets = labelled_logits(4000)
+    assert emotion.fit_temperature(3 * logits, targets) == pytest.approx(3, rel=0.1)
+    assert emotion.expected_calibration_error(softmax(3 * logits), targets) > 0.15
+    assert emotion.expected_calibration_error(softmax(logits), targets) < 0.03
+    assert 0 < emotion.fit_temperature(targets, targets) < 1  # always right
+
+
+def test_the_temperature_is_the_likeliest():
+    logits, targets = labelled_logits(60, seed=3)
+    loss = lambda t: -(targets * np.log(softmax(logits / t))).sum()
+    grid = np.exp(np.linspace(-3, 3, 60_001))
+    assert emotion.fit_temperature(logits, targets) == pytest.approx(
+        grid[np.argmin([loss(t) for t in grid])], rel=1e-4
+    )
+
+
+def predictions_of(logits: np.ndarray) -> list[EmotionPrediction]:
+    labels = [f"label {number}" for number in range(logits.shape[1])]
+    return [EmotionPrediction(audio=ModalityEmotion(0, 0, dict(zip(labels, row)))) for row in softmax(logits).tolist()]
+
+
+def test_a_calibration_error_that_rose_is_explained_and_the_temperature_stays():
+    clips = [Clip(str(i), "validation", "test", "CC0-1.0") for i in range(400)]
+    logits, targets = labelled_logits(40, seed=5)
+    found, (note,) = emotion.fit(predictions_of(logits), clips[:40], targets)
+    before, after = found["ece"]["audio"]
+    assert after > before + 0.05
+    assert found["temperature"]["audio"] == pytest.approx(emotion.fit_temperature(logits, targets), abs=1e-4)
+    assert f"audio: the calibration error rose from {before:.3f} to {after:.3f}" in note
+    assert "each half of the 40 clips" in note and "within chance" in note
+    # One half is always right, the other at random: what fits one harms the other, and not by chance.
+    targets = np.tile(np.eye(3)[0], (400, 1))
+    targets[::2] = np.eye(3)[np.arange(200) % 3]
+    (note,) = emotion.fit(predictions_of(np.tile([3.0, 0, 0], (400, 1))), clips, targets)[1]
+    assert "harms the other" in note and "before you rely" in note
+    # An error that fell needs no note.
+    logits, targets = labelled_logits(400)
+    found, notes = emotion.fit(predictions_of(3 * logits), clips, targets)
+    assert found["ece"]["audio"][1] < found["ece"]["audio"][0] and notes == []
 
 
 def test_error_of_calibration_by_hand():
@@ -124,17 +166,17 @@ def test_error_of_calibration_by_hand():
     targets = np.array([[1, 0], [0, 1], [0, 1], [0.5, 0.5]])
     # bins of 0.1: {0.9, 0.9} right 0.5; {0.6} right 1; {0.7} right 0.5
     expected = (2 * 0.4 + 0.4 + 0.2) / 4
-    assert calibration.expected_calibration_error(probabilities, targets, bins=10) == pytest.approx(expected)
+    assert emotion.expected_calibration_error(probabilities, targets, bins=10) == pytest.approx(expected)
 
 
 def test_intervals_hold_their_share_of_new_clips():
     rng = np.random.default_rng(0)
     held = []
     for _ in range(300):
-        half = calibration.conformal_quantile(abs(rng.standard_normal(100)), 0.9)
+        half = emotion.conformal_quantile(abs(rng.standard_normal(100)), 0.9)
         held.append((abs(rng.standard_normal(1000)) <= half).mean())
     assert 0.895 < np.mean(held) < 0.92
-    assert calibration.fewest_clips(0.9) == 30 and calibration.fewest_clips(0.99) == 99
+    assert fewest_clips(0.9) == 30 and fewest_clips(0.99) == 99
 
 
 def test_calibrate_writes_what_predict_uses(folder, files, tmp_path, capsys):
@@ -147,7 +189,8 @@ def test_calibrate_writes_what_predict_uses(folder, files, tmp_path, capsys):
     VAEmotionLLMProcessor.from_pretrained(folder).save_pretrained(target)
     assert main(["calibrate", "--model", str(target), "--manifest", str(manifest)]) == 0
     out = capsys.readouterr().out
-    assert "fitted on split validation" in out and out.count(" 40 ") == 3
+    assert "fitted on split validation" in out
+    assert [line.split()[:2] for line in out.splitlines() if " 40 " in line[:30]] == [[m, "40"] for m in MODALITIES]
     calibrated = VAEmotionLLMForConditionalGeneration.from_pretrained(target).eval()
     found = calibrated.config.emotion_calibration
     assert found["level"] == 0.9 and set(found["temperature"]) == set(found["valence"]) == {"audio", "visual", "av"}
@@ -163,20 +206,19 @@ def test_calibrate_writes_what_predict_uses(folder, files, tmp_path, capsys):
     few = manifest.with_name("few.jsonl")
     few.write_text("".join(line + "\n" for line in manifest.read_text().splitlines()[:29]))
     assert main(["calibrate", "--model", str(target), "--manifest", str(few)]) == 2
-    assert "no path has 30 clips" in capsys.readouterr().err
+    assert "no modality has 30 clips" in capsys.readouterr().err
     calibrated.set_emotion_labels(["a", "b"])
     assert calibrated.config.emotion_calibration is None
 
 
-def test_an_emotion_that_the_model_does_not_know_is_no_label_and_is_told(model, processor, tmp_path, caplog):
+def test_an_emotion_that_the_model_does_not_know_is_no_label_and_is_reported(tmp_path, caplog):
     manifest = write_world(tmp_path / "world", clips=3)
     clips = [replace(clip, emotion=emotion) for clip, emotion in zip(
         read_manifest(manifest, "train"), ("solemn", LABELS[0], {LABELS[1]: 0.5, "solemn": 0.5}))]  # fmt: skip
-    found = calibration.read_clips(model, processor, clips)
-    for reading in found.values():
-        assert torch.isnan(reading.targets[0]).all() and torch.isnan(reading.targets[2]).all()
-        assert reading.targets[1].tolist() == [1.0, *[0.0] * (len(LABELS) - 1)]
+    targets = emotion.emotion_targets(clips, LABELS)
+    assert np.isnan(targets[[0, 2]]).all() and targets[1].tolist() == [1.0, *[0.0] * (len(LABELS) - 1)]
     assert f"2 of 3 clips have an emotion that the model does not know (solemn), such as {clips[0].id}" in caplog.text
+    assert emotion.emotion_targets(clips, ()).shape == (3, 0)
 
 
 def test_training_drops_a_calibration(folder, tmp_path):
@@ -203,6 +245,10 @@ def test_predict_prints_a_table_and_json_and_draws(folder, files, tmp_path, caps
     assert (tmp_path / "plots" / "plane.png").read_bytes().startswith(b"\x89PNG")
     assert main([*words, "--json"]) == 0
     picture, film, both = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert picture["modalities"] == ["visual"] and both["modalities"] == ["audio", "visual", "av"]
+    for row in (both, *film["curve"]):
+        shares = row["av"]["probabilities"]
+        assert row["av"]["label"] == max(shares, key=shares.get) and row["modalities"] == both["modalities"]
     assert (
         picture["audio"] is None and picture["curve"] == [] and set(picture["visual"]["probabilities"]) == set(LABELS)
     )
@@ -224,7 +270,7 @@ def test_a_film_whose_sound_ends_early_has_a_curve_of_what_is_there(folder, tmp_
         (["nowhere.png"], "there is no file 'nowhere.png'"),
         (["{files}/sound.wav+{files}/sound.wav"], "two of a kind"),
         (["{files}/sound.wav+gone.png"], "one of them is not there"),
-        (["{files}/text.dat"], "neither an image nor a sound"),
+        (["{files}/text.dat"], "neither an image nor an audio"),
         (["{files}/sound.wav", "--window-s", "-1"], "--window-s is -1"),
         (["{files}/sound.wav", "--plot", "x.txt"], "--plot"),
     ],
@@ -236,11 +282,11 @@ def test_predict_says_what_it_cannot_read(folder, files, capsys, words, message)
 
 
 def test_a_title_names_each_file_once(files):
-    pair = prediction.source_of(f"{files}/picture.png+{files}/sound.wav")
-    assert pair.title == "sound.wav+picture.png" and prediction.source_of(f"{files}/film.mp4").title == "film.mp4"
+    pair = emotion.input_of(f"{files}/picture.png+{files}/sound.wav")
+    assert pair.title == "sound.wav+picture.png" and emotion.input_of(f"{files}/film.mp4").title == "film.mp4"
 
 
 def test_windows_cover_the_whole():
-    assert prediction.windows(4.0, 1.0) == [(0, 1), (1, 2), (2, 3), (3, 4)]
-    assert prediction.windows(10.4, 5.0) == [(0, 5), (5, 10.4)] and prediction.windows(12.6, 5.0)[-1] == (10, 12.6)
-    assert prediction.windows(0.3, 5.0) == [(0, 0.3)]
+    assert emotion.windows(4.0, 1.0) == [(0, 1), (1, 2), (2, 3), (3, 4)]
+    assert emotion.windows(10.4, 5.0) == [(0, 5), (5, 10.4)] and emotion.windows(12.6, 5.0)[-1] == (10, 12.6)
+    assert emotion.windows(0.3, 5.0) == [(0, 0.3)]
