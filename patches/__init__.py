@@ -27,10 +27,10 @@ PATCHES = {
     },
     "lmms_eval_hearing": {
         "target": "lmms_eval.evaluator.evaluate",
-        "why": "adapters of models without audio drop the sound of a question without a word and answer all the same; "
-        "the audio tasks would get a score from a model that heard nothing. A task is built without the model, so it "
+        "why": "adapters of models without audio drop the audio of a question without a word and answer all the same; "
+        "the audio tasks would get a score from a model without audio. A task is built without the model, so it "
         "cannot refuse by itself.",
-        "how": "wraps the function: where a task of artemo gives sound and the model cannot take it, the command ends "
+        "how": "wraps the function: where a task of artemo gives audio and the model takes none, the command ends "
         "with code 2 before the first question",
         "upstream": "no report known; the adapters are in lmms_eval/models of "
         "https://github.com/EvolvingLMMs-Lab/lmms-eval",
@@ -40,8 +40,8 @@ PATCHES = {
     "lmms_eval_huggingface": {
         "target": "lmms_eval.models.chat.huggingface.Huggingface.__init__ and AutoModel in its module",
         "why": "`lmms-eval --model huggingface` loads every vision-language model without its head, and hands each "
-        "processor the argument `audios`, which transformers 5 refuses: it evaluates nothing, with or without sound.",
-        "how": "loads the class with a head; wraps the processor, which gets `audio` as waveforms and films as frames",
+        "processor the argument `audios`, which transformers 5 refuses: it evaluates nothing, with or without audio.",
+        "how": "loads the class with a head; wraps the processor, which gets waveforms as `audio`, videos as frames",
         "upstream": "no report known; the code is lmms_eval/models/chat/huggingface.py of "
         "https://github.com/EvolvingLMMs-Lab/lmms-eval, the refusal "
         "https://github.com/huggingface/transformers/blob/main/src/transformers/processing_utils.py",
@@ -50,7 +50,7 @@ PATCHES = {
     },
     "lmms_eval_qwen2_5_omni": {
         "target": "lmms_eval.models.simple.qwen2_5_omni.Qwen2_5_Omni.__init__",
-        "why": "`lmms-eval --model qwen2_5_omni` removes the talker and asks for text in the words of transformers 4; "
+        "why": "`lmms-eval --model qwen2_5_omni` removes the talker and requests text in the words of transformers 4; "
         "transformers 5 refuses every question, and the adapter makes an empty answer of each refusal.",
         "how": "the adapter's model hands `generate` to its thinker; inputs go to where the model is, not to CUDA",
         "upstream": "no report known; the code is lmms_eval/models/simple/qwen2_5_omni.py of "
@@ -75,7 +75,7 @@ PATCHES = {
         "never imports vaemotionllm; the public register() needs the classes, and so imports half of transformers.",
         "how": "puts names into the registries, which are imported when they are first read",
         "upstream": "https://github.com/huggingface/transformers/pull/13989 (the register API; "
-        "https://github.com/huggingface/transformers/issues/13522 asked for it)",
+        "https://github.com/huggingface/transformers/issues/13522 requested it)",
         "versions": "transformers >=5.23,<5.25",
         "until": "transformers discovers third-party models by entry points, or holds VAEmotionLLM itself",
     },

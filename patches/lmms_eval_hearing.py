@@ -1,8 +1,8 @@
-"""Asks, before lmms-eval evaluates, whether the model can take the sound of artemo's tasks, and notes how it is run.
+"""A check, before lmms-eval evaluates, that the model takes the audio of artemo's tasks, and a note of how it is run.
 
-A task is built without the model, and its documents and prompts never see it: `evaluate` is the one place that knows
-both. Without the check, adapters that know no sound drop it and answer all the same. Without the note, results files
-say nothing of frames, sampling rate, attention backend and versions: lmms-eval has no place where a model tells them.
+A task is built without the model, and its documents and prompts never meet it: `evaluate` alone knows both. Without
+the check, adapters that know no audio drop it and answer all the same. Without the note, results files say nothing of
+frames, sampling rate, attention backend and versions: lmms-eval has no field for them.
 """
 
 import functools
@@ -24,9 +24,9 @@ def apply(loaded: str | None = None) -> bool:
     if found[:2] != ["lm", "task_dict"]:
         warnings.warn(
             f"vaemotionllm: lmms_eval.evaluator.evaluate takes {found} where lm, task_dict, ... is known, so nobody "
-            "checks that a model hears before the audio tasks of artemo are scored, and results files do not say how "
-            "it is run. Give a model without hearing the "
-            "visual tasks alone: --tasks artemo_content_visual,artemo_emotion_visual",
+            "checks that a model takes audio before the audio tasks of artemo are scored, and results files do not "
+            "say how it is run. Give a model without audio the visual tasks alone: "
+            "--tasks artemo_content_visual,artemo_emotion_visual",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -1,7 +1,7 @@
-"""Lets lmms-eval's generic adapter `huggingface` load and call models of transformers 5, with their sound.
+"""Lets lmms-eval's generic adapter `huggingface` load and call models of transformers 5, with their audio.
 
 It looks a model's type up among config classes, never finds it, and loads every model without its head, which cannot
-generate. It names the sound `audios`, which processors refuse since transformers 5 even where there is none, and
+generate. It names the audio `audios`, which processors refuse since transformers 5 even where there is none, and
 hands over paths: feature extractors read none, and video processors need torchcodec and a system FFmpeg for them.
 """
 
@@ -32,11 +32,11 @@ class Model:
 
 
 class Processor:
-    """A processor that takes the adapter's `audios`, and the paths of sounds and films.
+    """A processor that takes the adapter's `audios`, and the file paths of audio and videos.
 
     Args:
         processor: the model's own; everything but the call goes to it.
-        num_frames: frames taken from a film, evenly spread; the adapter's `max_num_frames`.
+        num_frames: frames taken from a video, evenly spread; the adapter's `max_num_frames`.
     """
 
     def __init__(self, processor: Any, num_frames: int):
@@ -82,10 +82,10 @@ def apply(loaded: str | None = None) -> bool:
         return True
     source = inspect.getsource(adapter.generate_until) if adapter is not None else ""
     if '"audios": audios' not in source:
-        # The adapter was changed: it may name the sound rightly, and then nothing is to be done.
+        # The adapter was changed: it may name the audio rightly, and then nothing is to be done.
         if adapter is None or '"audio": audio' not in source:
             warnings.warn(
-                "vaemotionllm: lmms_eval.models.chat.huggingface.Huggingface hands sound to its processor in a way "
+                "vaemotionllm: lmms_eval.models.chat.huggingface.Huggingface hands audio to its processor in a way "
                 "that is not known, so it is left as it is. If `--model huggingface` fails at `audios`, install "
                 "lmms-eval>=0.7.3,<0.8.",
                 RuntimeWarning,

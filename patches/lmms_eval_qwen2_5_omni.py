@@ -1,8 +1,8 @@
 """Lets lmms-eval's adapter `qwen2_5_omni` get its answers from transformers 5.
 
-The adapter removes the talker, which speaks, and asks for text by `return_audio=False`. transformers 5 does not know
+The adapter removes the talker, which speaks, and requests text by `return_audio=False`. transformers 5 does not know
 that argument: it takes the call for one that wants speech and refuses it, and `generation_mode="text"`, its new word,
-fails at the talker that is gone. The adapter makes an empty answer of each refusal. So the thinker is asked, which
+fails at the talker that is gone. The adapter makes an empty answer of each refusal. So the thinker is called, which
 writes the text in any case. And inputs go to where the model is: the adapter sends them to CUDA whatever `device` is.
 """
 
@@ -19,14 +19,14 @@ _SPEECH = ("talker_", "token2wav_")
 
 
 def text_of(model: Any) -> Callable:
-    """A `generate` of a Qwen2.5-Omni that takes the arguments of transformers 4 and asks for text alone.
+    """A `generate` of a Qwen2.5-Omni that takes the arguments of transformers 4 and gives text alone.
 
     As there, `thinker_NAME` wins over `NAME`.
     """
 
     def generate(return_audio: bool = False, speaker: str | None = None, **kwargs):
         if return_audio:
-            raise ValueError("return_audio is True, and the adapter has removed the talker; ask for text.")
+            raise ValueError("return_audio is True, and the adapter has removed the talker; request text.")
         shared = {name: value for name, value in kwargs.items() if not name.startswith((*_SPEECH, "thinker_"))}
         own = {name.removeprefix("thinker_"): value for name, value in kwargs.items() if name.startswith("thinker_")}
         return model.thinker.generate(**{**shared, **own})
@@ -46,10 +46,10 @@ def apply(loaded: str | None = None) -> bool:
         return True
     source = inspect.getsource(adapter.generate_until) if adapter is not None else ""
     if "return_audio=False" not in source:
-        # The adapter was changed: it may ask for text as transformers 5 wants it, and then nothing is to be done.
+        # The adapter was changed: it may request text as transformers 5 wants it, and then nothing is to be done.
         if "generation_mode" not in source and ".thinker.generate" not in source:
             warnings.warn(
-                "vaemotionllm: lmms_eval.models.simple.qwen2_5_omni.Qwen2_5_Omni asks for text in a way that is not "
+                "vaemotionllm: lmms_eval.models.simple.qwen2_5_omni.Qwen2_5_Omni requests text in a way that is not "
                 "known, so it is left as it is. If `--model qwen2_5_omni` answers nothing, install "
                 "lmms-eval>=0.7.3,<0.8.",
                 RuntimeWarning,

@@ -18,7 +18,7 @@ PRIVATE = [
     ),
     (
         "ProcessorMixin", "_get_num_multimodal_tokens", None,
-        "defined: serving engines ask for it. When it moves: follow the processors of the library.",
+        "defined: serving engines call it. When it moves: follow the processors of the library.",
     ),
     (
         "ProcessorMixin", "_merge_kwargs", ("tokenizer_init_kwargs",),

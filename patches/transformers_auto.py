@@ -2,7 +2,7 @@
 
 `AutoConfig.register` and its like take classes, so the model's file, and with it half of transformers, would have to
 be imported wherever `modeling_auto` is, and in the middle of other imports. Here the registries hold names instead
-and import a class when it is first asked for.
+and import a class when it is first needed.
 """
 
 import importlib
@@ -27,7 +27,7 @@ MODEL_MAPPINGS = {
 
 
 class Later:
-    """A class that is imported when it is asked for."""
+    """A class that is imported when it is needed."""
 
     def __init__(self, module: str, name: str):
         self.module, self.name = module, name

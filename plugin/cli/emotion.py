@@ -15,8 +15,8 @@ PREDICT = """predict which emotion images, audio and videos express: valence, ar
   vaemotionllm predict --model runs/stage2 song.mp3+painting.png --plot space.png
 
 A video with audio, or an audio and an image joined by +, is predicted from audio alone, from visual alone and from
-both (av); `conflict` (0 to 1) says how far audio and visual disagree. What lasts longer than a window also gets a curve
-over time.
+both (av); `conflict` (0 to 1) says how far audio and visual disagree. What lasts longer than a window also gets a
+curve over time.
 """
 
 
@@ -88,8 +88,8 @@ def _line(name: str, modality: str, label: str, valence: str, arousal: str, conf
 
 CALIBRATE = """fit a temperature for the labels' probabilities and intervals for valence and arousal
 
-Written into config.json of the model's folder; `predict_emotion` and `vaemotionllm predict` use it. ECE is the expected
-calibration error, held out: each half of the clips at the temperature that fits the other half.
+Written into config.json of the model's folder; `predict_emotion` and `vaemotionllm predict` use it. ECE is the
+expected calibration error, held out: each half of the clips at the temperature that fits the other half.
 """
 
 
@@ -120,9 +120,8 @@ def run_calibrate(args: argparse.Namespace) -> None:
         raise InputError(f"--model is {args.model!r}, which is no folder; its config.json is to be written.")
     check_model_folder(args.model)
     model, processor = load_model(args.model, args.device), load_processor(args.model)
-    found, notes = emotion.calibrate(
-        folder, model, processor, clips, args.level, batch_size=args.batch_size, progress=True
-    )
+    options = {"batch_size": args.batch_size, "progress": True}
+    found, notes = emotion.calibrate(folder, model, processor, clips, args.level, **options)
     heads = ("clips", "temperature", "ECE before", "ECE after", "valence +-", "arousal +-")
     print(f"{'modality':8} " + _cells(heads, 12))
     for modality, number in found["clips"].items():
@@ -135,13 +134,9 @@ def run_calibrate(args: argparse.Namespace) -> None:
 
 
 COLUMNS = {
-    "valence_ccc": "valence CCC",
-    "arousal_ccc": "arousal CCC",
-    "accuracy": "label accuracy",
-    "ece": "label ECE",
-    "valence_coverage": "valence inside",
-    "arousal_coverage": "arousal inside",
-}
+    "valence_ccc": "valence CCC", "arousal_ccc": "arousal CCC", "accuracy": "label accuracy", "ece": "label ECE",
+    "valence_coverage": "valence inside", "arousal_coverage": "arousal inside",
+}  # fmt: skip
 
 
 def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:

@@ -138,7 +138,7 @@ def test_the_patch_warns_where_it_does_not_fit(monkeypatch):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert not lmms_eval_huggingface.apply()
-    assert "hands sound to its processor in a way that is not known" in str(caught[0].message)
+    assert "hands audio to its processor in a way that is not known" in str(caught[0].message)
 
 
 def test_the_patch_is_applied_once():

@@ -138,6 +138,6 @@ def test_the_patch_is_applied_once_and_only_where_it_fits(monkeypatch):
         if fits:
             assert lmms_eval_qwen2_5_omni.apply()
         else:
-            with pytest.warns(RuntimeWarning, match="asks for text in a way that is not known"):
+            with pytest.warns(RuntimeWarning, match="requests text in a way that is not known"):
                 assert not lmms_eval_qwen2_5_omni.apply()
         assert module.Qwen2_5_Omni.__init__ is before
