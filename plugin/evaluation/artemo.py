@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from ..benchmark import metrics, prompts
-from ..benchmark.controls import KINDS, ConflictItem, conflict_items, control_audio
+from ..benchmark.controls import KINDS, conflict_items, control_audio
 from ..benchmark.intervals import accuracy_interval, bootstrap, ccc, percentile_interval
 from ..benchmark.schema import ASPECTS, ITEMS_FILE, Benchmark, Item
 from ..model.configuration_vaemotionllm import MODALITIES
@@ -51,20 +51,13 @@ def benchmark() -> Benchmark:
 
 @functools.lru_cache(maxsize=16)
 def _made(make: Callable, folder: Path, *arguments):
-    """`make(benchmark, *arguments)`, once a process and benchmark."""
     return make(benchmark(), *arguments)
 
 
-def controls(kind: str) -> dict[str, str]:
-    """For each clip the file of a control's audio."""
+def made(make: Callable, *arguments):
+    """`make(benchmark, *arguments)`, once a process and benchmark. Ends lmms-eval's command at bad input."""
     with stopping():
-        return _made(control_audio, benchmark().folder, kind)
-
-
-def conflicts() -> list[ConflictItem]:
-    """The items of `artemo_conflict`."""
-    with stopping():
-        return _made(conflict_items, benchmark().folder)
+        return _made(make, benchmark().folder, *arguments)
 
 
 @functools.lru_cache(maxsize=4)
@@ -105,7 +98,7 @@ def document(item: Item, **changes) -> dict:
 def cell_rows(aspect: str, modality: str, control: str | None = None) -> Rows:
     """The items of a cell in the file's order, with the audio of a control where one is named."""
     chosen = items_of(aspect, modality)
-    audio = controls(control) if control else {}
+    audio = made(control_audio, control) if control else {}
     return [document(item, audio=audio.get(item.clip_id, item.audio)) for item in chosen]
 
 
@@ -139,7 +132,7 @@ def conflict_rows() -> Rows:
             sound_clip_id=pair.audio.clip_id,  # words: recorded in lmms-eval's samples
             sound_answer=pair.audio.answer,  # words: recorded in lmms-eval's samples
         )
-        for pair in conflicts()
+        for pair in made(conflict_items)
     ]
 
 
@@ -403,6 +396,11 @@ YAML_FUNCTIONS: dict[str, Callable] = {
 }
 
 
+# Made with the data set and not with the documents: lmms-eval tries those five times and then hides the error.
+_MADE: dict[str, tuple] = {f"dataset_kwargs_{kind}": (control_audio, kind) for kind in KINDS}
+_MADE["dataset_kwargs_conflict"] = (conflict_items,)
+
+
 def yaml_value(name: str):
     """A value that a YAML takes from utils.py: a function, or what depends on the selected benchmark.
 
@@ -419,11 +417,9 @@ def yaml_value(name: str):
         return metadata()
     if name.startswith("alias_"):
         return alias(name.removeprefix("alias_"))
-    if name in ("dataset_kwargs", "dataset_kwargs_conflict", *(f"dataset_kwargs_{kind}" for kind in KINDS)):
-        # Made here and not in the documents: lmms-eval tries those five times and then hides the error.
-        kind = name.removeprefix("dataset_kwargs").removeprefix("_")
-        if kind:
-            _ = conflicts() if kind == "conflict" else controls(kind)
+    if name == "dataset_kwargs" or name in _MADE:
+        if name in _MADE:
+            made(*_MADE[name])
         # One block: the reader takes a column's type from its first block, and a null there fails in the next.
         return {"data_files": {"test": str(benchmark().folder / ITEMS_FILE)}, "chunksize": 1 << 30}
     rows = TASKS.get(name.removeprefix("documents_")) if name.startswith("documents_") else None

@@ -139,14 +139,13 @@ def predict_files(
     Raises:
         InputError: a file that cannot be decoded, or is longer than the processor accepts.
     """
-    encoder = ClipEncoder(processor, processor.num_frames, processor.max_audio_s)
     for one in inputs:
-        [whole] = model.predict_emotion(_features(encoder, one.clip), processor)
+        [whole] = model.predict_emotion(_features(processor, one.clip), processor)
         curve = []
         if window_s is not None and one.duration_s is not None and one.duration_s > window_s:
             for begin, end in windows(one.duration_s, window_s):
                 window = replace(one.clip, start_s=begin, end_s=end)
-                [found] = model.predict_emotion(_features(encoder, window, is_part=True), processor)
+                [found] = model.predict_emotion(_features(processor, window, is_part=True), processor)
                 curve.append((begin, end, found))
         yield FilePrediction(one, whole, curve)
 
@@ -157,8 +156,9 @@ def windows(duration_s: float, window_s: float) -> list[tuple[float, float]]:
     return [(i * window_s, duration_s if i == count - 1 else (i + 1) * window_s) for i in range(count)]
 
 
-def _features(encoder: ClipEncoder, clip: Clip, is_part: bool = False) -> dict[str, Any]:
+def _features(processor, clip: Clip, is_part: bool = False) -> dict[str, Any]:
     """Features of what a clip has; in a part of a file audio or visual may have ended before the other."""
+    encoder = ClipEncoder(processor, processor.num_frames, processor.max_audio_s)
     found: dict[str, Any] = {}
     errors = []
     for kind, medium in ((clip.visual, "visual"), ("audio", "audio")):
@@ -184,11 +184,10 @@ def predict_clips(
         InputError: a clip that cannot be decoded, a Supervisor that was never trained.
     """
     check_supervisor(model)
-    encoder = ClipEncoder(processor, processor.num_frames, processor.max_audio_s)
     found: list[EmotionPrediction] = []
     with tqdm(total=len(clips), desc="emotion", unit="clip", disable=not progress) as bar:
         for begin in range(0, len(clips), batch_size):
-            batch = [_features(encoder, clip) for clip in clips[begin : begin + batch_size]]
+            batch = [_features(processor, clip) for clip in clips[begin : begin + batch_size]]
             found += model.predict_emotion(batch, processor, batch_size)
             bar.update(len(batch))
     return found
@@ -448,18 +447,22 @@ def conflict_scores(
         `{"auroc", "clip_ids", "agreeing", "disagreeing", "reason"}`: the two scores of each clip in the order of
         `clip_ids`; `auroc` is None where there is no pair, and `reason` says why.
     """
-    found: dict = {"auroc": None, "clip_ids": [], "agreeing": [], "disagreeing": [], "reason": None}
+    clips, agreeing, disagreeing, reason = [], [], [], None
     try:
-        partners = mismatched_partners([i for i in benchmark.select(modality="audio") if i.clip_id in audio])
+        partners = mismatched_partners([item for item in benchmark.select(modality="audio") if item.clip_id in audio])
+        clips = [clip for clip in partners if clip in visual]
+        agreeing = [conflict_of(audio[clip], visual[clip]) for clip in clips]
+        disagreeing = [conflict_of(audio[partners[clip]], visual[clip]) for clip in clips]
+        reason = None if clips else "no clip has both audio and visual."
     except InputError as error:
-        return {**found, "reason": str(error)}
-    clips = [clip for clip in partners if clip in visual]
-    if not clips:
-        return {**found, "reason": "no clip has both audio and visual."}
-    agreeing = [conflict_of(audio[clip], visual[clip]) for clip in clips]
-    disagreeing = [conflict_of(audio[partners[clip]], visual[clip]) for clip in clips]
-    scores = {"clip_ids": clips, "agreeing": agreeing, "disagreeing": disagreeing}
-    return {**found, **scores, "auroc": auroc(disagreeing, agreeing)}  # type: ignore[arg-type]
+        reason = str(error)
+    return {
+        "auroc": auroc(disagreeing, agreeing) if clips else None,  # type: ignore[arg-type]
+        "clip_ids": clips,
+        "agreeing": agreeing,
+        "disagreeing": disagreeing,
+        "reason": reason,
+    }
 
 
 def auroc(positive: Sequence[float], negative: Sequence[float]) -> float:
