@@ -91,6 +91,7 @@ def measure(path: Path, batch_size: int, rounds: int, limit: int | None) -> None
     from loguru import logger
 
     from vaemotionllm.evaluation.lmms_model import VAEmotionLLM
+    from vaemotionllm.evaluation.media_cache import EncodedMedia
     from vaemotionllm.patches import lmms_eval_huggingface
 
     logger.disable("lmms_eval")
@@ -111,8 +112,7 @@ def measure(path: Path, batch_size: int, rounds: int, limit: int | None) -> None
 
     def run(name: str, batch: int, threads: int, max_bytes: int, scoring: str = "generate") -> None:
         ours.batch_size, ours.scoring = batch, scoring
-        ours.pipeline.workers, ours.pipeline.kept.max_bytes = threads, max_bytes
-        ours.pipeline.kept.clear()
+        ours.pipeline.workers, ours.pipeline.kept = threads, EncodedMedia(max_bytes)
         answers[name] = [result.text for result in ours.generate_until(requests)]
 
     steps = {
