@@ -215,7 +215,7 @@ def messages(doc: dict, text: str) -> list[dict]:
 
 def doc_to_visual(doc: dict) -> list:
     """Media for lmms-eval's simple models: a PIL image, the path of a video, a dict with array and sampling_rate."""
-    from ..data.media import SAMPLING_RATE_HZ, load_audio, load_image
+    from ..model.media import SAMPLING_RATE_HZ, load_audio, load_image
 
     media: list = []
     if doc["image"]:

@@ -183,7 +183,7 @@ class VAEmotionLLM(lmms):
                 stop(_failed("preparing a batch", error, batch), FAILURE)
 
     def _decode(self, medium: Medium):
-        from ..data.media import load_audio, load_image, load_video
+        from ..model.media import load_audio, load_image, load_video
 
         processor, source, start_s, end_s = self.processor, medium.open(), medium.start_s, medium.end_s
         on_disk = isinstance(source, (str, bytes))

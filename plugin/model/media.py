@@ -1,4 +1,4 @@
-"""Decode audio, images and video from paths or bytes into arrays, with errors that a user can act on.
+"""Decoders of audio, image and video files: paths or bytes into arrays, with errors that a user can act on.
 
 torchaudio.load and the decoders of the datasets library need torchcodec and a system FFmpeg, so this file uses
 soundfile (wav, flac, ogg, mp3) and PyAV (m4a, mp4 and everything else), both of which bring their own libraries.
@@ -42,7 +42,7 @@ def load_audio(
     end_s: float | None = None,
     name: str | None = None,
 ) -> np.ndarray:
-    """Decode the sound of an audio or video file to a mono waveform.
+    """Decode the audio of an audio or video file to a mono waveform.
 
     Args:
         source: a path, or the bytes of a file.
@@ -55,7 +55,7 @@ def load_audio(
         float32 array of shape (samples,).
 
     Raises:
-        InputError: file missing, corrupt or truncated, no sound track, nothing in it, longer than `max_s`.
+        InputError: file missing, corrupt or truncated, no audio track, nothing in it, longer than `max_s`.
     """
     name = name or _name_of(source)
     _check_exists(source, name)
@@ -70,17 +70,17 @@ def load_audio(
         else:
             waveform = waveform.mean(axis=1)
     if waveform.shape[0] == 0:
-        raise InputError(f"{name}: the sound is 0 s long. Remove the clip or give a part that holds sound.")
+        raise InputError(f"{name}: the audio is 0 s long. Remove the clip or give a part that holds audio.")
     if not np.isfinite(waveform).all():
-        raise InputError(f"{name}: the sound holds NaN or infinite samples. Export the file again.")
+        raise InputError(f"{name}: the audio holds NaN or infinite samples. Export the file again.")
     _check_length(waveform.shape[0] / rate_hz, max_s, name)
     if rate_hz != sampling_rate:
         waveform = resample(waveform, rate_hz, sampling_rate)
     return np.ascontiguousarray(waveform, dtype=np.float32)
 
 
-def sound_duration_s(source: str | os.PathLike | bytes, name: str | None = None) -> float | None:
-    """Seconds of sound in an audio or video file, without decoding it; None where it has no sound track.
+def audio_duration_s(source: str | os.PathLike | bytes, name: str | None = None) -> float | None:
+    """Seconds of audio in an audio or video file, without decoding it; None where it has no audio track.
 
     A track in which there is nothing counts as none.
 
@@ -112,7 +112,7 @@ def sound_duration_s(source: str | os.PathLike | bytes, name: str | None = None)
 
 
 def load_image(source, name: str | None = None):
-    """Decode a picture to a PIL image in RGB, upright as its EXIF says.
+    """Decode an image to a PIL image in RGB, upright as its EXIF says.
 
     Args:
         source: a path, the bytes of a file, or a PIL image, which may be decoded in part.
@@ -139,7 +139,7 @@ def load_image(source, name: str | None = None):
 
 @contextlib.contextmanager
 def _refuse_truncated_images():
-    """lmms_eval, among others, tells PIL for the whole process to fill what is missing with grey."""
+    """lmms_eval, among others, sets PIL for the whole process to fill what is missing with grey."""
     from PIL import ImageFile
 
     with _pil_setting:
@@ -174,7 +174,7 @@ def load_video(
         frames uint8 (num_frames, height, width, 3), and the metadata.
 
     Raises:
-        InputError: file missing, corrupt or truncated, no picture track, no frame in the part.
+        InputError: file missing, corrupt or truncated, no video track, no frame in the part.
     """
     import av
 
@@ -185,13 +185,13 @@ def load_video(
     try:
         with open_av(source) as container:
             if not container.streams.video:
-                raise InputError(f"{name}: the file has no picture track. Use it as `audio`, or give a video.")
+                raise InputError(f"{name}: the file has no video track. Use it as `audio`, or give a video.")
             stream = container.streams.video[0]
             start, times_s, keyframes = _index_frames(container, stream)
             # Not the number of frames: a file whose edit list hides some holds more than can be shown.
             promised_s, found_s = _promised_s(container, stream), times_s[-1] if times_s else 0.0
             if promised_s is not None and promised_s - found_s > _TRUNCATION_TOLERANCE_S + _longest_gap(times_s):
-                raise InputError(f"{name}: truncated, {found_s:.2f} s of {promised_s:.2f} s of pictures are there.")
+                raise InputError(f"{name}: truncated, {found_s:.2f} s of {promised_s:.2f} s of video are there.")
             low = start_s or 0.0
             high = end_s if end_s is not None else float("inf")
             # Half a millisecond absorbs the rounding of time stamps.
@@ -261,12 +261,12 @@ def _index_frames(container, stream) -> tuple[int, list[float], list[int]]:
 def _decode_frames(container, stream, start, wanted, times_s, keyframes, name) -> list[np.ndarray]:
     """Decode the frames `wanted` (ascending indices, repeats allowed).
 
-    A seek pays off only when it jumps over a key frame: within a group of pictures everything in between must be
+    A seek pays off only when it jumps over a key frame: between two key frames everything in between must be
     decoded anyway, and one seek per frame is three times slower on files with long groups.
     """
     import bisect
 
-    pictures: dict[int, np.ndarray] = {}
+    images: dict[int, np.ndarray] = {}
     targets = sorted(set(wanted))
     position = -1  # index of the last decoded frame
     decoder = container.decode(stream)
@@ -281,17 +281,17 @@ def _decode_frames(container, stream, start, wanted, times_s, keyframes, name) -
             time_s = float((frame.pts - start) * stream.time_base)
             position = bisect.bisect_left(times_s, time_s - 1e-6)
             if position >= target:
-                pictures[target] = _to_rgb(frame)
+                images[target] = _to_rgb(frame)
                 break
         else:
-            raise InputError(f"{name}: truncated, the picture at {times_s[target]:.2f} s cannot be decoded.")
-    return [pictures[index] for index in wanted]
+            raise InputError(f"{name}: truncated, the frame at {times_s[target]:.2f} s cannot be decoded.")
+    return [images[index] for index in wanted]
 
 
 def _to_rgb(frame) -> np.ndarray:
-    picture = frame.to_ndarray(format="rgb24")  # (H, W, 3)
+    image = frame.to_ndarray(format="rgb24")  # (H, W, 3)
     turns = round(getattr(frame, "rotation", 0) / 90) % 4  # phones store upright video lying on its side
-    return np.ascontiguousarray(np.rot90(picture, turns)) if turns else picture
+    return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
 
 
 def _read_soundfile(source, name, max_s, start_s, end_s) -> tuple[np.ndarray, int]:
@@ -308,7 +308,7 @@ def _read_soundfile(source, name, max_s, start_s, end_s) -> tuple[np.ndarray, in
                 file.seek(begin)
             waveform = file.read(end - begin, dtype="float32")
     except (soundfile.SoundFileError, OSError, RuntimeError) as error:
-        raise InputError(f"{name}: cannot decode the sound ({error}). The file is corrupt or truncated.") from error
+        raise InputError(f"{name}: cannot decode the audio ({error}). The file is corrupt or truncated.") from error
     if end - begin - waveform.shape[0] > _TRUNCATION_TOLERANCE_S * rate_hz:
         raise InputError(
             f"{name}: truncated, {waveform.shape[0] / rate_hz:.2f} s of {(end - begin) / rate_hz:.2f} s can be read."
@@ -324,7 +324,7 @@ def _read_av_audio(source, name, max_s, start_s, end_s) -> tuple[np.ndarray, int
         with open_av(source) as container:
             if not container.streams.audio:
                 raise InputError(
-                    f"{name}: the file has no sound track. Leave the field `audio` empty for this clip, or add sound."
+                    f"{name}: the file has no audio track. Leave the field `audio` empty for this clip, or add audio."
                 )
             stream = container.streams.audio[0]
             rate_hz = stream.rate
@@ -350,11 +350,11 @@ def _read_av_audio(source, name, max_s, start_s, end_s) -> tuple[np.ndarray, int
     except InputError:
         raise
     except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise InputError(f"{name}: cannot decode the sound ({error}). The file is corrupt or truncated.") from error
+        raise InputError(f"{name}: cannot decode the audio ({error}). The file is corrupt or truncated.") from error
     if promised_s is not None and end_s is not None:
         promised_s = min(promised_s, end_s)
     if promised_s is not None and promised_s - decoded_s > _TRUNCATION_TOLERANCE_S:
-        raise InputError(f"{name}: truncated, {decoded_s:.2f} s of {promised_s:.2f} s of sound can be decoded.")
+        raise InputError(f"{name}: truncated, {decoded_s:.2f} s of {promised_s:.2f} s of audio can be decoded.")
     if not blocks:
         return np.zeros(0, np.float32), rate_hz
     waveform = np.concatenate(blocks)  # (samples, channels)
@@ -392,7 +392,7 @@ def _check_wav_size(source, name: str) -> None:
             # Programs that write to a pipe leave 0 or 0xFFFFFFFF, which says nothing.
             if 0 < size < 0xFFFFFFF0 and offset + 8 + size > actual:
                 raise InputError(
-                    f"{name}: truncated, the header promises {size} bytes of sound and "
+                    f"{name}: truncated, the header promises {size} bytes of audio and "
                     f"{actual - offset - 8} are there. Copy the file again."
                 )
             return
@@ -402,7 +402,7 @@ def _check_wav_size(source, name: str) -> None:
 def _check_length(seconds: float, max_s: float | None, name: str) -> None:
     if max_s is not None and seconds > max_s + 1e-3:
         raise InputError(
-            f"{name}: the sound is {seconds:.1f} s long, more than max_audio_s = {max_s:g} s. "
+            f"{name}: the audio is {seconds:.1f} s long, more than max_audio_s = {max_s:g} s. "
             f"Cut the clip (start_s, end_s) or raise max_audio_s."
         )
 

@@ -8,8 +8,8 @@ from vaemotionllm import InputError, VAEmotionLLMForConditionalGeneration, VAEmo
 from vaemotionllm.data.collator import ConversationRenderer, Stage1Collator, Stage2Collator, build_inputs
 from vaemotionllm.data.dataset import ClipDataset, ClipEncoder, Failure
 from vaemotionllm.data.manifest import Clip, read_manifest
-from vaemotionllm.data.media import load_audio, load_image
 from vaemotionllm.data.samplers import SampleKey, ScheduledBatchSampler, modality_of_step, seeded_random
+from vaemotionllm.model.media import load_audio, load_image
 from vaemotionllm.train.instructions import Instruction
 
 
@@ -249,5 +249,5 @@ def test_rows_are_padded_on_the_right_to_the_longest(clips, processor):
         assert attended.tolist() == [1] * length + [0] * (len(ids) - length)
         places = response.nonzero().flatten()
         assert places[-1] == length - 1 and places.tolist() == list(range(int(places[0]), int(length)))
-    assert len(batch["places"]) == student["response_mask"].sum() and batch["weights"] == [1.0] * 8
-    assert batch["places"][0] == 0 and batch["ids"] == [clip.id for clip in clips]
+    assert len(batch["positions"]) == student["response_mask"].sum() and batch["weights"] == [1.0] * 8
+    assert batch["positions"][0] == 0 and batch["ids"] == [clip.id for clip in clips]
