@@ -4,6 +4,7 @@ torchaudio.load and the decoders of the datasets library need torchcodec and a s
 soundfile (wav, flac, ogg, mp3) and PyAV (m4a, mp4 and everything else), both of which bring their own libraries.
 """
 
+import bisect
 import contextlib
 import functools
 import io
@@ -11,7 +12,10 @@ import os
 import threading
 from dataclasses import dataclass
 
+import av
 import numpy as np
+import soundfile
+from PIL import Image, ImageFile, ImageOps
 
 from .input_error import InputError
 
@@ -91,8 +95,6 @@ def audio_duration_s(source: str | os.PathLike | bytes, name: str | None = None)
     Raises:
         InputError: file missing, empty, or of no known kind.
     """
-    import av
-
     name = name or _name_of(source)
     _check_exists(source, name)
     try:
@@ -121,8 +123,6 @@ def load_image(source, name: str | None = None):
     Raises:
         InputError: file missing, corrupt or truncated.
     """
-    from PIL import Image, ImageOps
-
     given = isinstance(source, Image.Image)
     name = name or ("the PIL image" if given else _name_of(source))
     if not given:
@@ -140,8 +140,6 @@ def load_image(source, name: str | None = None):
 @contextlib.contextmanager
 def _refuse_truncated_images():
     """lmms_eval, among others, sets PIL for the whole process to fill what is missing with grey."""
-    from PIL import ImageFile
-
     with _pil_setting:
         before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
         try:
@@ -176,8 +174,6 @@ def load_video(
     Raises:
         InputError: file missing, corrupt or truncated, no video track, no frame in the part.
     """
-    import av
-
     if num_frames is not None and num_frames < 1:
         raise InputError(f"num_frames is {num_frames}; at least 1 is needed.")
     name = name or _name_of(source)
@@ -264,8 +260,6 @@ def _decode_frames(container, stream, start, wanted, times_s, keyframes, name) -
     A seek pays off only when it jumps over a key frame: between two key frames everything in between must be
     decoded anyway, and one seek per frame is three times slower on files with long groups.
     """
-    import bisect
-
     images: dict[int, np.ndarray] = {}
     targets = sorted(set(wanted))
     position = -1  # index of the last decoded frame
@@ -295,8 +289,6 @@ def _to_rgb(frame) -> np.ndarray:
 
 
 def _read_soundfile(source, name, max_s, start_s, end_s) -> tuple[np.ndarray, int]:
-    import soundfile
-
     _check_wav_size(source, name)
     try:
         with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
@@ -317,8 +309,6 @@ def _read_soundfile(source, name, max_s, start_s, end_s) -> tuple[np.ndarray, in
 
 
 def _read_av_audio(source, name, max_s, start_s, end_s) -> tuple[np.ndarray, int]:
-    import av
-
     start_s = start_s or 0.0
     try:
         with open_av(source) as container:
@@ -430,8 +420,6 @@ def open_av(source: str | os.PathLike | bytes):
     A playlist (concat, HLS, SDP) names other files and hosts. Of a path FFmpeg follows no network address; of bytes it
     would follow every one, so there it may open nothing else.
     """
-    import av
-
     if isinstance(source, bytes):
         return av.open(io.BytesIO(source), options={"protocol_whitelist": "none"})
     return av.open(os.fspath(source))
@@ -446,7 +434,7 @@ def _resampler(from_hz: int, to_hz: int):
 
 def resample(waveform: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
     """A waveform, float32 (samples,), at another rate."""
-    import torch
+    import torch  # here, so that who only looks at files, or sets torch's environment first, does not import it
 
     with torch.no_grad():
         return _resampler(from_hz, to_hz)(torch.from_numpy(np.ascontiguousarray(waveform))).numpy()

@@ -1,4 +1,4 @@
-"""What enters the LLM beside text: audio, the Enhancer's residual, and batches packed without their padding.
+"""Inputs of the LLM beside text: audio, the Enhancer's residual, and batches packed without their padding.
 
 All of it lives for one call of the model.
 """

@@ -166,19 +166,17 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         check_config_fields(config_fields)
         audio_config = AutoConfig.from_pretrained(audio)
         check_audio_tower(audio_config)
-        if isinstance(vlm, PreTrainedModel):
-            name, revision = vlm.name_or_path, getattr(vlm.config, "_commit_hash", None)
-            if not name:
-                raise InputError(
-                    "the loaded backbone has no name_or_path, from which its tokenizer is read; load it by "
-                    "from_pretrained, or give its folder or Hub name in place of the model."
-                )
-        else:
-            name, revision = str(vlm), commit_of(vlm)
+        backbone = vlm if isinstance(vlm, PreTrainedModel) else None
+        name = str(vlm) if backbone is None else backbone.name_or_path
+        if not name:
+            raise InputError(
+                "the loaded backbone has no name_or_path, from which its tokenizer is read; load it by "
+                "from_pretrained, or give its folder or Hub name in place of the model."
+            )
+        revision = commit_of(name) if backbone is None else getattr(backbone.config, "_commit_hash", None)
         pinned = {} if revision is None else {"revision": revision}
         tokenizer = AutoTokenizer.from_pretrained(name, **pinned)
-        backbone = vlm
-        if not isinstance(vlm, PreTrainedModel):
+        if backbone is None:
             backbone = AutoModelForImageTextToText.from_pretrained(
                 name, dtype=dtype, attn_implementation=attn_implementation, use_safetensors=True, **pinned
             )
@@ -241,7 +239,8 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             InputError: a backbone that was quantized on its own; with `audio_only`, one that is not known, cannot be
                 read, or was changed.
         """
-        if getattr(self.vlm, "is_quantized", False) and not getattr(self, "is_quantized", False):
+        adapted = getattr(self, "_hf_peft_config_loaded", False)  # then the adapter alone is saved
+        if getattr(self.vlm, "is_quantized", False) and not getattr(self, "is_quantized", False) and not adapted:
             raise InputError(
                 "the backbone was quantized before the model was made of it, and such weights could not be loaded "
                 "again. Save what was trained as a PEFT adapter, or make the model of the backbone's name."

@@ -533,25 +533,21 @@ class VAEmotionLLMProcessor(ProcessorMixin):
         return merged[kind]
 
     def _checked_arguments(self, vlm: ProcessorMixin, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments of a call by modality.
+        """The arguments of a call by modality; an InputError for one that is not known or has a wrong value.
 
         transformers warns once of an argument that it does not know and runs without it: a `sampling_rate` that was
         mistyped would change the audio.
-
-        Raises:
-            InputError: one that is not known, or has a value that is not allowed.
         """
-        mine, theirs = self.valid_processor_kwargs.__annotations__, vlm.valid_processor_kwargs.__annotations__
-        parts = {
-            "images_kwargs": [vlm.image_processor.valid_kwargs],
-            "videos_kwargs": [vlm.video_processor.valid_kwargs],
+        theirs = vlm.valid_processor_kwargs.__annotations__
+        kinds = {
+            "text_kwargs": (theirs["text_kwargs"],),
+            "images_kwargs": (theirs["images_kwargs"], vlm.image_processor.valid_kwargs),
+            "videos_kwargs": (theirs["videos_kwargs"], vlm.video_processor.valid_kwargs),
+            "audio_kwargs": (VAEmotionLLMAudioKwargs,),
         }
-        known = {"common_kwargs", *mine, *theirs}
-        for modality in ("text_kwargs", "images_kwargs", "videos_kwargs", "audio_kwargs"):
-            kinds = [mine[modality], *parts.get(modality, [])]
-            if modality != "audio_kwargs":
-                kinds.append(theirs[modality])
-            inner = set().union(*(kind.__annotations__ for kind in kinds))
+        known = {"common_kwargs", *kinds, *theirs}
+        for modality, of in kinds.items():
+            inner = {name for kind in of for name in kind.__annotations__}
             _check_names(f"{modality} of {type(self).__name__}", kwargs.get(modality) or {}, inner)
             known |= inner
         _check_names(type(self).__name__, kwargs, known)
@@ -566,10 +562,10 @@ class VAEmotionLLMProcessor(ProcessorMixin):
         self, kwargs: Mapping[str, Any], videos: Sequence[tuple[Any, str]]
     ) -> tuple[dict[str, Any], list[np.ndarray]]:
         """A call's arguments for the backbone's processor, and its videos (with their names) as chosen frames."""
-        rest, choice = dict(kwargs), {}
-        if kwargs.get("videos_kwargs"):
-            rest["videos_kwargs"] = dict(kwargs["videos_kwargs"])
-        for source in (rest.get("videos_kwargs") or {}, rest):  # beside `videos_kwargs` counts more than in it
+        nested = dict(kwargs.get("videos_kwargs") or {})
+        rest: dict[str, Any] = {**kwargs, "videos_kwargs": nested}
+        choice: dict[str, Any] = {}
+        for source in (nested, rest):  # beside `videos_kwargs` counts more than in it
             choice |= {name: source.pop(name) for name in _FRAME_ARGUMENTS if name in source}
         about = choice.pop("video_metadata", None)
         rows = about if isinstance(about, (list, tuple)) else [about] * len(videos)
@@ -614,16 +610,7 @@ def _check_names(of: str, given: Mapping[str, Any], known: set[str]) -> None:
 def _placed_media(
     texts: Sequence[str] | None, given: Mapping[str, Any], tokens: Mapping[str, str]
 ) -> dict[str, list[tuple[Any, str]]]:
-    """Kind -> the media of a call, each with what errors call it, by its placeholder's sample: "sample 1, audio 0".
-
-    Args:
-        texts: the rendered conversations; None where there is no text.
-        given: kind -> one medium, a list, a list for each text, or None.
-        tokens: kind -> placeholder.
-
-    Raises:
-        InputError: as many media of a kind as placeholders are needed, in all or in one sample.
-    """
+    """Kind -> the media of a call, each with what errors call it, by its placeholder's sample: "sample 1, audio 0"."""
     placed = {}
     for kind, media in given.items():
         rows, flat = _rows_of(media, kind)
@@ -688,12 +675,7 @@ def _split(text: str, token: str) -> list[str]:
 
 
 def _both(first: list[dict], second: list[dict]) -> list[dict]:
-    """Two rounds of replacements in a text as one: where each was in the text before both, and is after both.
-
-    Args:
-        first, second: the replacements of a round, as `get_text_with_replacements` gives them: `span` before the round
-            and `new_span` after it.
-    """
+    """The replacements of two rounds in a text as one: `span` before both, and `new_span` after both."""
     # By their position in the text between the rounds.
     changes = [(change["new_span"][0], True, change) for change in first]
     changes += [(change["span"][0], False, change) for change in second]

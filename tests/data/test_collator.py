@@ -101,7 +101,7 @@ def test_answers_end_with_the_end_token_and_are_the_template_s(processor):
     assert whole.startswith(prompt + "joy<|im_end|>")
 
 
-def test_stage2_labels_and_paths(clips, processor):
+def test_stage2_labels_and_modality(clips, processor):
     dataset = make_dataset(clips, processor)
     without = clips[3].without_labels()
     labelled = ClipDataset([clips[1], without], dataset.encoder, lambda step, clip: ("visual", "audio"))
@@ -186,11 +186,11 @@ def test_a_step_holds_one_group():
     ]  # three videos fill one step with a repeat
 
 
-def test_paths_follow_their_weights_and_the_seed():
+def test_modalities_follow_their_weights_and_the_seed():
     weights = {"audio": 3.0, "visual": 0.0, "av": 1.0}
     modalities = [modality_of_step(7, step, weights) for step in range(2000)]
     assert modalities == [modality_of_step(7, step, weights) for step in range(2000)]
-    assert set(modalities) == {"audio", "av"} and np.mean([p == "audio" for p in modalities]) == pytest.approx(
+    assert set(modalities) == {"audio", "av"} and np.mean([m == "audio" for m in modalities]) == pytest.approx(
         0.75, abs=0.04
     )
     assert modalities != [modality_of_step(8, step, weights) for step in range(2000)]

@@ -109,7 +109,7 @@ def test_a_packed_batch_is_enhanced_as_a_padded_one(model, processor):
 
 
 @torch.no_grad()
-def test_each_path_has_labels_where_the_sample_carries_it(model, processor):
+def test_each_modality_has_labels_where_the_sample_carries_it(model, processor):
     trained_adapter(model)
     output = model(**encode(processor, MIXED))
     assert output.emotion_logits.shape == (4, 3, 3) and output.emotion_logits.dtype == torch.float32
