@@ -16,7 +16,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from .input_error import InputError
-from .media import audio_duration_s, load_audio, load_image, load_video, resample
+from .media import audio_duration_s, load_audio, load_image, load_video, resample, scaled
 
 # Keys of a media item in a conversation that may hold the medium, in the order in which they are looked at.
 SOURCE_KEYS = {kind: (kind, "url", "path", "bytes", "base64") for kind in ("image", "video", "audio")}
@@ -171,6 +171,7 @@ def _with_audio(content: Sequence[Any], use_audio: bool, message: str) -> list[A
     found: list[Any] = []
     after_video = False  # whose audio is used, and so is in `found` where it has any
     for number, item in enumerate(content):
+        item = as_media_item(item)
         if not isinstance(item, Mapping):
             found.append(item)
             after_video = False
@@ -340,16 +341,12 @@ def _mono(audio: np.ndarray | torch.Tensor | Sequence, name: str) -> np.ndarray:
             f"{name}: a waveform of shape {samples.shape} was given; allowed are (samples,), (channels, samples) and "
             "(samples, channels), with at least 1 sample and more samples than channels."
         )
-    if samples.dtype == np.uint8:  # the one unsigned format of audio
-        samples = (samples.astype(np.float32) - 128.0) / 128.0
-    elif samples.dtype in (np.int8, np.int16, np.int32):
-        samples = samples.astype(np.float32) / -float(np.iinfo(samples.dtype).min)
-    elif samples.dtype.kind != "f":
+    if samples.dtype.kind != "f" and samples.dtype not in (np.uint8, np.int8, np.int16, np.int32):
         raise InputError(
             f"{name}: samples of type {samples.dtype} were given; allowed are floats in [-1, 1] and integers of 8, 16 "
             "or 32 bits."
         )
-    samples = samples.astype(np.float32, copy=False)
+    samples = scaled(samples)
     if samples.ndim == 2:
         samples = samples.mean(0 if samples.shape[0] <= samples.shape[1] else 1)
     if not np.isfinite(samples).all():

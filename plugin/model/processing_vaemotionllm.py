@@ -36,7 +36,6 @@ from .input_error import InputError
 from .media_sources import (
     AUDIO_IN_VIDEO,
     RoundedLog10,
-    as_media_item,
     called,
     is_file,
     local_source,
@@ -577,13 +576,6 @@ class VAEmotionLLMProcessor(ProcessorMixin):
             for (video, name), metadata in zip(videos, about, strict=True)
         ]
         return {**rest, **video_arguments(chosen)}, [frames for frames, _, _ in chosen]
-
-    def _normalize_conversations(self, conversation):
-        conversations, is_batched = super()._normalize_conversations(conversation)
-        for message in (message for messages in conversations for message in messages):
-            if isinstance(message.get("content"), list):
-                message["content"] = [as_media_item(item) for item in message["content"]]
-        return conversations, is_batched
 
     def _multimodal_inputs_from_conversations(self, conversations, audio_loading_params, load_audio_from_video=False):
         # The library's loaders need torchcodec or change with what is installed; `__call__` reads files by ours, which
