@@ -4,20 +4,27 @@ Copied to the Hub with the model, so that it also holds where the code is loaded
 import transformers: the package imports it first of all.
 """
 
+import re
 import warnings
 from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
-from packaging.requirements import Requirement
-from packaging.version import Version
-
 LOWEST, BELOW = "5.23", "5.25"
 
-INSTALLED = Version(metadata.version("transformers"))
+try:
+    INSTALLED = metadata.version("transformers")
+except metadata.PackageNotFoundError:  # whatever needs it fails at its import
+    INSTALLED = BELOW
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """(5, 24) of "5.24.0.dev0"; by hand, since the first import of the package is to need no other."""
+    return tuple(map(int, re.findall(r"\d+", version)[:2]))
+
 
 # 5.24 renamed the argument, and the field of outputs. The old argument is still taken there, with a warning.
-CACHE = "cache" if INSTALLED >= Version("5.24") else "past_key_values"
+CACHE = "cache" if _release(INSTALLED) >= (5, 24) else "past_key_values"
 
 
 def given_cache(arguments: Mapping[str, Any]) -> Any:
@@ -28,7 +35,7 @@ def given_cache(arguments: Mapping[str, Any]) -> Any:
 
 def check_transformers() -> None:
     """Raises an ImportError where transformers is older than what the model's code calls."""
-    if INSTALLED < Version(LOWEST):
+    if _release(INSTALLED) < _release(LOWEST):
         raise ImportError(
             f"VAEmotionLLM runs on transformers >={LOWEST},<{BELOW}, and {INSTALLED} is installed: "
             f"pip install 'transformers>={LOWEST},<{BELOW}'"
@@ -38,11 +45,13 @@ def check_transformers() -> None:
 def unsupported() -> list[str]:
     """Installed packages whose version lies outside the stated range: "NAMERANGE (VERSION is installed)" each.
 
-    Empty where this package was not installed: then nothing states a range.
+    Empty where this package or its requirements were not installed: then nothing states a range, or has one.
     """
     try:
+        from packaging.requirements import Requirement
+
         stated = metadata.requires("vaemotionllm") or []
-    except metadata.PackageNotFoundError:
+    except ImportError:  # also of the package's own metadata
         return []
     outside = []
     for requirement in map(Requirement, stated):
