@@ -19,7 +19,7 @@ import torchaudio
 from torch import nn
 from torch.nn import functional as F
 
-from vaemotionllm.data.media import load_audio, load_image, load_video
+from vaemotionllm.model.media import load_audio, load_image, load_video
 from vaemotionllm.nano.clips import CONTENTS, EMOTIONS, WorldConfig
 from vaemotionllm.nano.world import build_world
 

@@ -38,7 +38,7 @@ sys.path.insert(0, str(ROOT / "tests" / "helpers"))  # the builders of small mod
 FOLDER = ROOT / "build" / "transformers_checks"
 NEEDED = "parameterized==0.9.0"  # what transformers' tests import beside pytest
 GOAL = 0.95
-# Modules that the tests import and the source distribution leaves out, with the names that are asked of them.
+# Modules that the tests import and the source distribution leaves out, with the names that they need.
 NOT_IN_SDIST = {
     "exporters.test_export": {"ExportTesterMixin": type("ExportTesterMixin", (), {})},
     "generation.test_utils": {"GenerationTesterMixin": type("GenerationTesterMixin", (), {})},
@@ -101,9 +101,9 @@ def import_checks(folder: Path) -> types.ModuleType:
 
 
 class Tester:
-    """What transformers' checks ask of a model's tester: a tiny config, and a batch for it.
+    """The tester that transformers' checks need of a model: a tiny config, and a batch for it.
 
-    Each row holds one picture of one patch and one sound of one window, so that a row of any input is a sample.
+    Each row holds one image of one patch and one audio of one window, so that a row of any input is a sample.
     """
 
     batch_size, is_training = 7, True  # 7 rows are what the comparison of attentions fills a batch up to
@@ -122,7 +122,7 @@ class Tester:
         config, generator = self.get_config(), torch.Generator().manual_seed(0)
         vlm, audio, batch = config.vlm_config, config.audio_config, self.batch_size
         ids = torch.randint(100, 200, (batch, self.seq_length), generator=generator)
-        tiled = vlm.model_type == "llava_onevision"  # the picture whole, its one tile, and the end of its line
+        tiled = vlm.model_type == "llava_onevision"  # the image whole, its one tile, and the end of its line
         ids[:, 1 : 4 if tiled else 2] = config.visual_token_ids[0]
         ids[:, 5:9] = config.audio_token_id  # begin, two audio tokens, end
         inputs = {
@@ -147,7 +147,7 @@ class Tester:
 
 
 def tiny_config(family: str, folder: Path):
-    """The config of a tiny model whose pictures have one patch, which is one token."""
+    """The config of a tiny model whose images have one patch, which is one token."""
     import tiny
 
     from vaemotionllm import VAEmotionLLMConfig
@@ -199,7 +199,7 @@ def test_case(family: str, folder: Path, common) -> type[unittest.TestCase]:
             return {**inputs, "labels": torch.zeros_like(inputs["input_ids"])} if return_labels else inputs
 
         def test_training_overfit(self):
-            text = config.get_text_config()  # asked for its vocabulary, which a composite config has in a part
+            text = config.get_text_config()  # it reads the vocabulary, which a composite config has in a part
             self.model_tester.get_config = lambda: setattr(config, "vocab_size", text.vocab_size) or config
             super().test_training_overfit()
 

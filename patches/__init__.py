@@ -79,4 +79,14 @@ PATCHES = {
         "versions": "transformers >=5.23,<5.25",
         "until": "transformers discovers third-party models by entry points, or holds VAEmotionLLM itself",
     },
+    "transformers_pipelines": {
+        "target": "transformers.pipelines.base.pad_collate_fn",
+        "why": "pipelines with a batch_size refuse a tokenizer and a feature extractor that pad on different sides, "
+        "and would keep one window of each audio; a batch of samples with different media is refused as well.",
+        "how": "wraps the function: inputs of a VAEmotionLLM's processor are padded on the left and joined whole",
+        "upstream": "no report known; the code is "
+        "https://github.com/huggingface/transformers/blob/main/src/transformers/pipelines/base.py",
+        "versions": "transformers >=5.23,<5.25",
+        "until": "pipelines let a processor make the batch",
+    },
 }

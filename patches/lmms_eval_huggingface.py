@@ -56,7 +56,7 @@ class Processor:
         return self._processor(*args, **kwargs)
 
     def _frames(self, videos: list) -> dict[str, Any]:
-        from vaemotionllm.data.media import load_video
+        from vaemotionllm.model.media import load_video
         from vaemotionllm.model.processing_vaemotionllm import video_arguments
 
         decoded = [load_video(video, self._num_frames) for video in videos]
@@ -64,7 +64,7 @@ class Processor:
         return {"videos": [frames for frames, _ in decoded], **arguments}
 
     def _waveform(self, audio: Any) -> Any:
-        from vaemotionllm.data.media import SAMPLING_RATE_HZ, load_audio
+        from vaemotionllm.model.media import SAMPLING_RATE_HZ, load_audio
 
         rate_hz = getattr(getattr(self._processor, "feature_extractor", None), "sampling_rate", SAMPLING_RATE_HZ)
         return load_audio(audio, sampling_rate=rate_hz) if isinstance(audio, (str, bytes)) else audio

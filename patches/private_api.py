@@ -7,8 +7,8 @@ class, the name, the parameters that are relied on, and what to do when it moves
 PRIVATE = [
     (
         "ProcessorMixin", "_normalize_conversations", ("conversation",),
-        "overridden: media items by all their spellings. When it moves: apply `as_media_item` to the items of the "
-        "conversations at the start of `apply_chat_template`.",
+        "called: one conversation or several as a list of lists of dicts, before media items are read. When it moves: "
+        "do as `ProcessorMixin.apply_chat_template` does.",
     ),
     (
         "ProcessorMixin", "_multimodal_inputs_from_conversations",

@@ -17,6 +17,7 @@ TARGETS = {
     "transformers.models.auto.configuration_auto": "transformers_auto",
     "transformers.models.auto.modeling_auto": "transformers_auto",
     "transformers.models.auto.processing_auto": "transformers_auto",
+    "transformers.pipelines.base": "transformers_pipelines",
     "vaemotionllm.model.configuration_vaemotionllm": "transformers_auto",
 }
 

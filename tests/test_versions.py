@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 import vaemotionllm
 from vaemotionllm.config_file import build_config, read_config
 from vaemotionllm.model import transformers_api
-from vaemotionllm.model.versions import unsupported
+from vaemotionllm.model.transformers_api import unsupported
 from vaemotionllm.patches import PATCHES
 from vaemotionllm.patches.private_api import PRIVATE
 from vaemotionllm.train.run import CONFIGS
@@ -75,7 +75,7 @@ def test_a_private_function_is_where_it_was(owner, name, parameters):
 def test_the_list_of_private_functions_is_complete():
     """What is called on `super()`, on another processor, or overridden in a subclass of the library."""
     used = set()
-    for file in ("model/processing_vaemotionllm.py", "model/processor_kwargs.py", "train/stage_trainer.py"):
+    for file in ("model/processing_vaemotionllm.py", "train/stage_trainer.py"):
         for node in ast.walk(ast.parse((PACKAGE / file).read_text())):
             if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
                 used.add(node.attr)

@@ -23,8 +23,7 @@ import numpy as np
 import yaml
 
 from ..data.manifest import MEDIA_FIELDS, Clip, Media, read_manifest
-from ..data.media import load_audio, load_image, load_video
-from ..model.media import open_av
+from ..model.media import load_audio, load_image, load_video, open_av
 from ..utils import InputError, atomic_file
 from .questions import BuildConfig, Positions, Question, make_questions
 from .schema import FORMAT, INFO_FILE, MEDIA, sha256_of_medium, suffix_of

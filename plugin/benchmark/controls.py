@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.media import load_audio
+from ..model.media import load_audio
 from ..utils import InputError, atomic_file, cache_dir, sha256_of_file
 from .schema import Benchmark, Item
 

@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 
 from ..data.manifest import Media, read_manifest
-from ..data.media import SAMPLING_RATE_HZ, load_audio, load_image, load_video
 from ..model.configuration_vaemotionllm import MODALITIES
-from ..model.media import open_av
+from ..model.media import SAMPLING_RATE_HZ, load_audio, load_image, load_video, open_av
 from ..utils import InputError
 from . import schema
 from .questions import normalised

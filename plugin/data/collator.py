@@ -7,9 +7,8 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from ..utils import InputError
-from .chat import Messages
-from .dataset import MEDIA_OF_MODALITY, Failure, Sample, modality_of_media
-from .general import GENERAL, GeneralSample
+from .dataset import GENERAL, MEDIA_OF_MODALITY, Failure, GeneralSample, Sample, modality_of_media
+from .manifest import Messages
 from .samplers import modality_of_step, seeded_random
 
 Batch = dict[str, Any]
@@ -25,16 +24,10 @@ class ConversationRenderer:
 
     def prompt(self, kinds: Sequence[str], text: str) -> str:
         """The user's turn with media of these kinds ("image", "video", "audio") and the opening of the answer."""
-        key = (*kinds, text)
-        if key not in self._prompts:
-            content = [*({"type": kind} for kind in kinds), {"type": "text", "text": text}]
-            rendered = self.processor.apply_chat_template(
-                [[{"role": "user", "content": content}]], tokenize=False, add_generation_prompt=True
-            )[0]
-            if len(self._prompts) < self.limit:
-                self._prompts[key] = rendered
-            return rendered
-        return self._prompts[key]
+        content = [*({"type": kind} for kind in kinds), {"type": "text", "text": text}]
+        return self._kept(
+            self._prompts, (*kinds, text), lambda: self.conversation([{"role": "user", "content": content}])
+        )
 
     def conversation(self, messages: Messages) -> str:
         """All turns up to the answer, and its opening."""
@@ -42,19 +35,21 @@ class ConversationRenderer:
 
     def answer_ids(self, text: str) -> list[int]:
         """Token ids of the assistant's answer, up to and with the token that ends its turn."""
-        if text not in self._answers:
-            ids = self._render_answer(text)
-            if len(self._answers) < self.limit:
-                self._answers[text] = ids
-            return ids
-        return self._answers[text]
+        return self._kept(self._answers, text, lambda: self._render_answer(text))
+
+    def _kept(self, cache: dict, key: Any, render: Callable[[], Any]) -> Any:
+        if key in cache:
+            return cache[key]
+        rendered = render()
+        if len(cache) < self.limit:
+            cache[key] = rendered
+        return rendered
 
     def _render_answer(self, text: str) -> list[int]:
         question = {"role": "user", "content": [{"type": "text", "text": "?"}]}
         answer = {"role": "assistant", "content": [{"type": "text", "text": text}]}
-        render = self.processor.apply_chat_template
-        opening = render([[question]], tokenize=False, add_generation_prompt=True)[0]
-        whole = render([[question, answer]], tokenize=False, add_generation_prompt=False)[0]
+        opening = self.conversation([question])
+        [whole] = self.processor.apply_chat_template([[question, answer]], tokenize=False)
         tokenizer = self.processor.tokenizer
         end = tokenizer.eos_token
         # Templates end a turn with the end token and often a line feed, which generation never reaches.
@@ -127,8 +122,8 @@ class Stage1Collator:
         states: gives a row's cached states (R, D); None where the teacher runs in each step.
 
     A batch is {"modality", "ids", "student", and "teacher" (its inputs) or "teacher_states" (N, D)}; "weights" and
-    "kinds" (of prompts) are lists of B; "places" (N,) int64 is the place of each response token, row by row, in its
-    response. The teacher sees, the student takes the step's modality.
+    "kinds" (of prompts) are lists of B; "positions" (N,) int64 is the position of each response token, row by row, in
+    its response. The teacher takes the visual, the student the step's modality.
     """
 
     def __init__(
@@ -154,7 +149,7 @@ class Stage1Collator:
             "ids": [sample.clip.id for sample in samples],
             "kinds": [row["kind"] for row in rows],
             "weights": [row["weight"] for row in rows],
-            "places": torch.tensor([place for row in rows for place in range(len(row["tokens"]))]),
+            "positions": torch.tensor([n for row in rows for n in range(len(row["tokens"]))]),
             "student": modality_inputs(self.processor, self.renderer, samples, modality, prompts, tokens),
         }
         if self.states is None:

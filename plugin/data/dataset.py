@@ -1,19 +1,25 @@
-"""Clips as model-ready features: decoded when asked for, kept in memory where the config says so."""
+"""Clips and general chat samples as model-ready features: decoded when needed, kept in memory if so configured."""
 
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
+from tqdm import tqdm
 
+from ..model.media import load_audio, load_image, load_video
 from ..utils import InputError
-from .manifest import Clip
-from .media import load_audio, load_image, load_video
+from .manifest import Clip, Messages, media_of, parse_medium, read_chat, text_of
 from .samplers import SampleKey
 
 MEDIA_OF_MODALITY = {"audio": ("audio",), "visual": ("visual",), "av": ("visual", "audio"), "text": ()}
-"""What a sample carries under each modality, in the order of the conversation: the picture first, then the sound."""
+"""What a sample carries under each modality, in the order of the conversation: visual first, then audio."""
+
+GENERAL = "general"
+"""In place of a modality: a step of general samples, which are to keep what the model can do beside emotion."""
 
 
 def modality_of_media(media: Collection[str]) -> str:
@@ -37,7 +43,7 @@ def possible_modalities(clip: Clip, modalities: Mapping[str, float]) -> tuple[st
 
 @dataclass(frozen=True)
 class Sample:
-    """A clip for one step. `media` maps "visual" and "audio" to `MediaFeatures`, as far as they were asked for."""
+    """A clip for one step. `media` maps "visual" and "audio" to `MediaFeatures`, as far as the step needs them."""
 
     key: SampleKey
     clip: Clip
@@ -58,14 +64,14 @@ class ClipEncoder:
     Args:
         processor: the processor.
         num_frames: frames taken from a video, evenly over the clip.
-        max_audio_s: longest sound that is accepted, seconds.
+        max_audio_s: longest audio that is accepted, seconds.
     """
 
     def __init__(self, processor, num_frames: int, max_audio_s: float):
         self.processor, self.num_frames, self.max_audio_s = processor, num_frames, max_audio_s
 
     def waveform(self, clip: Clip) -> np.ndarray:
-        """The clip's sound: float32 (samples,) at the audio tower's rate.
+        """The clip's audio: float32 (samples,) at the audio tower's rate.
 
         Raises:
             InputError: naming the clip's id and the file.
@@ -108,7 +114,7 @@ class ClipDataset(Dataset):
         clips: the clips.
         encoder: turns media into features.
         media: (step number, clip) -> the media that are needed, see `MEDIA_OF_MODALITY`.
-        audio_features: gives a clip's `MediaFeatures` of the sound in place of the encoder, where an audio tower's
+        audio_features: gives a clip's `MediaFeatures` of the audio in place of the encoder, where an audio tower's
             states are cached.
         cache_media: keep every clip's features in memory, because decoding again in each epoch is dear. Each worker
             process of a loader has a cache of its own: use it with `dataloader_num_workers: 0`.
@@ -171,14 +177,116 @@ class ClipDataset(Dataset):
     def fill_cache(self, media: Sequence[str], progress: bool = True) -> None:
         """Decode everything now, so that a bad file is named before training starts.
 
-        Without a cache that would cost as much as an epoch, and nothing is done: the manifest has already told that
-        every file is there, and one that cannot be decoded ends the run when its turn comes.
+        Without a cache that would cost as much as an epoch, and nothing is done: the manifest was read with the
+        check that every file is there, and one that cannot be decoded ends the run when its turn comes.
         """
         if self.cache is None:
             return
-        from tqdm import tqdm
-
         for index in tqdm(range(len(self)), desc="decode clips", unit="clip", disable=not progress):
             for medium in media:
                 if carries(self.clips[index], medium):
                     self.features(index, medium)
+
+
+# ---- general samples
+
+
+@dataclass(frozen=True)
+class GeneralSample:
+    """A general conversation, for one step.
+
+    Args:
+        key: the step's.
+        clip: its id, without media and labels, so that it counts as a clip that has none.
+        media: `MediaFeatures` in the order of the conversation.
+        messages: the turns, the last of which is the answer.
+    """
+
+    key: SampleKey
+    clip: Clip
+    media: tuple[Any, ...]
+    messages: Messages
+
+    @property
+    def answer(self) -> str:
+        return text_of(self.messages[-1])
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A line of a file of general samples; `media` holds (kind, absolute path)."""
+
+    id: str
+    messages: Messages
+    media: tuple[tuple[str, str], ...]
+
+
+def read_general(path: str | os.PathLike) -> list[Conversation]:
+    """Read and check general samples: chat samples whose media are images and videos, by a `path` relative to
+    the file's folder. A line may have an `id`; else it is called by its number.
+
+    Raises:
+        InputError: see `read_chat`; a medium of another kind, outside the folder, or that is not there.
+    """
+    path = Path(path)
+    root = Path(os.path.abspath(path.parent))
+    found = []
+    for number, (where, row) in enumerate(read_chat(path), start=1):
+        media = []
+        for part in media_of(row["messages"]):
+            kind = part["type"]
+            if kind == "audio":
+                raise InputError(
+                    f"{where}: general samples hold text, image and video, found audio, which belongs in the manifest."
+                )
+            source = next((part[key] for key in ("path", "url", kind) if part.get(key)), None)
+            medium = parse_medium(source, f"{kind}.path", where, root)
+            if not isinstance(medium, str):
+                raise InputError(f"{where}: the part {part!r} names no file; give it a relative `path`.")
+            media.append((kind, medium))
+        # Sources are read by us; the template needs the position of each medium.
+        messages = [
+            {
+                "role": message["role"],
+                "content": [part if part["type"] == "text" else {"type": part["type"]} for part in message["content"]],
+            }
+            for message in row["messages"]
+        ]
+        found.append(Conversation(str(row.get("id", f"{GENERAL}-{number}")), messages, tuple(media)))
+    return found
+
+
+class WithGeneral(Dataset):
+    """Clips, and behind them general samples: what `ScheduledBatchSampler` draws with `general`.
+
+    Args:
+        clips: the clips.
+        general: the general samples.
+    """
+
+    def __init__(self, clips: ClipDataset, general: Sequence[Conversation]):
+        self.clips, self.general = clips, general
+
+    def __len__(self) -> int:
+        return len(self.clips) + len(self.general)
+
+    @property
+    def groups(self) -> list[str]:
+        """Those of the clips: general samples are no group, they have steps of their own."""
+        return self.clips.groups
+
+    def fill_cache(self, media: Sequence[str], progress: bool = True) -> None:
+        """See `ClipDataset.fill_cache`; of general samples nothing is kept in memory."""
+        self.clips.fill_cache(media, progress)
+
+    def __getitem__(self, key: SampleKey) -> Sample | GeneralSample | Failure:
+        if key.index < len(self.clips):
+            return self.clips[key]
+        found = self.general[key.index - len(self.clips)]
+        clip = Clip(id=found.id, split=GENERAL, source=GENERAL, license="")
+        encoder = self.clips.encoder
+        try:
+            media = tuple(encoder.encode(replace(clip, **{kind: path}), "visual") for kind, path in found.media)
+        except InputError as error:
+            return Failure(str(error))
+        return GeneralSample(key, clip, media, found.messages)

@@ -1,6 +1,6 @@
-"""Which clip, prompt and modality each step sees: pure functions of the seed and the step, with no hidden state.
+"""Samplers of clip, prompt and modality for each step: pure functions of the seed and the step, without hidden state.
 
-So a run that was killed goes on exactly as if it had not been, and two ranks see what one process would see.
+So a run that was killed resumes exactly as if it had not been, and two ranks get what one process would get.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from torch.utils.data import Sampler
 
 
 class SampleKey(NamedTuple):
-    """What a dataset is asked for: clip number `index`, in pass `epoch` over the clips, for optimizer step `step`."""
+    """What a dataset is indexed by: clip number `index`, in pass `epoch` over the clips, for optimizer step `step`."""
 
     index: int
     epoch: int
@@ -43,8 +43,8 @@ def modality_of_step(
         modality for modality, weight in weights.items() if weight > 0 and (possible is None or modality in possible)
     ]
     shares = np.array([weights[modality] for modality in modalities], dtype=np.float64)
-    # "path" is part of the seed: with another word all runs would draw other modalities.
-    return modalities[int(seeded_random(seed, "path", step).choice(len(modalities), p=shares / shares.sum()))]
+    generator = seeded_random(seed, "path", step)  # words: part of the seed
+    return modalities[int(generator.choice(len(modalities), p=shares / shares.sum()))]
 
 
 def class_weights(labels: Sequence[str | None], exponent: float) -> np.ndarray:

@@ -54,7 +54,7 @@ def choose(run: Run) -> list[Example]:
 
 
 def make(run: Run, clip_id: str, art_form: str, items: list[dict]) -> Example:
-    from ..data.media import load_audio, load_image, load_video
+    from ..model.media import load_audio, load_image, load_video
 
     item = next(item for item in items if item["modality"] == "av")
     folder = run.benchmark_dir

@@ -100,7 +100,7 @@ def thumbnail(rows: BenchmarkRows, item: dict) -> bytes | None:
     Raises:
         InputError: the file is missing or cannot be decoded.
     """
-    from ..data.media import load_image, load_video
+    from ..model.media import load_image, load_video
 
     if item.get("video"):
         frames, _ = load_video(_path(rows, item["video"]), num_frames=3)
@@ -114,7 +114,7 @@ def waveform(rows: BenchmarkRows, item: dict, name: str) -> Figure | None:
     Raises:
         InputError: the file is missing or cannot be decoded.
     """
-    from ..data.media import load_audio
+    from ..model.media import load_audio
 
     if not item.get("audio"):
         return None

@@ -178,7 +178,7 @@ def _warn_of_left_out(task: str, names: tuple[str, ...]) -> None:
 
 def _messages(doc_to_messages: Callable, document: dict) -> list[dict]:
     """A document's messages; a video whose audio is wanted (`use_audio_in_video`) is followed by it."""
-    return with_video_audio([doc_to_messages(document)], hear=False)[0]
+    return with_video_audio([doc_to_messages(document)], use_audio=False)[0]
 
 
 def _fetch(doc_to_messages: Callable, rows, doc_id: int, number: int, name: str) -> Any:

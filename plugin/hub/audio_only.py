@@ -6,9 +6,8 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from ..model.checkpoint_loading import BACKBONE
+from ..model.checkpoint import BACKBONE, Backbone, Weights, commit_of, weight_files
 from ..model.loading import check_model_folder
-from ..model.weight_files import Backbone, Weights, commit_of, weight_files
 from ..utils import InputError, new_folder, read_json
 from .model_folder import is_pickle_name
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ..model.checkpoint import Weights, weight_files
 from ..model.configuration_vaemotionllm import VAEmotionLLMConfig
-from ..model.weight_files import Weights, weight_files
 from ..train.record import versions
 from ..utils import InputError, read_json, sha256_of_file, write_json
 

@@ -16,7 +16,7 @@ FORMAT_VERSION = 1
 older code would misread."""
 
 MODALITIES = ("audio", "visual", "av")
-"""Of a sample, a prediction or a question; "av" is audio-visual."""
+"""Of a sample, a prediction or a prompt; "av" is audio-visual."""
 
 # What the library, its Trainer and its quantizers write into a config.json beside the fields of its base class.
 _LIBRARY_FIELDS = {
@@ -44,10 +44,10 @@ class VAEmotionLLMConfig(PreTrainedConfig):
         projector_act: activation of the projector, a name that transformers knows.
         adapter_enabled: whether EmoAdapter takes part in `forward` and `generate` when the call does not say.
         enhancer_rank: rank of the Enhancer's residual.
-        enhancer_context: whether the Enhancer sees the mean of the other modality's tokens.
+        enhancer_context: whether the Enhancer takes in the mean of the other modality's tokens.
         enhancer_gate: whether each token's residual has a gate.
-        enhancer_layers: where the residual enters, each place with weights of its own: 0 is before the LLM, k is at
-            the input of its layer k (counted from 0). An empty list leaves the Enhancer out.
+        enhancer_layers: where the residual enters, each position with weights of its own: 0 is before the LLM, k is
+            at the input of its layer k (counted from 0). An empty list leaves the Enhancer out.
         supervisor_hidden_size: width of the hidden layer of the Supervisor's heads.
         emotion_labels: names that the Supervisor gives probabilities for; None leaves it at valence and arousal.
         emotion_calibration: what `vaemotionllm calibrate` fitted: temperatures, and half widths of intervals.
@@ -96,7 +96,13 @@ class VAEmotionLLMConfig(PreTrainedConfig):
                 "trust_remote_code=True runs the code that was saved beside the weights, which reads them."
             )
         self.format_version = FORMAT_VERSION  # of what is saved next
-        self._check_names(kwargs)
+        if unknown := self._unknown(kwargs):  # which the library would take in silence, a misspelt one among them
+            own = ", ".join(sorted(type(self).__annotations__))
+            raise ValueError(
+                f"{unknown[0]!r} is no field of a VAEmotionLLM's config; fields are {own}, and those of every "
+                "model of transformers. Correct or remove it; if a newer version wrote the folder, upgrade with "
+                "`pip install -U vaemotionllm`."
+            )
         backbone_given = self.vlm_config is not None
         super().__post_init__(**kwargs)
         for name in ("projector_stride", "enhancer_rank", "supervisor_hidden_size"):
@@ -124,19 +130,8 @@ class VAEmotionLLMConfig(PreTrainedConfig):
     def _unknown(cls, names: Iterable[str]) -> list[str]:
         return sorted(name for name in set(names) - cls.known_names() if not name.startswith("_"))
 
-    @classmethod
-    def _check_names(cls, names: Iterable[str]) -> None:
-        """The library would take a name that nobody reads in silence, a misspelt one among them."""
-        if unknown := cls._unknown(names):
-            own = ", ".join(sorted(set(cls.__annotations__)))
-            raise ValueError(
-                f"{unknown[0]!r} is no field of a VAEmotionLLM's config; fields are {own}, and those of every "
-                "model of transformers. Correct or remove it; if a newer version wrote the folder, upgrade with "
-                "`pip install -U vaemotionllm`."
-            )
-
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """As of every config. What was set and is no field is left out, and said: it could not be loaded again."""
+        """As of every config. What was set and is no field is left out with a warning: it could not be loaded."""
         left = {name: self.__dict__.pop(name) for name in self._unknown(self.to_diff_dict())}
         if left:
             logger.warning("Not saved, since they are no fields of a VAEmotionLLM's config: %s.", ", ".join(left))

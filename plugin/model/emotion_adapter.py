@@ -38,8 +38,8 @@ def masked_mean(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 class EmotionEnhancer(nn.Module):
     """A position-wise, gated low-rank residual on audio and visual tokens, which share its weights.
 
-    Each token is seen with the mean of the other modality's tokens, where the sample has any, so that sight can colour
-    sound and sound can colour sight. `up` starts at zero: the module is the identity until it is trained.
+    Each token is taken with the mean of the other modality's tokens, where the sample has any, so that visual can
+    colour audio and audio can colour visual. `up` starts at zero: the module is the identity until it is trained.
     """
 
     def __init__(self, config):
@@ -83,7 +83,7 @@ class EmotionEnhancer(nn.Module):
 
 
 class EmotionSupervisor(nn.Module):
-    """What is felt on the audio, the visual and the audio-visual modality, read from the LLM's last hidden states.
+    """Emotion on the audio, the visual and the audio-visual modality, predicted from the LLM's last hidden states.
 
     Each modality has heads of its own over the mean of its media tokens' states: one for valence and arousal, and one
     with a logit for each of `config.emotion_labels` where there are any.
@@ -95,7 +95,7 @@ class EmotionSupervisor(nn.Module):
         self.trunks = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU()) for _ in MODALITIES
         )
-        self.planes = nn.ModuleList(ZeroLinear(hidden, 2) for _ in MODALITIES)
+        self.planes = nn.ModuleList(ZeroLinear(hidden, 2) for _ in MODALITIES)  # words: a name of saved weights
         # Apart, so that a model without labels, or with others, shares all the rest.
         labels = len(config.emotion_labels or ())
         self.labels = nn.ModuleList(ZeroLinear(hidden, labels) for _ in MODALITIES) if labels else None
@@ -103,10 +103,10 @@ class EmotionSupervisor(nn.Module):
     def forward(
         self, hidden_states: torch.Tensor, audio_mask: torch.Tensor, visual_mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Reads every modality that a sample carries.
+        """Predicts for every modality that a sample carries.
 
-        The attention is causal: in an audio-visual sample whose picture comes first, the audio modality has seen the
-        picture. For a reading that is of one modality alone, give that modality alone.
+        The attention is causal: in an audio-visual sample whose image comes first, the states of the audio depend on
+        the image. For a prediction that is of one modality alone, give that modality alone.
 
         Args:
             hidden_states: (B, T, D), the LLM's last hidden states.
@@ -121,16 +121,16 @@ class EmotionSupervisor(nn.Module):
         has_audio, has_visual = audio_mask.any(1), visual_mask.any(1)  # (B,)
         masks = (audio_mask, visual_mask, audio_mask | visual_mask)
         present = torch.stack([has_audio, has_visual, has_audio & has_visual], dim=1)  # (B, 3)
-        hidden_states = hidden_states.to(self.planes[0].weight.dtype)  # float32 in a model of float16
-        seen = [trunk(masked_mean(hidden_states, mask)) for trunk, mask in zip(self.trunks, masks, strict=True)]
+        hidden_states = hidden_states.to(self.trunks[0][0].weight.dtype)  # float32 in a model of float16
+        pooled = [trunk(masked_mean(hidden_states, mask)) for trunk, mask in zip(self.trunks, masks, strict=True)]
 
-        def read(heads: nn.ModuleList) -> torch.Tensor:
-            return torch.stack([head(states) for head, states in zip(heads, seen, strict=True)], dim=1).float()
+        def apply(heads: nn.ModuleList) -> torch.Tensor:
+            return torch.stack([head(states) for head, states in zip(heads, pooled, strict=True)], dim=1).float()
 
-        nothing = ~present.unsqueeze(-1)
-        plane = read(self.planes).tanh().masked_fill(nothing, torch.nan)  # (B, 3, 2)
-        logits = None if self.labels is None else read(self.labels).masked_fill(nothing, torch.nan)
-        return plane[..., 0], plane[..., 1], logits
+        absent = ~present.unsqueeze(-1)
+        point = apply(self.planes).tanh().masked_fill(absent, torch.nan)  # (B, 3, 2)  # words: a name of saved weights
+        logits = None if self.labels is None else apply(self.labels).masked_fill(absent, torch.nan)
+        return point[..., 0], point[..., 1], logits
 
 
 class EmotionAdapter(nn.Module):

@@ -17,7 +17,7 @@ VISUAL_KINDS = ("image", "video")
 
 @dataclass(frozen=True)
 class ModalityEmotion:
-    """What is felt on one modality.
+    """The emotion on one modality.
 
     Args:
         valence, arousal: in [-1, 1].
@@ -42,7 +42,7 @@ class ModalityEmotion:
 class EmotionPrediction:
     """The emotion of a clip on each modality that it carries (None elsewhere).
 
-    `conflict` in [0, 1] says how far sound and sight disagree, each taken alone; None where one is missing.
+    `conflict` in [0, 1] says how far audio and visual disagree, each taken alone; None where one is missing.
     """
 
     audio: ModalityEmotion | None = None
@@ -51,17 +51,27 @@ class EmotionPrediction:
     conflict: float | None = None
 
 
+def check_supervisor(model) -> None:
+    """Raises an InputError where the Supervisor was never trained, and would give 0 for everything."""
+    weights = model.emotion_adapter.supervisor.state_dict()
+    if not any(weights[name].any() for name in weights if name.startswith("planes")):  # words: saved weights
+        raise InputError(
+            "the Supervisor of this model was never trained, so it predicts no emotion. Train stage 2 on clips with "
+            "valence and arousal first."
+        )
+
+
 @torch.inference_mode()
 def run_supervisor(
     model, processor, modality: str, media: Sequence[Sequence[Any]]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """The Supervisor's readings of clips that are given with the media of one modality alone.
+    """The Supervisor's outputs for clips that are given with the media of one modality alone.
 
     Args:
         model: a VAEmotionLLM.
         processor: its processor.
         modality: "audio", "visual" or "av".
-        media: for each of B clips its `MediaFeatures`, sight before sound, as in training.
+        media: for each of B clips its `MediaFeatures`, visual before audio, as in training.
 
     Returns:
         valence and arousal (B,), and logits (B, K) or None without labels; float32 on the CPU.
@@ -73,16 +83,11 @@ def run_supervisor(
     texts = processor.apply_chat_template(conversations, tokenize=False, add_generation_prompt=True)
     inputs = processor.assemble(texts, [part for parts in media for part in parts], padding_side="left")
     inputs = inputs.to(model.device)
-    # The heads work on the hidden states; logits are wanted nowhere, so the head runs on no position.
+    # The heads work on the hidden states; logits are needed nowhere, so the LM head runs on no position.
     nowhere = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
     output = model(**inputs, response_mask=nowhere, use_adapter=True)
-    column = MODALITIES.index(modality)
-    logits = output.emotion_logits
-    return (
-        output.valence[:, column].cpu(),
-        output.arousal[:, column].cpu(),
-        None if logits is None else logits[:, column].cpu(),
-    )
+    valence, arousal, logits = output.of(modality)
+    return valence.cpu(), arousal.cpu(), None if logits is None else logits.cpu()
 
 
 def predict_emotion(
@@ -101,31 +106,38 @@ def predict_emotion(
     return found
 
 
-def check_supervisor(model) -> None:
-    """Raises an InputError where the Supervisor was never trained, and would read 0 from everything."""
-    if not any(head.weight.any() for head in model.emotion_adapter.supervisor.planes):
+def _encode(processor, clip: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """{"visual", "audio"} features of what a clip has."""
+    if not isinstance(clip, Mapping):
+        raise InputError(f"clip {number} is {clip!r}; give a mapping, such as {{'audio': FILE}} or {{'image': FILE}}.")
+    kinds = [kind for kind in (*VISUAL_KINDS, "audio") if clip.get(kind) is not None]
+    unknown = sorted(set(clip) - {*VISUAL_KINDS, "audio"})
+    if unknown or not kinds or len(kinds) - ("audio" in kinds) > 1:
         raise InputError(
-            "the Supervisor of this model was never trained, so it reads no emotion. Train stage 2 on clips with "
-            "valence and arousal first."
+            f"clip {number} has {', '.join(map(repr, clip)) or 'nothing'}; give `audio`, `image` or `video`, or "
+            "`audio` with one of the other two."
         )
+    encoded = {}
+    for kind in kinds:
+        given = getattr(clip[kind], "kind", None) == kind  # encoded already
+        encoded["audio" if kind == "audio" else "visual"] = (
+            clip[kind] if given else processor.encode_media(kind, clip[kind])
+        )
+    return encoded
 
 
 def _predict_batch(model, processor, encoded: list[dict[str, Any]]) -> list[EmotionPrediction]:
     found: list[dict[str, ModalityEmotion]] = [{} for _ in encoded]
     for modality in MODALITIES:
-        wanted = ("visual", "audio") if modality == "av" else (modality,)
-        rows = [row for row, parts in enumerate(encoded) if all(name in parts for name in wanted)]
+        needed = ("visual", "audio") if modality == "av" else (modality,)
+        rows = [row for row, parts in enumerate(encoded) if all(name in parts for name in needed)]
         if not rows:
             continue
-        media = [[encoded[row][name] for name in wanted] for row in rows]
+        media = [[encoded[row][name] for name in needed] for row in rows]
         valence, arousal, logits = run_supervisor(model, processor, modality, media)
-        for place, row in enumerate(rows):
+        for n, row in enumerate(rows):
             found[row][modality] = calibrated_emotion(
-                model.config,
-                modality,
-                valence[place].item(),
-                arousal[place].item(),
-                None if logits is None else logits[place],
+                model.config, modality, valence[n].item(), arousal[n].item(), None if logits is None else logits[n]
             )
     return [
         EmotionPrediction(**modalities, conflict=conflict_of(modalities.get("audio"), modalities.get("visual")))
@@ -136,7 +148,7 @@ def _predict_batch(model, processor, encoded: list[dict[str, Any]]) -> list[Emot
 def calibrated_emotion(
     config, modality: str, valence: float, arousal: float, logits: torch.Tensor | None
 ) -> ModalityEmotion:
-    """A reading with what `config.emotion_calibration` makes of it: temperature and intervals."""
+    """The Supervisor's output with what `config.emotion_calibration` makes of it: temperature and intervals."""
     calibration = config.emotion_calibration or {}
     probabilities = None
     if logits is not None:
@@ -152,9 +164,9 @@ def calibrated_emotion(
 
 
 def conflict_of(audio: ModalityEmotion | None, visual: ModalityEmotion | None) -> float | None:
-    """How far sound and sight disagree, in [0, 1]; None where one is missing. The form is ours.
+    """How far audio and visual disagree, in [0, 1]; None where one is missing. The form is ours.
 
-    The mean of their distance on the valence-arousal plane (its diagonal is 1) and, where there are labels, the
+    The mean of their distance in the valence-arousal space (its diagonal is 1) and, where there are labels, the
     Jensen-Shannon divergence of their probabilities in bits.
     """
     if audio is None or visual is None:
@@ -168,29 +180,3 @@ def conflict_of(audio: ModalityEmotion | None, visual: ModalityEmotion | None) -
         middle = (p + q) / 2
         divergence += sum(share / 2 * log(share / middle, 2) for share in (p, q) if share > 0)
     return (distance + min(max(divergence, 0.0), 1.0)) / 2
-
-
-def _encode(processor, clip: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """{"visual", "audio"} features of what a clip has."""
-    if not isinstance(clip, Mapping):
-        raise InputError(f"clip {number} is {clip!r}; give a mapping, such as {{'audio': FILE}} or {{'image': FILE}}.")
-    kinds = [kind for kind in (*VISUAL_KINDS, "audio") if clip.get(kind) is not None]
-    unknown = sorted(set(clip) - {*VISUAL_KINDS, "audio"})
-    if unknown or not kinds or len(kinds) - ("audio" in kinds) > 1:
-        raise InputError(
-            f"clip {number} has {', '.join(map(repr, clip)) or 'nothing'}; give `audio`, `image` or `video`, or "
-            "`audio` with one of the other two."
-        )
-    return {"audio" if kind == "audio" else "visual": _features(processor, kind, clip[kind]) for kind in kinds}
-
-
-def _features(processor, kind: str, source: Any):
-    if getattr(source, "kind", None) == kind:
-        return source  # encoded already
-    if isinstance(source, (str, os.PathLike, bytes)):
-        return processor.encode_media(kind, source)
-    if kind == "audio":
-        return processor.encode_audio(source)
-    if kind == "image":
-        return processor.encode_image(source)
-    raise InputError(f"a video is {type(source).__name__}; give a file or what `processor.encode_video` returned.")

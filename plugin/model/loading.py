@@ -1,4 +1,4 @@
-"""Loads a VAEmotionLLM checkpoint for evaluation, with errors that name the folder."""
+"""Model and processor of a saved VAEmotionLLM for commands, with errors that name the folder."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,8 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 
 from .input_error import InputError
+from .modeling_vaemotionllm import VAEmotionLLMForConditionalGeneration
+from .processing_vaemotionllm import VAEmotionLLMProcessor
 
 
 def check_model_folder(pretrained: str | Path) -> None:
@@ -30,7 +32,7 @@ def check_model_folder(pretrained: str | Path) -> None:
         raise InputError(f"{folder / 'config.json'} is not valid JSON ({error}).") from error
     if model_type != "vaemotionllm":
         raise InputError(
-            f"{folder} holds a model of type {model_type!r}, not 'vaemotionllm'; bolt hearing onto it first with "
+            f"{folder} holds a model of type {model_type!r}, not 'vaemotionllm'; add an audio encoder first with "
             "VAEmotionLLMForConditionalGeneration.from_backbone and save the result."
         )
 
@@ -39,10 +41,8 @@ def load_model(
     pretrained: str, device: str | None = None, dtype: str = "auto", attn_implementation: str | None = None
 ):
     """The model in evaluation mode on its device; float32 on a CPU where `dtype` is "auto"."""
-    from .modeling_vaemotionllm import VAEmotionLLMForConditionalGeneration
-
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    kind = torch.float32 if dtype == "auto" and place.type == "cpu" else dtype
+    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    kind = torch.float32 if dtype == "auto" and target.type == "cpu" else dtype
     arguments = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     try:
         model = VAEmotionLLMForConditionalGeneration.from_pretrained(pretrained, dtype=kind, **arguments)
@@ -51,13 +51,11 @@ def load_model(
     except (OSError, ValueError, RuntimeError, StrictDataclassError) as error:
         # Of the library's own errors a RuntimeError can be of several lines.
         raise InputError(f"the model {pretrained!r} cannot be loaded: {' '.join(str(error).split())}") from error
-    return model.to(place).eval()
+    return model.to(target).eval()
 
 
 def load_processor(pretrained: str, num_frames: int | None = None, max_audio_s: float | None = None):
-    """The processor, with the caller's number of frames and longest sound where they are given."""
-    from .processing_vaemotionllm import VAEmotionLLMProcessor
-
+    """The processor, with the caller's number of frames and longest audio where they are given."""
     for name, value in (("num_frames", num_frames), ("max_audio_s", max_audio_s)):
         if value is not None and not (isinstance(value, (int, float)) and value > 0):
             raise InputError(f"{name} is {value!r}; give a number above 0.")

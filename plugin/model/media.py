@@ -1,9 +1,10 @@
-"""Decode audio, images and video from paths or bytes into arrays, with errors that a user can act on.
+"""Decoders of audio, image and video files: paths or bytes into arrays, with errors that a user can act on.
 
 torchaudio.load and the decoders of the datasets library need torchcodec and a system FFmpeg, so this file uses
 soundfile (wav, flac, ogg, mp3) and PyAV (m4a, mp4 and everything else), both of which bring their own libraries.
 """
 
+import bisect
 import contextlib
 import functools
 import io
@@ -11,7 +12,10 @@ import os
 import threading
 from dataclasses import dataclass
 
+import av
 import numpy as np
+import soundfile
+from PIL import Image, ImageFile, ImageOps
 
 from .input_error import InputError
 
@@ -42,7 +46,7 @@ def load_audio(
     end_s: float | None = None,
     name: str | None = None,
 ) -> np.ndarray:
-    """Decode the sound of an audio or video file to a mono waveform.
+    """Decode the audio of an audio or video file to a mono waveform.
 
     Args:
         source: a path, or the bytes of a file.
@@ -55,10 +59,9 @@ def load_audio(
         float32 array of shape (samples,).
 
     Raises:
-        InputError: file missing, corrupt or truncated, no sound track, nothing in it, longer than `max_s`.
+        InputError: file missing, corrupt or truncated, no audio track, nothing in it, longer than `max_s`.
     """
-    name = name or _name_of(source)
-    _check_exists(source, name)
+    name = _checked(source, name)
     if _is_soundfile(source):
         waveform, rate_hz = _read_soundfile(source, name, max_s, start_s, end_s)
     else:
@@ -70,17 +73,17 @@ def load_audio(
         else:
             waveform = waveform.mean(axis=1)
     if waveform.shape[0] == 0:
-        raise InputError(f"{name}: the sound is 0 s long. Remove the clip or give a part that holds sound.")
+        raise InputError(f"{name}: the audio is 0 s long. Remove the clip or give a part that holds audio.")
     if not np.isfinite(waveform).all():
-        raise InputError(f"{name}: the sound holds NaN or infinite samples. Export the file again.")
+        raise InputError(f"{name}: the audio holds NaN or infinite samples. Export the file again.")
     _check_length(waveform.shape[0] / rate_hz, max_s, name)
     if rate_hz != sampling_rate:
         waveform = resample(waveform, rate_hz, sampling_rate)
     return np.ascontiguousarray(waveform, dtype=np.float32)
 
 
-def sound_duration_s(source: str | os.PathLike | bytes, name: str | None = None) -> float | None:
-    """Seconds of sound in an audio or video file, without decoding it; None where it has no sound track.
+def audio_duration_s(source: str | os.PathLike | bytes, name: str | None = None) -> float | None:
+    """Seconds of audio in an audio or video file, without decoding it; None where it has no audio track.
 
     A track in which there is nothing counts as none.
 
@@ -91,28 +94,22 @@ def sound_duration_s(source: str | os.PathLike | bytes, name: str | None = None)
     Raises:
         InputError: file missing, empty, or of no known kind.
     """
-    import av
-
-    name = name or _name_of(source)
-    _check_exists(source, name)
-    try:
-        with open_av(source) as container:
-            if not container.streams.audio:
-                return None
-            stream, first, last = container.streams.audio[0], None, None
-            for packet in container.demux(stream):
-                if packet.size and packet.pts is not None:
-                    first = packet.pts if first is None else first
-                    last = packet.pts + (packet.duration or 0)
-                    if stream.duration:
-                        return float(stream.duration * stream.time_base)
-            return None if first is None or last is None else float((last - first) * stream.time_base)
-    except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise InputError(f"{name}: cannot be read ({error}). The file is corrupt or truncated.") from error
+    name = _checked(source, name)
+    with _decoding("audio", name), open_av(source) as container:
+        if not container.streams.audio:
+            return None
+        stream, first, last = container.streams.audio[0], None, None
+        for packet in container.demux(stream):
+            if packet.size and packet.pts is not None:
+                first = packet.pts if first is None else first
+                last = packet.pts + (packet.duration or 0)
+                if stream.duration:
+                    return float(stream.duration * stream.time_base)
+        return None if first is None or last is None else float((last - first) * stream.time_base)
 
 
 def load_image(source, name: str | None = None):
-    """Decode a picture to a PIL image in RGB, upright as its EXIF says.
+    """Decode an image to a PIL image in RGB, upright as its EXIF says.
 
     Args:
         source: a path, the bytes of a file, or a PIL image, which may be decoded in part.
@@ -121,27 +118,33 @@ def load_image(source, name: str | None = None):
     Raises:
         InputError: file missing, corrupt or truncated.
     """
-    from PIL import Image, ImageOps
-
     given = isinstance(source, Image.Image)
-    name = name or ("the PIL image" if given else _name_of(source))
-    if not given:
-        _check_exists(source, name)
+    name = name or "the PIL image" if given else _checked(source, name)
+    with _decoding("image", name):
         source = io.BytesIO(source) if isinstance(source, bytes) else source
-    try:
         with contextlib.nullcontext(source) if given else Image.open(source) as image:
             with _refuse_truncated_images():
                 image.load()
             return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{name}: cannot decode the image ({error}). The file is corrupt or truncated.") from error
+
+
+@contextlib.contextmanager
+def _decoding(kind: str, name: str):
+    """Turns what the decoders raise for a damaged file into an InputError that names it."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (
+        av.error.FFmpegError, soundfile.SoundFileError, Image.DecompressionBombError, OSError, ValueError, IndexError,
+        RuntimeError, SyntaxError,
+    ) as error:  # fmt: skip
+        raise InputError(f"{name}: cannot decode the {kind} ({error}). The file is corrupt or truncated.") from error
 
 
 @contextlib.contextmanager
 def _refuse_truncated_images():
-    """lmms_eval, among others, tells PIL for the whole process to fill what is missing with grey."""
-    from PIL import ImageFile
-
+    """lmms_eval, among others, sets PIL for the whole process to fill what is missing with grey."""
     with _pil_setting:
         before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
         try:
@@ -174,45 +177,37 @@ def load_video(
         frames uint8 (num_frames, height, width, 3), and the metadata.
 
     Raises:
-        InputError: file missing, corrupt or truncated, no picture track, no frame in the part.
+        InputError: file missing, corrupt or truncated, no video track, no frame in the part.
     """
-    import av
-
     if num_frames is not None and num_frames < 1:
         raise InputError(f"num_frames is {num_frames}; at least 1 is needed.")
-    name = name or _name_of(source)
-    _check_exists(source, name)
-    try:
-        with open_av(source) as container:
-            if not container.streams.video:
-                raise InputError(f"{name}: the file has no picture track. Use it as `audio`, or give a video.")
-            stream = container.streams.video[0]
-            start, times_s, keyframes = _index_frames(container, stream)
-            # Not the number of frames: a file whose edit list hides some holds more than can be shown.
-            promised_s, found_s = _promised_s(container, stream), times_s[-1] if times_s else 0.0
-            if promised_s is not None and promised_s - found_s > _TRUNCATION_TOLERANCE_S + _longest_gap(times_s):
-                raise InputError(f"{name}: truncated, {found_s:.2f} s of {promised_s:.2f} s of pictures are there.")
-            low = start_s or 0.0
-            high = end_s if end_s is not None else float("inf")
-            # Half a millisecond absorbs the rounding of time stamps.
-            inside = [i for i, time_s in enumerate(times_s) if low - 5e-4 <= time_s < high - 5e-4]
-            if not inside:
-                total_s = times_s[-1] if times_s else 0.0
-                raise InputError(
-                    f"{name}: no frame between {low:g} s and {end_s if end_s is not None else 'the end'} "
-                    f"(the last frame is at {total_s:.2f} s)."
-                )
-            file_fps = float(stream.average_rate or stream.guessed_rate or 0) or len(times_s) / max(times_s[-1], 1e-3)
-            if fps is not None:
-                num_frames = max(1, round(len(inside) / file_fps * fps))
-            elif num_frames is None:
-                num_frames = len(inside)
-            wanted = [inside[int((i + 0.5) * len(inside) / num_frames)] for i in range(num_frames)]
-            frames = _decode_frames(container, stream, start, wanted, times_s, keyframes, name)
-    except InputError:
-        raise
-    except (av.error.FFmpegError, OSError, ValueError, IndexError) as error:
-        raise InputError(f"{name}: cannot decode the video ({error}). The file is corrupt or truncated.") from error
+    name = _checked(source, name)
+    with _decoding("video", name), open_av(source) as container:
+        if not container.streams.video:
+            raise InputError(f"{name}: the file has no video track. Use it as `audio`, or give a video.")
+        stream = container.streams.video[0]
+        start, times_s, keyframes = _index_frames(container, stream)
+        # Not the number of frames: a file whose edit list hides some holds more than can be shown.
+        promised_s, found_s = _promised_s(container, stream), times_s[-1] if times_s else 0.0
+        if promised_s is not None and promised_s - found_s > _TRUNCATION_TOLERANCE_S + _longest_gap(times_s):
+            raise InputError(f"{name}: truncated, {found_s:.2f} s of {promised_s:.2f} s of video are there.")
+        low = start_s or 0.0
+        high = end_s if end_s is not None else float("inf")
+        # Half a millisecond absorbs the rounding of time stamps.
+        inside = [i for i, time_s in enumerate(times_s) if low - 5e-4 <= time_s < high - 5e-4]
+        if not inside:
+            total_s = times_s[-1] if times_s else 0.0
+            raise InputError(
+                f"{name}: no frame between {low:g} s and {end_s if end_s is not None else 'the end'} "
+                f"(the last frame is at {total_s:.2f} s)."
+            )
+        file_fps = float(stream.average_rate or stream.guessed_rate or 0) or len(times_s) / max(times_s[-1], 1e-3)
+        if fps is not None:
+            num_frames = max(1, round(len(inside) / file_fps * fps))
+        elif num_frames is None:
+            num_frames = len(inside)
+        wanted = [inside[int((i + 0.5) * len(inside) / num_frames)] for i in range(num_frames)]
+        frames = _decode_frames(container, stream, start, wanted, times_s, keyframes, name)
     first_s = times_s[inside[0]]
     metadata = VideoMetadata(
         fps=file_fps,
@@ -261,12 +256,10 @@ def _index_frames(container, stream) -> tuple[int, list[float], list[int]]:
 def _decode_frames(container, stream, start, wanted, times_s, keyframes, name) -> list[np.ndarray]:
     """Decode the frames `wanted` (ascending indices, repeats allowed).
 
-    A seek pays off only when it jumps over a key frame: within a group of pictures everything in between must be
+    A seek pays off only when it jumps over a key frame: between two key frames everything in between must be
     decoded anyway, and one seek per frame is three times slower on files with long groups.
     """
-    import bisect
-
-    pictures: dict[int, np.ndarray] = {}
+    images: dict[int, np.ndarray] = {}
     targets = sorted(set(wanted))
     position = -1  # index of the last decoded frame
     decoder = container.decode(stream)
@@ -281,34 +274,30 @@ def _decode_frames(container, stream, start, wanted, times_s, keyframes, name) -
             time_s = float((frame.pts - start) * stream.time_base)
             position = bisect.bisect_left(times_s, time_s - 1e-6)
             if position >= target:
-                pictures[target] = _to_rgb(frame)
+                images[target] = _to_rgb(frame)
                 break
         else:
-            raise InputError(f"{name}: truncated, the picture at {times_s[target]:.2f} s cannot be decoded.")
-    return [pictures[index] for index in wanted]
+            raise InputError(f"{name}: truncated, the frame at {times_s[target]:.2f} s cannot be decoded.")
+    return [images[index] for index in wanted]
 
 
 def _to_rgb(frame) -> np.ndarray:
-    picture = frame.to_ndarray(format="rgb24")  # (H, W, 3)
+    image = frame.to_ndarray(format="rgb24")  # (H, W, 3)
     turns = round(getattr(frame, "rotation", 0) / 90) % 4  # phones store upright video lying on its side
-    return np.ascontiguousarray(np.rot90(picture, turns)) if turns else picture
+    return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
 
 
 def _read_soundfile(source, name, max_s, start_s, end_s) -> tuple[np.ndarray, int]:
-    import soundfile
-
     _check_wav_size(source, name)
-    try:
-        with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
-            rate_hz = file.samplerate
-            begin = min(round((start_s or 0.0) * rate_hz), file.frames)
-            end = file.frames if end_s is None else min(round(end_s * rate_hz), file.frames)
-            _check_length((end - begin) / rate_hz, max_s, name)
-            if begin:
-                file.seek(begin)
-            waveform = file.read(end - begin, dtype="float32")
-    except (soundfile.SoundFileError, OSError, RuntimeError) as error:
-        raise InputError(f"{name}: cannot decode the sound ({error}). The file is corrupt or truncated.") from error
+    source = io.BytesIO(source) if isinstance(source, bytes) else source
+    with _decoding("audio", name), soundfile.SoundFile(source) as file:
+        rate_hz = file.samplerate
+        begin = min(round((start_s or 0.0) * rate_hz), file.frames)
+        end = file.frames if end_s is None else min(round(end_s * rate_hz), file.frames)
+        _check_length((end - begin) / rate_hz, max_s, name)
+        if begin:
+            file.seek(begin)
+        waveform = file.read(end - begin, dtype="float32")
     if end - begin - waveform.shape[0] > _TRUNCATION_TOLERANCE_S * rate_hz:
         raise InputError(
             f"{name}: truncated, {waveform.shape[0] / rate_hz:.2f} s of {(end - begin) / rate_hz:.2f} s can be read."
@@ -317,44 +306,37 @@ def _read_soundfile(source, name, max_s, start_s, end_s) -> tuple[np.ndarray, in
 
 
 def _read_av_audio(source, name, max_s, start_s, end_s) -> tuple[np.ndarray, int]:
-    import av
-
     start_s = start_s or 0.0
-    try:
-        with open_av(source) as container:
-            if not container.streams.audio:
-                raise InputError(
-                    f"{name}: the file has no sound track. Leave the field `audio` empty for this clip, or add sound."
-                )
-            stream = container.streams.audio[0]
-            rate_hz = stream.rate
-            promised_s = _promised_s(container, stream)
-            if promised_s is not None:
-                _check_length(min(end_s or promised_s, promised_s) - start_s, max_s, name)
-            limit_s = (max_s if max_s is not None else float("inf")) + _TRUNCATION_TOLERANCE_S
-            origin_s = float((stream.start_time or 0) * stream.time_base)
-            if start_s > 1.0:  # land before the part: AAC needs the frames before to settle
-                container.seek(round((origin_s + start_s - 0.5) / stream.time_base), stream=stream, backward=True)
-            blocks, first_s, decoded_s = [], None, 0.0
-            for frame in container.decode(stream):
-                time_s = frame.time - origin_s if frame.time is not None else decoded_s
-                decoded_s = time_s + frame.samples / rate_hz
-                if decoded_s <= start_s:
-                    continue
-                if end_s is not None and time_s >= end_s:
-                    break
-                first_s = time_s if first_s is None else first_s
-                blocks.append(_frame_to_float(frame))
-                if decoded_s - start_s > limit_s and end_s is None:
-                    _check_length(decoded_s - start_s, max_s, name)
-    except InputError:
-        raise
-    except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise InputError(f"{name}: cannot decode the sound ({error}). The file is corrupt or truncated.") from error
+    with _decoding("audio", name), open_av(source) as container:
+        if not container.streams.audio:
+            raise InputError(
+                f"{name}: the file has no audio track. Leave the field `audio` empty for this clip, or add audio."
+            )
+        stream = container.streams.audio[0]
+        rate_hz = stream.rate
+        promised_s = _promised_s(container, stream)
+        if promised_s is not None:
+            _check_length(min(end_s or promised_s, promised_s) - start_s, max_s, name)
+        limit_s = (max_s if max_s is not None else float("inf")) + _TRUNCATION_TOLERANCE_S
+        origin_s = float((stream.start_time or 0) * stream.time_base)
+        if start_s > 1.0:  # land before the part: AAC needs the frames before to settle
+            container.seek(round((origin_s + start_s - 0.5) / stream.time_base), stream=stream, backward=True)
+        blocks, first_s, decoded_s = [], None, 0.0
+        for frame in container.decode(stream):
+            time_s = frame.time - origin_s if frame.time is not None else decoded_s
+            decoded_s = time_s + frame.samples / rate_hz
+            if decoded_s <= start_s:
+                continue
+            if end_s is not None and time_s >= end_s:
+                break
+            first_s = time_s if first_s is None else first_s
+            blocks.append(_frame_to_float(frame))
+            if decoded_s - start_s > limit_s and end_s is None:
+                _check_length(decoded_s - start_s, max_s, name)
     if promised_s is not None and end_s is not None:
         promised_s = min(promised_s, end_s)
     if promised_s is not None and promised_s - decoded_s > _TRUNCATION_TOLERANCE_S:
-        raise InputError(f"{name}: truncated, {decoded_s:.2f} s of {promised_s:.2f} s of sound can be decoded.")
+        raise InputError(f"{name}: truncated, {decoded_s:.2f} s of {promised_s:.2f} s of audio can be decoded.")
     if not blocks:
         return np.zeros(0, np.float32), rate_hz
     waveform = np.concatenate(blocks)  # (samples, channels)
@@ -368,11 +350,16 @@ def _frame_to_float(frame) -> np.ndarray:
     block = frame.to_ndarray()  # planar: (channels, samples); packed: (1, samples * channels)
     channels = frame.layout.nb_channels
     block = block.T if frame.format.is_planar else block.reshape(-1, channels)
-    if block.dtype.kind == "f":
-        return block.astype(np.float32, copy=False)
-    if block.dtype == np.uint8:  # the only unsigned sample format
-        return (block.astype(np.float32) - 128.0) / 128.0
-    return block.astype(np.float32) / -float(np.iinfo(block.dtype).min)
+    return scaled(block)
+
+
+def scaled(samples: np.ndarray) -> np.ndarray:
+    """Samples of floats, or of integers scaled to [-1, 1) by their type, as float32."""
+    if samples.dtype.kind == "f":
+        return samples.astype(np.float32, copy=False)
+    if samples.dtype == np.uint8:  # the only unsigned sample format
+        return (samples.astype(np.float32) - 128.0) / 128.0
+    return samples.astype(np.float32) / -float(np.iinfo(samples.dtype).min)
 
 
 def _check_wav_size(source, name: str) -> None:
@@ -392,7 +379,7 @@ def _check_wav_size(source, name: str) -> None:
             # Programs that write to a pipe leave 0 or 0xFFFFFFFF, which says nothing.
             if 0 < size < 0xFFFFFFF0 and offset + 8 + size > actual:
                 raise InputError(
-                    f"{name}: truncated, the header promises {size} bytes of sound and "
+                    f"{name}: truncated, the header promises {size} bytes of audio and "
                     f"{actual - offset - 8} are there. Copy the file again."
                 )
             return
@@ -402,20 +389,20 @@ def _check_wav_size(source, name: str) -> None:
 def _check_length(seconds: float, max_s: float | None, name: str) -> None:
     if max_s is not None and seconds > max_s + 1e-3:
         raise InputError(
-            f"{name}: the sound is {seconds:.1f} s long, more than max_audio_s = {max_s:g} s. "
+            f"{name}: the audio is {seconds:.1f} s long, more than max_audio_s = {max_s:g} s. "
             f"Cut the clip (start_s, end_s) or raise max_audio_s."
         )
 
 
-def _check_exists(source, name: str) -> None:
-    if not isinstance(source, bytes) and not os.path.isfile(source):
+def _checked(source, name: str | None) -> str:
+    """What errors call a source, which is there and not empty."""
+    embedded = isinstance(source, bytes)
+    name = name or (f"<{len(source)} embedded bytes>" if embedded else os.fspath(source))
+    if not embedded and not os.path.isfile(source):
         raise InputError(f"{name}: file not found.")
-    if (len(source) if isinstance(source, bytes) else os.path.getsize(source)) == 0:
+    if (len(source) if embedded else os.path.getsize(source)) == 0:
         raise InputError(f"{name}: the file is empty.")
-
-
-def _name_of(source) -> str:
-    return f"<{len(source)} embedded bytes>" if isinstance(source, bytes) else os.fspath(source)
+    return name
 
 
 def _is_soundfile(source) -> bool:
@@ -430,8 +417,6 @@ def open_av(source: str | os.PathLike | bytes):
     A playlist (concat, HLS, SDP) names other files and hosts. Of a path FFmpeg follows no network address; of bytes it
     would follow every one, so there it may open nothing else.
     """
-    import av
-
     if isinstance(source, bytes):
         return av.open(io.BytesIO(source), options={"protocol_whitelist": "none"})
     return av.open(os.fspath(source))
@@ -446,7 +431,7 @@ def _resampler(from_hz: int, to_hz: int):
 
 def resample(waveform: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
     """A waveform, float32 (samples,), at another rate."""
-    import torch
+    import torch  # here, so that who only looks at files, or sets torch's environment first, does not import it
 
     with torch.no_grad():
         return _resampler(from_hz, to_hz)(torch.from_numpy(np.ascontiguousarray(waveform))).numpy()

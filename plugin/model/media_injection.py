@@ -1,4 +1,7 @@
-"""What enters the LLM beside text: sound, and the Enhancer's residual. All of it lives for one call of the model."""
+"""Inputs of the LLM beside text: audio, the Enhancer's residual, and batches packed without their padding.
+
+All of it lives for one call of the model.
+"""
 
 import contextlib
 from collections.abc import Callable, Mapping
@@ -9,7 +12,6 @@ import torch
 from torch import nn
 
 from .emotion_adapter import EmotionEnhancer, MediaTokens
-from .packing import pack_decoder_inputs, unpack_states
 from .transformers_api import given_cache
 
 
@@ -22,7 +24,7 @@ class EnhancedLayer(nn.Module):
 
     def __init__(self, layer: nn.Module, enhance: Callable[[torch.Tensor], torch.Tensor]):
         super().__init__()
-        # Registered, so that transformers finds it when it looks for the layers whose states are asked for.
+        # Registered, so that transformers finds it when it looks for the layers whose states it is to return.
         self.layer, self.enhance = layer, enhance
 
     def __getattr__(self, name):
@@ -64,7 +66,7 @@ class MediaInjection:
                 f"{type(module).__name__} was called without inputs_embeds; this backbone cannot be given audio."
             )
         prompt = self.audio_mask.shape[1]
-        # With a cache a pass goes on where the last one ended; without one it begins anew.
+        # With a cache a pass begins where the last one ended; without one at the start.
         self.begin = 0 if given_cache(kwargs) is None else self.end
         self.end = min(self.begin + embeds.shape[1], prompt)
         if self.begin == self.end:
@@ -117,7 +119,7 @@ class MediaInjection:
     def after_decoder(self, module, args, kwargs, output):
         if self.packed is not None:
             output.last_hidden_state = unpack_states(output.last_hidden_state, self.packed)
-        if sum(states.shape[1] for states in self._states) == self.begin < self.end:  # not seen before
+        if sum(states.shape[1] for states in self._states) == self.begin < self.end:  # not kept yet
             self._states.append(output[0][:, : self.end - self.begin])
         if self.end == self.audio_mask.shape[1] and given_cache(kwargs) is not None:
             self._leave()  # the cache holds the media: what follows is the backbone's alone
@@ -139,3 +141,62 @@ class MediaInjection:
             ):
                 stack.callback(handle.remove)
             yield
+
+
+def pack_decoder_inputs(arguments: dict, keep: torch.Tensor, config) -> dict:
+    """Arguments of a decoder's call with the padding taken out.
+
+    FlashAttention is given the boundaries (`cu_seq_lens_q`, ...); other backends get a mask that is causal within each
+    row and closed between rows, which costs memory that grows with the square of the tokens. Nothing is inferred from
+    positions, which may repeat within a row of images.
+
+    Args:
+        arguments: keyword arguments, with `inputs_embeds` (B, T, D) and perhaps `position_ids` (B, T) or (P, B, T) and
+            `visual_pos_masks` (B, T).
+        keep: (B, T) bool, False on padding. N of them are True.
+        config: the decoder's config.
+
+    Returns:
+        arguments with `inputs_embeds` (1, N, D), `position_ids` (1, N) or (4, 1, N), and what says where rows begin.
+
+    Raises:
+        ValueError: a decoder with sliding windows, and no FlashAttention.
+    """
+    embeds = arguments["inputs_embeds"]
+    lengths = keep.sum(1, dtype=torch.int32)  # (B,)
+    ends = lengths.cumsum(0, dtype=torch.int32)  # (B,)
+    # Position of each token in its row.
+    within = torch.arange(int(ends[-1]), device=embeds.device) - (ends - lengths).repeat_interleave(lengths)  # (N,)
+    packed = {**arguments, "inputs_embeds": embeds[keep].unsqueeze(0), "attention_mask": None, "use_cache": False}
+    positions = arguments.get("position_ids")
+    if positions is None or positions.ndim == 2:
+        packed["position_ids"] = within.unsqueeze(0) if positions is None else positions[keep].unsqueeze(0)
+    else:
+        # (P, B, T) -> (P, 1, N); the row in front tells transformers that positions in the text are given as well.
+        rows = positions[:, keep].unsqueeze(1)
+        packed["position_ids"] = rows if rows.shape[0] == 4 else torch.cat([within.view(1, 1, -1), rows])
+    if arguments.get("visual_pos_masks") is not None:
+        packed["visual_pos_masks"] = arguments["visual_pos_masks"][keep].unsqueeze(0)
+    attention = config._attn_implementation
+    if "flash" in attention:
+        boundaries, longest = nn.functional.pad(ends, (1, 0)), int(lengths.max())
+        packed |= {
+            "cu_seq_lens_q": boundaries, "cu_seq_lens_k": boundaries, "max_length_q": longest, "max_length_k": longest,
+        }  # fmt: skip
+        return packed
+    if any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or ()):
+        raise ValueError("packing a decoder with sliding windows needs FlashAttention: set packing to false.")
+    row = torch.arange(len(lengths), device=embeds.device).repeat_interleave(lengths)  # (N,)
+    order = torch.arange(len(row), device=embeds.device)
+    visible = (row.unsqueeze(1) == row) & (order.unsqueeze(1) >= order)  # (N, N)
+    mask = visible[None, None]  # (1, 1, N, N)
+    if attention == "eager":
+        mask = torch.zeros_like(mask, dtype=embeds.dtype).masked_fill(~mask, torch.finfo(embeds.dtype).min)
+    packed["attention_mask"] = mask
+    return packed
+
+
+def unpack_states(states: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+    """States (1, N, D) of a packed call in their rows again: (B, T, D), zero on padding."""
+    rows = states.new_zeros(*keep.shape, states.shape[-1])
+    return rows.masked_scatter(keep.unsqueeze(-1), states)

@@ -1,4 +1,4 @@
-"""What a medium may be given as, in a call or in a conversation, and what it is called in an error."""
+"""Media of a call or a conversation, in any form, as waveforms, images and frames; and what errors call them."""
 
 import base64
 import binascii
@@ -11,16 +11,26 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
+import numpy as np
+import torch
+from torch.overrides import TorchFunctionMode
+
 from .input_error import InputError
-from .media import load_image, sound_duration_s
+from .media import audio_duration_s, load_audio, load_image, load_video, resample, scaled
 
 # Keys of a media item in a conversation that may hold the medium, in the order in which they are looked at.
 SOURCE_KEYS = {kind: (kind, "url", "path", "bytes", "base64") for kind in ("image", "video", "audio")}
-HEAR_FILM = ("use_audio_in_video", "load_audio_from_video")
+# Whether the audio of a video is taken as well: a field of its item, and the same by its newer name in transformers.
+AUDIO_IN_VIDEO = ("use_audio_in_video", "load_audio_from_video")
 
-FRAMES_ALLOWED = "allowed is (frames, height, width, 3), or a list of pictures."
+FRAMES_ALLOWED = "allowed is (frames, height, width, 3), or a list of images."
 
+# Audio in floats may go over 1 a little, 40 dB never: it is integers that were converted and not scaled.
+_LOUDEST = 100.0
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+)://|(data):")
+
+
+# ---- files
 
 
 def is_file(source: Any) -> bool:
@@ -28,12 +38,17 @@ def is_file(source: Any) -> bool:
     return isinstance(source, (str, os.PathLike, bytes))
 
 
+def called(name: str, file: Any) -> str:
+    """A name in a call with that of its file."""
+    return f"{name} ({len(file)} bytes)" if isinstance(file, bytes) else f"{name} ({Path(file)})"
+
+
 def local_source(source: Any, name: str) -> Any:
     """A medium as a path, as the bytes of a file, or as it is where it was decoded already.
 
     Args:
         source: a path, a `file://` or `data:` URL, bytes, an open binary file, a mapping as the datasets library keeps
-            undecoded media ({"bytes", "path"}), its decoder of a sound, or anything else, which is returned as it is.
+            undecoded media ({"bytes", "path"}), its decoder of an audio, or anything else, which is returned as it is.
         name: what errors call it.
 
     Raises:
@@ -42,18 +57,17 @@ def local_source(source: Any, name: str) -> Any:
     """
     if isinstance(source, str) and (match := _SCHEME.match(source)):
         scheme = (match[1] or match[2]).lower()
-        if scheme == "file":
-            parts = urlsplit(source)
-            if parts.netloc not in ("", "localhost"):
-                raise InputError(f"{name}: {source!r} names the host {parts.netloc!r}; give file:///PATH or the path.")
-            return url2pathname(unquote(parts.path)) if os.name == "nt" else unquote(parts.path)
         if scheme == "data":
             head, _, content = source.partition(",")
             if not head.endswith(";base64"):
                 raise InputError(f"{name}: {head[:50]!r} is no data URL with base64; give data:KIND/TYPE;base64,....")
             return _decoded(content, name)
-        # Without user and query, which may hold a secret.
         parts = urlsplit(source)
+        if scheme == "file":
+            if parts.netloc not in ("", "localhost"):
+                raise InputError(f"{name}: {source!r} names the host {parts.netloc!r}; give file:///PATH or the path.")
+            return url2pathname(unquote(parts.path)) if os.name == "nt" else unquote(parts.path)
+        # Without user and query, which may hold a secret.
         raise InputError(
             f"{name}: {scheme}://{parts.hostname or ''}{parts.path} is not opened: media are read from this machine "
             "alone. Download the file and give its path, a file:// URL or its bytes."
@@ -67,7 +81,7 @@ def local_source(source: Any, name: str) -> Any:
         if not found:
             raise InputError(f"{name}: a mapping with {sorted(source)} holds no `bytes`, `path` or `array`.")
         return local_source(found[0], name)
-    if hasattr(source, "get_all_samples"):  # the decoder that the datasets library gives for a sound
+    if hasattr(source, "get_all_samples"):  # the decoder that the datasets library gives for an audio
         samples = source.get_all_samples()
         return {"array": samples.data, "sampling_rate": samples.sample_rate}
     return source
@@ -80,20 +94,7 @@ def _decoded(text: str, name: str) -> bytes:
         raise InputError(f"{name}: this is no base64 ({error}).") from error
 
 
-def item_source(item: Mapping[str, Any], kind: str, name: str) -> Any:
-    """What a media item of a conversation holds, as `local_source` gives it; None where it holds nothing."""
-    key = next((key for key in SOURCE_KEYS[kind] if item.get(key) is not None), None)
-    if key is None:
-        return None
-    source: Any = _decoded(item[key], name) if key == "base64" else local_source(item[key], name)
-    if kind == "video" and getattr(source, "ndim", 4) != 4:
-        raise InputError(f"{name}: frames of shape {tuple(source.shape)} were given; {FRAMES_ALLOWED}")
-    if kind == "audio" and not is_file(source):
-        # In a mapping even where no rate is said, so that samples in a list are not taken for several sounds.
-        inner = source if isinstance(source, Mapping) else {"array": source}
-        rate = item["sampling_rate"] if rate_is_said(item) else inner.get("sampling_rate")
-        return {"array": inner["array"], "sampling_rate": rate}
-    return source
+# ---- conversations
 
 
 def as_media_item(item: Any) -> Any:
@@ -110,72 +111,20 @@ def as_media_item(item: Any) -> Any:
     return {**rest, "type": form.removesuffix("_url"), "url": about["url"] if isinstance(about, Mapping) else about}
 
 
-def rate_is_said(item: Mapping[str, Any]) -> bool:
-    """Whether a mapping that holds samples says their rate."""
-    return item.get("sampling_rate") is not None
-
-
-def with_video_audio(conversations: Sequence[Sequence[dict]], hear: bool) -> list[list[dict]]:
-    """Conversations in which each film that is to be heard is followed by an audio item of the same file.
-
-    An audio item without a source that follows the film already is the place of its sound. A film without a sound
-    track gets no audio item, and loses such an empty one. One that has no source yet counts as one with sound.
-
-    Args:
-        conversations: lists of messages.
-        hear: whether films are heard whose item does not say so itself under one of `HEAR_FILM`.
-    """
-    return [
-        [
-            {**message, "content": _content_with_sound(message["content"], hear, f"sample {row}, message {number}")}
-            if isinstance(message.get("content"), (list, tuple))
-            else message
-            for number, message in enumerate(conversation)
-        ]
-        for row, conversation in enumerate(conversations)
-    ]
-
-
-def _content_with_sound(content: Sequence[Any], hear: bool, place: str) -> list[Any]:
-    found: list[Any] = []
-    sound_follows = False
-    for number, item in enumerate(content):
-        if not isinstance(item, Mapping):
-            found.append(item)
-            sound_follows = False
-            continue
-        empty = all(item.get(key) is None for key in SOURCE_KEYS["audio"])
-        if sound_follows and item.get("type") == "audio" and empty:
-            sound_follows = False
-            continue  # its place is taken
-        sound_follows = False
-        said = [item[key] for key in HEAR_FILM if item.get(key) is not None]
-        if said and item.get("type") != "video":
-            raise InputError(
-                f"{place}, item {number}: {HEAR_FILM[0]} belongs to a video, not to {item.get('type')!r}."
-            )
-        if said and not isinstance(said[0], bool):
-            raise InputError(f"{place}, item {number}: {HEAR_FILM[0]} is {said[0]!r}; allowed are True and False.")
-        shown = {key: value for key, value in item.items() if key not in HEAR_FILM}
-        found.append(shown)
-        if item.get("type") == "video" and (said[0] if said else hear):
-            sound_follows = True
-            name = f"{place}, item {number}"
-            source = item_source(item, "video", name)
-            if source is None:
-                found.append({"type": "audio"})
-                continue
-            # What was read of an open file can be read no second time; what else is said holds for both.
-            rest = {key: value for key, value in shown.items() if key not in SOURCE_KEYS["video"]}
-            found[-1] = {**rest, "video": source}
-            if has_sound(source, name):
-                found.append({**rest, "type": "audio", "audio": source})
-    return found
-
-
-def has_sound(film: Any, name: str) -> bool:
-    """Whether a film has a sound track with something in it. Frames that were decoded already have none."""
-    return is_file(film) and sound_duration_s(film, called(name, film)) is not None
+def item_source(item: Mapping[str, Any], kind: str, name: str) -> Any:
+    """What a media item of a conversation holds, as `local_source` gives it; None where it holds nothing."""
+    key = next((key for key in SOURCE_KEYS[kind] if item.get(key) is not None), None)
+    if key is None:
+        return None
+    source: Any = _decoded(item[key], name) if key == "base64" else local_source(item[key], name)
+    if kind == "video" and getattr(source, "ndim", 4) != 4:
+        raise InputError(f"{name}: frames of shape {tuple(source.shape)} were given; {FRAMES_ALLOWED}")
+    if kind == "audio" and not is_file(source):
+        # In a mapping even where no rate is stated, so that samples in a list are not taken for several audios.
+        inner = source if isinstance(source, Mapping) else {"array": source}
+        rate = item.get("sampling_rate")
+        return {"array": inner["array"], "sampling_rate": inner.get("sampling_rate") if rate is None else rate}
+    return source
 
 
 def media_of(conversations: Sequence[Sequence[dict]]) -> dict[str, list[list[Any]]]:
@@ -184,26 +133,227 @@ def media_of(conversations: Sequence[Sequence[dict]]) -> dict[str, list[list[Any
     for row, conversation in enumerate(conversations):
         for number, message in enumerate(conversation):
             content = message.get("content")
-            for place, item in enumerate(content if isinstance(content, (list, tuple)) else []):
+            for position, item in enumerate(content if isinstance(content, (list, tuple)) else []):
+                name = f"sample {row}, message {number}, item {position}"
                 kind = item.get("type") if isinstance(item, Mapping) else "text"
                 if kind is None:
                     raise InputError(
-                        f"sample {row}, message {number}, item {place}: it has {sorted(item)} and no `type`; give one "
-                        "of 'text', 'image', 'video' and 'audio'."
+                        f"{name}: it has {sorted(item)} and no `type`; give one of 'text', 'image', 'video' and "
+                        "'audio'."
                     )
-                if kind in found:
-                    source = item_source(item, kind, f"sample {row}, message {number}, item {place}")
-                    if source is not None:
-                        found[kind][row].append(source)
+                if kind in found and (source := item_source(item, kind, name)) is not None:
+                    found[kind][row].append(source)
     return found
 
 
+def with_video_audio(conversations: Sequence[Sequence[dict]], use_audio: bool) -> list[list[dict]]:
+    """Conversations in which each video whose audio is to be used is followed by an audio item of the same file.
+
+    An audio item without a source that follows the video already is the place of its audio. A video without an audio
+    track gets no audio item, and loses such an empty one. One that has no source yet counts as one with audio.
+
+    Args:
+        conversations: lists of messages.
+        use_audio: whether the audio is used of videos whose item does not state it under one of `AUDIO_IN_VIDEO`.
+    """
+    return [
+        [
+            {**message, "content": _with_audio(message["content"], use_audio, f"sample {row}, message {number}")}
+            if isinstance(message.get("content"), (list, tuple))
+            else message
+            for number, message in enumerate(conversation)
+        ]
+        for row, conversation in enumerate(conversations)
+    ]
+
+
+def _with_audio(content: Sequence[Any], use_audio: bool, message: str) -> list[Any]:
+    found: list[Any] = []
+    after_video = False  # whose audio is used, and so is in `found` where it has any
+    for number, item in enumerate(content):
+        item = as_media_item(item)
+        if not isinstance(item, Mapping):
+            found.append(item)
+            after_video = False
+            continue
+        name, kind = f"{message}, item {number}", item.get("type")
+        if after_video and kind == "audio" and all(item.get(key) is None for key in SOURCE_KEYS["audio"]):
+            after_video = False
+            continue
+        stated = [item[key] for key in AUDIO_IN_VIDEO if item.get(key) is not None]
+        if stated and kind != "video":
+            raise InputError(f"{name}: {AUDIO_IN_VIDEO[0]} belongs to a video, not to {kind!r}.")
+        if stated and not isinstance(stated[0], bool):
+            raise InputError(f"{name}: {AUDIO_IN_VIDEO[0]} is {stated[0]!r}; allowed are True and False.")
+        item = {key: value for key, value in item.items() if key not in AUDIO_IN_VIDEO}
+        after_video = kind == "video" and (stated[0] if stated else use_audio)
+        source = item_source(item, "video", name) if after_video else None
+        if source is None:
+            found += [item, {"type": "audio"}] if after_video else [item]
+            continue
+        # An open file can be read once, so both items get what was read; all else that is stated holds for both.
+        rest = {key: value for key, value in item.items() if key not in SOURCE_KEYS["video"]}
+        found.append({**rest, "video": source})
+        # Frames that were decoded already have no audio.
+        if is_file(source) and audio_duration_s(source, called(name, source)) is not None:
+            found.append({**rest, "type": "audio", "audio": source})
+    return found
+
+
+# ---- images and videos
+
+
 def read_image(image: Any, name: str) -> Any:
-    """A picture for an image processor: files as PIL images, all else as it is."""
+    """An image for an image processor: files as PIL images, all else as it is."""
     image = local_source(image, name)
     return load_image(image, name=called(name, image)) if is_file(image) else image
 
 
-def called(name: str, file: Any) -> str:
-    """A name in a call with that of its file."""
-    return f"{name} ({len(file)} bytes)" if isinstance(file, bytes) else f"{name} ({Path(file)})"
+def read_video(
+    video: Any,
+    name: str,
+    default_frames: int,
+    num_frames: int | None = None,
+    fps: float | None = None,
+    do_sample_frames: bool | None = None,
+    video_metadata: Any = None,
+) -> tuple[np.ndarray, float, list[int]]:
+    """Frames of a video, chosen evenly, their rate, and their indices in the video.
+
+    Args:
+        video: a file, or frames (F, H, W, 3) or (F, 3, H, W), or a list of images.
+        name: what errors call it.
+        default_frames: how many frames are taken of a file where the next three do not say.
+        num_frames: how many to take; decoded frames are all taken if not given.
+        fps: frames to take a second, in place of `num_frames`.
+        do_sample_frames: False takes all; True takes `default_frames` of decoded frames as well.
+        video_metadata: of decoded frames: `fps` (24 if not given) and `frames_indices`.
+    """
+    video = local_source(video, name)
+    if do_sample_frames is False:
+        num_frames = None
+    elif num_frames is None and (is_file(video) or do_sample_frames):
+        num_frames = default_frames
+    if is_file(video):
+        frames, found = load_video(video, num_frames, name=called(name, video), fps=fps)
+        return frames, found.fps, list(found.indices)
+    if isinstance(video, (list, tuple)):
+        video = np.stack([np.asarray(read_image(frame, f"{name}, frame {i}")) for i, frame in enumerate(video)])
+    video = video.detach().cpu().numpy() if isinstance(video, torch.Tensor) else np.asarray(video)
+    if video.ndim != 4 or not len(video):
+        raise InputError(f"{name}: frames of shape {video.shape} were given; {FRAMES_ALLOWED}")
+    metadata = video_metadata or {}
+    metadata = metadata if isinstance(metadata, Mapping) else vars(metadata)
+    rate, indices = metadata.get("fps") or 24.0, metadata.get("frames_indices")
+    indices = list(range(len(video)) if indices is None else indices)
+    if fps is not None:
+        num_frames = max(1, round(len(video) / rate * fps))
+    if num_frames is not None:
+        chosen = [int((i + 0.5) * len(video) / num_frames) for i in range(num_frames)]
+        video, indices = video[chosen], [indices[i] for i in chosen]
+    return video, rate, indices
+
+
+def video_arguments(videos: Sequence[tuple[np.ndarray, float, Sequence[int]]]) -> dict:
+    """Arguments that state to a processor the videos whose frames are already chosen: frames, fps, indices of each."""
+    metadata = [
+        {"fps": fps, "total_num_frames": int(max(indices)) + 1, "frames_indices": list(indices)}
+        for _, fps, indices in videos
+    ]
+    return {"video_metadata": metadata, "do_sample_frames": False}
+
+
+# ---- audio
+
+
+class RoundedLog10(TorchFunctionMode):
+    """In its context `log10` computes in float64 and rounds, so that log-mel features are the same on each processor.
+
+    In float32 MKL's rests on the processor's approximate reciprocal, which vendors fill in differently: one value in
+    some 70,000 has another last bit on an emulated Intel processor than on an AMD one.
+    """
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.Tensor.log10 and args[0].dtype == torch.float32:
+            return args[0].double().log10().float()
+        return function(*args, **(kwargs or {}))
+
+
+def to_waveform(
+    audio: Any, sampling_rate: int | None, to_hz: int, max_s: float, truncation: bool = False, name: str = "the audio"
+) -> tuple[np.ndarray, float]:
+    """Mono float32 at the tower's rate, checked.
+
+    Args:
+        audio: a path or the bytes of a file, or samples: an array, tensor or list, (samples,) or, in either order,
+            (channels, samples); or {"array": samples, "sampling_rate": Hz}. Integers are scaled to [-1, 1) by their
+            type.
+        sampling_rate: rate of samples that come without one, Hz; `to_hz` if not given.
+        to_hz: rate of the result.
+        max_s: longest audio that is accepted.
+        truncation: whether to cut what is longer.
+        name: what errors call it.
+
+    Returns:
+        float32 (samples,), and the seconds that were cut off.
+
+    Raises:
+        InputError: a file that cannot be read, samples of another shape or type or that are not finite, audio longer
+            than `max_s` that is not to be cut.
+    """
+    if is_file(audio):
+        total_s = audio_duration_s(audio, name) if truncation else None
+        if total_s is None or total_s <= max_s:
+            return load_audio(audio, to_hz, max_s=max_s, name=name), 0.0
+        return load_audio(audio, to_hz, max_s=None, end_s=max_s, name=name), total_s - max_s
+    if isinstance(audio, Mapping):
+        own_rate = audio.get("sampling_rate")
+        audio, sampling_rate = audio["array"], sampling_rate if own_rate is None else own_rate
+    waveform = _mono(audio, name)
+    rate = to_hz if sampling_rate is None else sampling_rate
+    if isinstance(rate, bool) or not isinstance(rate, (int, np.integer)) or rate < 1:
+        raise InputError(f"{name}: the sampling rate is {rate!r}; a whole number of Hz, at least 1, is needed.")
+    seconds = len(waveform) / rate
+    dropped_s = max(0.0, seconds - max_s)
+    if dropped_s and truncation:
+        waveform = waveform[: int(max_s * rate)]
+    elif dropped_s:
+        raise InputError(
+            f"{name}: the audio is {seconds:.1f} s long, but max_audio_s is {max_s:g}. Cut it, raise "
+            '`processor.max_audio_s`, or have it cut by audio_kwargs={"truncation": True}.'
+        )
+    return (waveform if rate == to_hz else resample(waveform, int(rate), to_hz)), dropped_s
+
+
+def _mono(audio: np.ndarray | torch.Tensor | Sequence, name: str) -> np.ndarray:
+    """The mean of the channels, float32 (samples,)."""
+    if isinstance(audio, torch.Tensor):
+        audio = audio.detach().cpu()
+        samples = (audio.float() if audio.is_floating_point() else audio).numpy()
+    else:
+        try:
+            samples = np.asarray(audio)
+        except ValueError as error:  # channels of different lengths
+            raise InputError(f"{name}: the samples are no array ({error}).") from error
+    square = samples.ndim == 2 and 1 < samples.shape[0] == samples.shape[1]
+    if samples.ndim not in (1, 2) or samples.size == 0 or square:
+        raise InputError(
+            f"{name}: a waveform of shape {samples.shape} was given; allowed are (samples,), (channels, samples) and "
+            "(samples, channels), with at least 1 sample and more samples than channels."
+        )
+    if samples.dtype.kind != "f" and samples.dtype not in (np.uint8, np.int8, np.int16, np.int32):
+        raise InputError(
+            f"{name}: samples of type {samples.dtype} were given; allowed are floats in [-1, 1] and integers of 8, 16 "
+            "or 32 bits."
+        )
+    samples = scaled(samples)
+    if samples.ndim == 2:
+        samples = samples.mean(0 if samples.shape[0] <= samples.shape[1] else 1)
+    if not np.isfinite(samples).all():
+        raise InputError(f"{name}: the audio holds NaN or infinite samples. Export it again.")
+    if (peak := float(np.abs(samples).max())) > _LOUDEST:
+        raise InputError(
+            f"{name}: samples reach {peak:.0f}, and floats lie in [-1, 1]; divide what was read as 16-bit integers by "
+            "32768, or give the integers."
+        )
+    return samples

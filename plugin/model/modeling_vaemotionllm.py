@@ -1,8 +1,9 @@
-"""VAEmotionLLM: a transformers vision-language model with a second pair of senses, hearing and emotion."""
+"""VAEmotionLLM: a transformers vision-language model with audio and emotion added to it."""
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Unpack
+from typing import NamedTuple, Unpack
 
 import torch
 from torch import nn
@@ -11,6 +12,7 @@ from transformers import (
     AutoModel,
     AutoModelForImageTextToText,
     AutoTokenizer,
+    GenerationMixin,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -19,19 +21,28 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 from transformers.utils import TransformersKwargs, can_return_tuple
 
-from .audio_projector import AudioProjector
-from .checkpoint_loading import load_checkpoint, without_backbone
-from .configuration_vaemotionllm import EMOTION_ADAPTER_FIELDS, VAEmotionLLMConfig, check_config_fields
+from .audio_projector import AudioProjector, check_audio_tower
+from .checkpoint import commit_of, load_checkpoint, without_backbone
+from .configuration_vaemotionllm import EMOTION_ADAPTER_FIELDS, MODALITIES, VAEmotionLLMConfig, check_config_fields
 from .emotion_adapter import EmotionAdapter, ZeroLinear
 from .emotion_prediction import EmotionPrediction, predict_emotion
-from .media_generation import MediaGenerationMixin
+from .input_error import InputError
 from .media_injection import MediaInjection
 from .processing_vaemotionllm import add_audio_token
-from .transformers_api import CACHE
-from .weight_files import commit_of
+from .transformers_api import CACHE, check_transformers, given_cache
 
-# What a backbone's forward takes of pictures and films.
+check_transformers()
+
+# What a backbone's forward takes of images and videos.
 VISUAL_INPUTS = ("pixel_values", "pixel_values_videos", "mm_encoder_outputs")
+
+
+class ModalityOutput(NamedTuple):
+    """What the Supervisor gives for one modality: (B,) valence and arousal, (B, K) logits or None; see `of`."""
+
+    valence: torch.Tensor
+    arousal: torch.Tensor
+    emotion_logits: torch.Tensor | None
 
 
 @dataclass
@@ -43,7 +54,7 @@ class VAEmotionLLMOutput(ModelOutput):
         logits: (B, T, V), or (N, V) at the positions of `response_mask` where one was given; None with `response_fn`.
         response: what `response_fn` returned, where one was given.
         valence: (B, 3) float32 in [-1, 1], columns audio, visual, audio-visual; NaN where the sample lacks the
-            modality. None with the adapter off.
+            modality. None with the adapter off. `of` gives a column by its name.
         arousal: (B, 3), likewise.
         emotion_logits: (B, 3, K) float32 logits of `config.emotion_labels`, likewise; None without labels.
         cache, hidden_states, attentions: the backbone's. The cache is `past_key_values` as well, by its older name.
@@ -65,9 +76,27 @@ class VAEmotionLLMOutput(ModelOutput):
         def past_key_values(self):
             return self.cache
 
+    def of(self, modality: str) -> ModalityOutput:
+        """Valence, arousal and emotion logits of one modality.
 
-class VAEmotionLLMForConditionalGeneration(PreTrainedModel, MediaGenerationMixin):
-    """A vision-language model that hears.
+        Args:
+            modality: "audio", "visual" or "av".
+
+        Raises:
+            ValueError: another modality, or an output that was made with the adapter off.
+        """
+        if modality not in MODALITIES:
+            raise ValueError(f"{modality!r} is no modality; allowed are {', '.join(map(repr, MODALITIES))}.")
+        if self.valence is None or self.arousal is None:
+            raise ValueError("the output holds no emotion: the adapter was off. Call the model with use_adapter=True.")
+        column, logits = MODALITIES.index(modality), self.emotion_logits
+        return ModalityOutput(
+            self.valence[:, column], self.arousal[:, column], None if logits is None else logits[:, column]
+        )
+
+
+class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """A vision-language model with audio and emotion.
 
     `vlm` is a complete transformers image-text-to-text model and is called as it is: audio tokens and the Enhancer's
     residual enter at the input of its decoder. With no audio in the input and the adapter off nothing of ours runs,
@@ -98,7 +127,7 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, MediaGenerationMixin
         # The same, unless somebody set the latter.
         setattr(config.vlm_config, "tie_word_embeddings", config.tie_word_embeddings)  # noqa: B010
         self.vlm = AutoModelForImageTextToText.from_config(config.vlm_config) if vlm is None else vlm
-        self.audio_tower = _new_tower(config.audio_config) if audio_tower is None else audio_tower
+        self.audio_tower = _new_audio_tower(config.audio_config) if audio_tower is None else audio_tower
         self.audio_projector = AudioProjector(config)
         self.emotion_adapter = EmotionAdapter(config)
         self._no_split_modules = list(self.vlm._no_split_modules or []) + list(
@@ -108,31 +137,49 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, MediaGenerationMixin
 
     @classmethod
     def from_backbone(
-        cls, vlm: str, audio: str, dtype="auto", attn_implementation: str | None = None, **config_fields
+        cls,
+        vlm: str | PreTrainedModel,
+        audio: str,
+        dtype="auto",
+        attn_implementation: str | None = None,
+        **config_fields,
     ):
-        """Bolts hearing onto a vision-language model: loads both halves, makes projector and EmoAdapter anew.
+        """Adds an audio encoder to a vision-language model: loads both, makes a new projector and a new EmoAdapter.
 
         Args:
-            vlm: folder or Hub name of any image-text-to-text model of transformers.
+            vlm: folder or Hub name of any image-text-to-text model of transformers, or such a model that was loaded
+                already, in 4 bits for example. Its folder or name is then taken from it, for the tokenizer.
             audio: folder or Hub name of a Whisper or Audio Spectrogram Transformer model; its encoder is used.
-            dtype: dtype of the weights, as in `from_pretrained`.
-            attn_implementation: attention backend, as in `from_pretrained`.
+            dtype: dtype of the weights, as in `from_pretrained`; a loaded model keeps its own, which holds for the
+                other parts as well.
+            attn_implementation: attention backend, as in `from_pretrained`; a loaded model keeps its own.
             **config_fields: fields of [`VAEmotionLLMConfig`], such as `projector_stride`.
 
         Returns:
             The model. Its processor is `VAEmotionLLMProcessor.from_backbone(vlm, audio)` with the same
-            `projector_stride`.
+            `projector_stride`, and with the backbone's name as `vlm`.
 
         Raises:
             ValueError: a field that does not exist, or a value of a wrong type.
+            InputError: an audio encoder of another type, or a loaded backbone without a name.
         """
         check_config_fields(config_fields)
-        revision = commit_of(vlm)
+        audio_config = AutoConfig.from_pretrained(audio)
+        check_audio_tower(audio_config)
+        backbone = vlm if isinstance(vlm, PreTrainedModel) else None
+        name = str(vlm) if backbone is None else backbone.name_or_path
+        if not name:
+            raise InputError(
+                "the loaded backbone has no name_or_path, from which its tokenizer is read; load it by "
+                "from_pretrained, or give its folder or Hub name in place of the model."
+            )
+        revision = commit_of(name) if backbone is None else getattr(backbone.config, "_commit_hash", None)
         pinned = {} if revision is None else {"revision": revision}
-        tokenizer = AutoTokenizer.from_pretrained(vlm, **pinned)
-        backbone = AutoModelForImageTextToText.from_pretrained(
-            vlm, dtype=dtype, attn_implementation=attn_implementation, use_safetensors=True, **pinned
-        )
+        tokenizer = AutoTokenizer.from_pretrained(name, **pinned)
+        if backbone is None:
+            backbone = AutoModelForImageTextToText.from_pretrained(
+                name, dtype=dtype, attn_implementation=attn_implementation, use_safetensors=True, **pinned
+            )
         tower = _encoder_of(
             AutoModel.from_pretrained(
                 audio, dtype=backbone.dtype, attn_implementation=attn_implementation, use_safetensors=True
@@ -140,16 +187,19 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, MediaGenerationMixin
         )
         config = cls.config_class(
             vlm_config=backbone.config,
-            audio_config=AutoConfig.from_pretrained(audio),
+            audio_config=audio_config,
             audio_token_id=add_audio_token(tokenizer),
             dtype=backbone.dtype,
             # A new config sets its own attention on the backbone's, which is a part of it: None would mean eager.
             attn_implementation=backbone.config._attn_implementation,
-            backbone_name=str(vlm),
+            backbone_name=name,
             backbone_revision=revision,
             **config_fields,
         )
-        model = cls(config, vlm=backbone, audio_tower=tower).to(backbone.dtype)
+        model = cls(config, vlm=backbone, audio_tower=tower)
+        # Not the backbone: its float32 buffers stay what they are, and quantized weights cannot be cast.
+        for part in (model.audio_tower, model.audio_projector, model.emotion_adapter):
+            part.to(device=backbone.device, dtype=backbone.dtype)
         model.generation_config = backbone.generation_config
         return model
 
@@ -186,8 +236,15 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, MediaGenerationMixin
             *args, **kwargs: as of every transformers model.
 
         Raises:
-            InputError: with `audio_only`, a backbone that is not known, cannot be read, or was changed.
+            InputError: a backbone that was quantized on its own; with `audio_only`, one that is not known, cannot be
+                read, or was changed.
         """
+        adapted = getattr(self, "_hf_peft_config_loaded", False)  # then the adapter alone is saved
+        if getattr(self.vlm, "is_quantized", False) and not getattr(self, "is_quantized", False) and not adapted:
+            raise InputError(
+                "the backbone was quantized before the model was made of it, and such weights could not be loaded "
+                "again. Save what was trained as a PEFT adapter, or make the model of the backbone's name."
+            )
         name = f"{__name__.rsplit('.', 1)[-1]}.{type(self).__name__}"
         models = ("AutoModel", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
         self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **dict.fromkeys(models, name)}
@@ -215,7 +272,7 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, MediaGenerationMixin
             init.normal_(module.boundary, std=self.config.get_text_config().initializer_range)
 
     def reset_emotion_adapter(self, **config_fields) -> None:
-        """Makes EmoAdapter anew, untrained, in another form; a calibration goes.
+        """Makes a new EmoAdapter, untrained, in another form; a calibration goes.
 
         Args:
             **config_fields: fields of [`VAEmotionLLMConfig`] that begin with `enhancer_` or `supervisor_`.
@@ -235,8 +292,8 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, MediaGenerationMixin
     def set_emotion_labels(self, labels: Sequence[str] | None) -> None:
         """Makes the Supervisor give probabilities for these labels, in this order; None for no label.
 
-        All else stays as it is, the heads of labels that stay too; those of new ones start anew, and a calibration
-        goes. Labels that are there already in this order change nothing.
+        All else stays as it is, the heads of labels that stay too; those of new ones start untrained, and a
+        calibration goes. Labels that are there already in this order change nothing.
 
         Raises:
             ValueError: fewer than two, or the same twice.
@@ -252,7 +309,7 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, MediaGenerationMixin
         if new is not None and labels is not None:
             new.to(next(supervisor.parameters()))
             before = self.config.emotion_labels or []
-            kept = [(place, before.index(label)) for place, label in enumerate(labels) if label in before]
+            kept = [(number, before.index(label)) for number, label in enumerate(labels) if label in before]
             for number, head in enumerate(new):
                 self._init_weights(head)
                 with torch.no_grad():
@@ -262,23 +319,14 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, MediaGenerationMixin
         supervisor.labels = new
         self.config.emotion_labels, self.config.emotion_calibration = labels, None
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.vlm.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module):
-        self.vlm.set_input_embeddings(value)
-
     def get_output_embeddings(self) -> nn.Module:
         return self.vlm.get_output_embeddings()
 
     def set_output_embeddings(self, value: nn.Module):
         self.vlm.set_output_embeddings(value)
 
-    def get_decoder(self, *args, **kwargs) -> nn.Module:
-        return self.vlm.get_decoder(*args, **kwargs)
-
     def enable_input_require_grads(self):
-        """Makes the LLM's input embeddings require gradients: what the library asks for with gradient checkpointing.
+        """Makes the LLM's input embeddings require gradients: what gradient checkpointing needs.
 
         The library's own does so for every inner model. Frozen towers would then keep their activations and run a
         backward pass, for a gradient that nobody reads.
@@ -366,7 +414,7 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, MediaGenerationMixin
             input_ids: (B, T) int64, as the processor gave them.
             attention_mask: (B, T), 0 on padding.
             inputs_embeds: (B, T, D), the tokens' embeddings in place of `input_ids`, or beside them where the backbone
-                takes both. Without ids, the embedding of a placeholder marks where media stand.
+                takes both. Without ids, the embedding of a placeholder marks where media are.
             input_features: audio features of all windows in the batch, see `get_audio_features`.
             audio_num_tokens: (W,) audio tokens of each window.
             labels: (B, T) int64, -100 where no loss is wanted; shifted inside.
@@ -386,7 +434,7 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, MediaGenerationMixin
         """
         adapter_on = self.config.adapter_enabled if use_adapter is None else use_adapter
         media = (input_features, audio_states, *(value for name, value in kwargs.items() if name in VISUAL_INPUTS))
-        # A graph of text alone has no place for the adapter, whose path depends on where the media stand.
+        # A graph of text alone leaves out the adapter, whose operations depend on where the media are.
         text_graph = torch.compiler.is_compiling() and all(value is None for value in media)
         injection = self._prepare_injection(
             input_ids, input_features, audio_num_tokens, adapter_on and not text_graph, audio_states, inputs_embeds
@@ -427,8 +475,56 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, MediaGenerationMixin
             cache=output.get(CACHE),
             hidden_states=output.hidden_states,
             attentions=output.attentions,
-            **(self._no_readings(output[0]) if text_graph and adapter_on else self._readings(injection)),
+            **(self._no_emotion(output[0]) if text_graph and adapter_on else self._emotion(injection)),
         )
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        input_features: torch.Tensor | None = None,
+        audio_num_tokens: torch.Tensor | None = None,
+        audio_states: torch.Tensor | None = None,
+        use_adapter: bool | None = None,
+        **kwargs,
+    ):
+        """`generate` of the backbone, with audio and the adapter; takes what `forward` and the backbone's take.
+
+        The audio is encoded once and enters in the prefill. To resume from a `cache`, give the whole
+        conversation's ids, or the new ones with the whole conversation's `attention_mask`, and the new media alone;
+        the Enhancer takes in those alone too. With `return_dict_in_generate=True` and the adapter on the
+        result also has `valence`, `arousal` (B, 3) and `emotion_logits` (B, 3, K), as `forward` gives them for the
+        prompt.
+        """
+        if self.generation_config is not None:
+            self.vlm.generation_config = self.generation_config
+        if kwargs.get("inputs") is not None:
+            input_ids = kwargs.pop("inputs")
+        if isinstance(assistant := kwargs.get("assistant_model"), VAEmotionLLMForConditionalGeneration):
+            kwargs["assistant_model"] = assistant.vlm  # it proposes, and this model, which has the media, decides
+        cached = _cached_length(input_ids, given_cache(kwargs), **kwargs)
+        injection = self._prepare_injection(
+            None if input_ids is None else input_ids[:, cached:],
+            input_features,
+            audio_num_tokens,
+            use_adapter,
+            audio_states,
+            None if kwargs.get("inputs_embeds") is None else kwargs["inputs_embeds"][:, cached:],
+        )
+        if injection is not None:
+            self._check_passes(injection, kwargs)
+        backbone_ids = self._backbone_ids(input_ids)
+        with self._entered(injection):
+            generated = self.vlm.generate(input_ids=backbone_ids, **kwargs)
+        if backbone_ids is not input_ids:
+            sequences = generated if isinstance(generated, torch.Tensor) else generated.sequences
+            assert input_ids is not None  # only ids can hold placeholders
+            copies = sequences.shape[0] // input_ids.shape[0]
+            sequences[:, : input_ids.shape[1]] = input_ids.repeat_interleave(copies, dim=0)
+        if isinstance(generated, ModelOutput):
+            for name, value in self._emotion(injection).items():
+                generated[name] = value
+        return generated
 
     def predict_emotion(
         self,
@@ -443,14 +539,14 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, MediaGenerationMixin
 
         Args:
             clips: a clip or a list of clips, each a mapping with `audio`, with `image` or `video`, or with `audio` and
-                one of the two. Values are files (paths or bytes) or `MediaFeatures` of the processor; a sound may be
+                one of the two. Values are files (paths or bytes) or `MediaFeatures` of the processor; an audio may be
                 float32 (samples,) at `processor.sampling_rate`, an image a PIL image.
             processor: the processor saved with this model.
             batch_size: clips that go through the model at a time.
 
         Returns:
             A prediction for each clip: valence, arousal, probabilities of `config.emotion_labels`, intervals where the
-            model is calibrated (`vaemotionllm calibrate`), and how far sound and sight disagree.
+            model is calibrated (`vaemotionllm calibrate`), and how far audio and visual disagree.
 
         Raises:
             InputError: a clip without media or with too many, a file that cannot be decoded, a model whose Supervisor
@@ -458,8 +554,107 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, MediaGenerationMixin
         """
         return predict_emotion(self, processor, clips, batch_size)
 
+    def _check_passes(self, injection: MediaInjection, generate_options: Mapping) -> None:
+        """Refuses ways to generate in which a pass over the prompt would lack what the media need."""
+        config = generate_options.get("generation_config") or self.generation_config
 
-def _new_tower(config: PreTrainedConfig) -> PreTrainedModel:
+        def option(name: str):
+            return generate_options.get(name, getattr(config, name, None))
+
+        if option("assistant_early_exit") is not None or option("assistant_model") is self.vlm:
+            raise ValueError(
+                "The model was given as its own assistant (assistant_model or assistant_early_exit), but its decoder "
+                "takes audio and the adapter once. Give another model, or generate without audio and with "
+                "use_adapter=False."
+            )
+        mixed = injection.audio_mask.any(1) & injection.visual_mask.any(1)
+        if option("prefill_chunk_size") and injection.enhancers and self.config.enhancer_context and bool(mixed.any()):
+            raise ValueError(
+                f"prefill_chunk_size is {option('prefill_chunk_size')}, which cuts the prompt into passes of its own, "
+                "but in a sample with audio and visual the Enhancer needs both at once. Leave it out, or give "
+                "use_adapter=False."
+            )
+
+    def _entered(self, injection: MediaInjection | None):
+        return contextlib.nullcontext() if injection is None else injection.entered(self.vlm.get_decoder())
+
+    def _backbone_ids(self, input_ids: torch.Tensor | None) -> torch.Tensor | None:
+        """The ids that the backbone may look up: an audio placeholder beyond its vocabulary becomes id 0."""
+        if input_ids is None or self.config.audio_token_id < self.config.get_text_config().vocab_size:
+            return input_ids
+        return input_ids.masked_fill(input_ids == self.config.audio_token_id, 0)
+
+    def _prepare_injection(
+        self, input_ids, input_features, audio_num_tokens, use_adapter, audio_states=None, inputs_embeds=None
+    ) -> MediaInjection | None:
+        use_adapter = self.config.adapter_enabled if use_adapter is None else use_adapter
+        without_audio = input_features is None and audio_states is None
+        if without_audio and not use_adapter:
+            # Placeholders without features must not pass as ordinary tokens.
+            if input_ids is not None:
+                _refuse_placeholders((input_ids == self.config.audio_token_id).any())
+            return None
+        if input_ids is None and inputs_embeds is None:
+            if without_audio:
+                return None  # the backbone says what it lacks, or begins a text of its own
+            raise ValueError("Audio needs input_ids, which hold its placeholders; none were given.")
+        audio_mask, visual_mask = self._media_masks(input_ids, inputs_embeds)
+        audio_embeds = None
+        if not without_audio:
+            if input_ids is None and self.config.audio_token_id >= self.config.get_text_config().vocab_size:
+                raise ValueError(
+                    f"Audio needs input_ids, which hold its placeholders; only inputs_embeds were given. The "
+                    f"placeholder's id {self.config.audio_token_id} lies beyond the vocabulary of "
+                    f"{self.config.get_text_config().vocab_size}, so no embedding marks where audio is."
+                )
+            audio_embeds = self.get_audio_features(
+                input_features, audio_num_tokens, audio_states, return_dict=True
+            ).pooler_output
+        found, given = int(audio_mask.sum()), 0 if audio_embeds is None else audio_embeds.shape[0]
+        if found != given:
+            raise ValueError(
+                f"input_ids hold {found} audio placeholders, but the audio features give {given} embeddings. Make "
+                "both with one call of the processor that was saved with this model; to resume from a cache, give the "
+                "new audio alone."
+            )
+        enhancers = self.emotion_adapter.enhancers if use_adapter else None
+        return MediaInjection(audio_mask, visual_mask, audio_embeds, enhancers)
+
+    def _media_masks(self, input_ids, inputs_embeds) -> tuple[torch.Tensor, torch.Tensor]:
+        """Masks of the audio and the visual tokens, (B, T) bool each; by the placeholders' embeddings without ids."""
+        audio, visual = self.config.audio_token_id, self.config.visual_token_ids
+        if input_ids is not None:
+            return input_ids == audio, torch.isin(input_ids, torch.tensor(visual, device=input_ids.device))
+        table = self.get_input_embeddings()
+        nowhere = torch.zeros(inputs_embeds.shape[:2], dtype=torch.bool, device=inputs_embeds.device)
+
+        def positions_of(token_ids: list[int]) -> torch.Tensor:
+            known = [token_id for token_id in token_ids if token_id < self.config.get_text_config().vocab_size]
+            rows = table(torch.tensor(known, dtype=torch.long, device=inputs_embeds.device))  # (n, D)
+            return sum(((inputs_embeds == row).all(-1) for row in rows), start=nowhere)
+
+        return positions_of([audio]), positions_of(visual)
+
+    def _emotion(self, injection: MediaInjection | None) -> dict[str, torch.Tensor | None]:
+        """What the Supervisor gives after a call; nothing with the adapter off."""
+        if injection is None or injection.enhancers is None:
+            return {}
+        states = injection.last_hidden_state
+        copies = states.shape[0] // injection.audio_mask.shape[0]
+        valence, arousal, logits = self.emotion_adapter.supervisor(
+            states[::copies], injection.audio_mask, injection.visual_mask
+        )
+        return {"valence": valence, "arousal": arousal, "emotion_logits": logits}
+
+    def _no_emotion(self, states: torch.Tensor) -> dict[str, torch.Tensor | None]:
+        """What the Supervisor gives for samples without media: NaN."""
+        labels = self.config.emotion_labels
+        nothing = torch.full((states.shape[0], len(MODALITIES), len(labels or ())), torch.nan, device=states.device)
+        valence = nothing.new_full(nothing.shape[:2], torch.nan)
+        return {"valence": valence, "arousal": valence.clone(), "emotion_logits": nothing if labels else None}
+
+
+def _new_audio_tower(config: PreTrainedConfig) -> PreTrainedModel:
     """A new audio encoder. Whisper's is made without its decoder, which is as large and would be thrown away."""
     if config.model_type == "whisper":
         from transformers.models.whisper.modeling_whisper import WhisperEncoder
@@ -471,6 +666,24 @@ def _new_tower(config: PreTrainedConfig) -> PreTrainedModel:
 def _encoder_of(model: PreTrainedModel) -> PreTrainedModel:
     """The audio encoder of a loaded model: Whisper's encoder half, or the model itself."""
     return model.get_encoder() if model.config.is_encoder_decoder else model
+
+
+def _cached_length(input_ids, given, attention_mask=None, inputs_embeds=None, **_) -> int:
+    """Tokens at the front of a prompt that a given cache holds, as `generate` of transformers understands it."""
+    if given is None or given.get_seq_length() == 0:
+        return 0
+    if inputs_embeds is None and attention_mask is not None and attention_mask.shape[1] != input_ids.shape[1]:
+        return 0  # the mask is that of the whole conversation: the ids are the new ones
+    return int(given.get_seq_length())
+
+
+def _refuse_placeholders(placeholders: torch.Tensor) -> None:
+    """Raises where a batch without audio holds (a bool scalar) placeholders of audio."""
+    message = "input_ids hold audio placeholders but no input_features were given."
+    if torch.compiler.is_compiling():
+        torch._assert_async(~placeholders, message)
+    elif bool(placeholders):
+        raise ValueError(message)
 
 
 VAEmotionLLMForConditionalGeneration.register_for_auto_class("AutoModel")

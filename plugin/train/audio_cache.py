@@ -12,7 +12,7 @@ import torch
 
 from ..data.dataset import ClipDataset
 from ..data.manifest import Clip
-from ..model.audio_lengths import BOUNDARY_TOKENS
+from ..model.audio_projector import BOUNDARY_TOKENS
 from ..model.processing_vaemotionllm import AUDIO_TOKEN, MediaFeatures
 from ..utils import ClipError, InputError
 from .hashes import header_of, heard_hash, weights_hash

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 from ..data.manifest import Clip, read_manifest
-from ..model.audio_lengths import (
+from ..model.audio_projector import (
     encoder_samples_per_position,
     num_placeholders,
     split_into_windows,

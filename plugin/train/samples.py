@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..data.chat import media_of, read_chat, text_of
 from ..data.dataset import MEDIA_OF_MODALITY
-from ..data.manifest import Clip
+from ..data.manifest import Clip, media_of, read_chat, text_of
 from ..data.samplers import seeded_random
 from ..model.configuration_vaemotionllm import MODALITIES
 from ..utils import InputError

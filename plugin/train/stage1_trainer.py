@@ -51,7 +51,7 @@ class Stage1Trainer(StageTrainer):
 
     def _watch(self, values: torch.Tensor, batch) -> None:
         """Mean divergence at places of the response, and by kind of prompt."""
-        places = batch["places"] + 1  # (N,)
+        places = batch["positions"] + 1  # (N,)
         for first, last in _PLACES:
             inside = (places >= first) & (places <= (last or torch.inf))
             self.observe(_place_name((first, last)), (values * inside).sum(), inside.sum())

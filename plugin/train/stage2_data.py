@@ -5,11 +5,17 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..data.chat import text_of
 from ..data.collator import Stage2Collator
-from ..data.dataset import MEDIA_OF_MODALITY, ClipDataset, ClipEncoder, possible_modalities
-from ..data.general import Conversation, WithGeneral, read_general
-from ..data.manifest import Clip, read_manifest
+from ..data.dataset import (
+    MEDIA_OF_MODALITY,
+    ClipDataset,
+    ClipEncoder,
+    Conversation,
+    WithGeneral,
+    possible_modalities,
+    read_general,
+)
+from ..data.manifest import Clip, read_manifest, text_of
 from ..data.samplers import class_weights, modality_of_step
 from ..utils import InputError
 from .benchmark_overlap import benchmark_questions, benchmark_texts, refuse_benchmark_texts

@@ -22,7 +22,7 @@ from ..data.collator import ConversationRenderer, build_inputs, modality_inputs
 from ..data.dataset import ClipDataset, Failure, Sample
 from ..data.manifest import Clip
 from ..data.samplers import SampleKey, seeded_random
-from ..model.audio_lengths import num_placeholders
+from ..model.audio_projector import num_placeholders
 from ..utils import ClipError, InputError
 from .hashes import header_of, heard_hash, processor_hash, seen_hash, weights_hash
 from .prompts import Prompt, PromptSource

@@ -30,7 +30,7 @@ from vaemotionllm.benchmark.questions import BuildConfig, read_build_config
 from vaemotionllm.benchmark.validate import validate
 from vaemotionllm.cli.main import main
 from vaemotionllm.data.manifest import Clip, read_manifest
-from vaemotionllm.data.media import load_audio, load_video
+from vaemotionllm.model.media import load_audio, load_video
 
 PLANE = {"joyful": (0.7, 0.5), "calm": (0.6, -0.5), "sad": (-0.6, -0.4), "tense": (-0.6, 0.6), "proud": (0.4, 0.3)}
 CONTENTS = {"film": ("rain", "fire", "bell", "drum"), "painting": ("horse", "harbour", "orchard", "bridge")}

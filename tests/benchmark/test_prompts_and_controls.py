@@ -12,8 +12,8 @@ import soundfile
 from vaemotionllm import InputError
 from vaemotionllm.benchmark import controls, prompts, schema
 from vaemotionllm.cli.main import main
-from vaemotionllm.data.media import load_audio
 from vaemotionllm.evaluation import artemo
+from vaemotionllm.model.media import load_audio
 from vaemotionllm.nano import select
 
 OPTIONS = ["calm", "joyful", "calm sea", "tense"]

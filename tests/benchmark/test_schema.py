@@ -11,7 +11,7 @@ import pytest
 
 from vaemotionllm import InputError
 from vaemotionllm.benchmark import schema
-from vaemotionllm.data.media import load_audio, load_image
+from vaemotionllm.model.media import load_audio, load_image
 
 MEDIUM = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 

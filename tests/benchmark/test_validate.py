@@ -17,7 +17,7 @@ from vaemotionllm import InputError
 from vaemotionllm.benchmark import validate as checks
 from vaemotionllm.benchmark.validate import Medium, validate
 from vaemotionllm.cli.main import main
-from vaemotionllm.data.media import load_audio
+from vaemotionllm.model.media import load_audio
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,8 @@ from vaemotionllm import InputError, VAEmotionLLMForConditionalGeneration, VAEmo
 from vaemotionllm.data.collator import ConversationRenderer, Stage1Collator, Stage2Collator, build_inputs
 from vaemotionllm.data.dataset import ClipDataset, ClipEncoder, Failure
 from vaemotionllm.data.manifest import Clip, read_manifest
-from vaemotionllm.data.media import load_audio, load_image
 from vaemotionllm.data.samplers import SampleKey, ScheduledBatchSampler, modality_of_step, seeded_random
+from vaemotionllm.model.media import load_audio, load_image
 from vaemotionllm.train.instructions import Instruction
 
 
@@ -101,7 +101,7 @@ def test_answers_end_with_the_end_token_and_are_the_template_s(processor):
     assert whole.startswith(prompt + "joy<|im_end|>")
 
 
-def test_stage2_labels_and_paths(clips, processor):
+def test_stage2_labels_and_modality(clips, processor):
     dataset = make_dataset(clips, processor)
     without = clips[3].without_labels()
     labelled = ClipDataset([clips[1], without], dataset.encoder, lambda step, clip: ("visual", "audio"))
@@ -186,11 +186,11 @@ def test_a_step_holds_one_group():
     ]  # three videos fill one step with a repeat
 
 
-def test_paths_follow_their_weights_and_the_seed():
+def test_modalities_follow_their_weights_and_the_seed():
     weights = {"audio": 3.0, "visual": 0.0, "av": 1.0}
     modalities = [modality_of_step(7, step, weights) for step in range(2000)]
     assert modalities == [modality_of_step(7, step, weights) for step in range(2000)]
-    assert set(modalities) == {"audio", "av"} and np.mean([p == "audio" for p in modalities]) == pytest.approx(
+    assert set(modalities) == {"audio", "av"} and np.mean([m == "audio" for m in modalities]) == pytest.approx(
         0.75, abs=0.04
     )
     assert modalities != [modality_of_step(8, step, weights) for step in range(2000)]
@@ -249,5 +249,5 @@ def test_rows_are_padded_on_the_right_to_the_longest(clips, processor):
         assert attended.tolist() == [1] * length + [0] * (len(ids) - length)
         places = response.nonzero().flatten()
         assert places[-1] == length - 1 and places.tolist() == list(range(int(places[0]), int(length)))
-    assert len(batch["places"]) == student["response_mask"].sum() and batch["weights"] == [1.0] * 8
-    assert batch["places"][0] == 0 and batch["ids"] == [clip.id for clip in clips]
+    assert len(batch["positions"]) == student["response_mask"].sum() and batch["weights"] == [1.0] * 8
+    assert batch["positions"][0] == 0 and batch["ids"] == [clip.id for clip in clips]

@@ -48,6 +48,14 @@ def test_labels_can_be_taken_off(tmp_path):
     assert (bare.content, bare.emotion, bare.valence, bare.arousal, bare.caption, bare.art_form) == (None,) * 6
 
 
+def test_val_is_validation(tmp_path, row):
+    path = write(tmp_path, row, row | {"id": "b", "split": "val"}, row | {"id": "c", "split": "validation"})
+    for split in ("val", "validation"):
+        assert [(clip.id, clip.split) for clip in read_manifest(path, split)] == [
+            ("b", "validation"), ("c", "validation")
+        ]  # fmt: skip
+
+
 def test_emotion_as_a_distribution(tmp_path, row):
     clips = read_manifest(write(tmp_path, row | {"emotion": {"joy": 0.75, "fear": 0.25, "calm": None}}))
     assert clips[0].emotion == {"joy": 0.75, "fear": 0.25}
@@ -88,7 +96,7 @@ def test_other_errors(tmp_path, row):
         read_manifest(tmp_path / "none.jsonl")
     with pytest.raises(InputError, match="row 2: id 'a' was already used in row 1"):
         read_manifest(write(tmp_path, row, row))
-    with pytest.raises(InputError, match="unknown split 'dev'"):
+    with pytest.raises(InputError, match="unknown split 'dev': allowed are train, validation, test, benchmark"):
         read_manifest(write(tmp_path, row), "dev")
     with pytest.raises(InputError, match="no clip with split 'test'"):
         read_manifest(write(tmp_path, row), "test")

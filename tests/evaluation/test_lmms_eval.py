@@ -19,11 +19,11 @@ from PIL import Image
 from vaemotionllm import InputError
 from vaemotionllm.benchmark import schema
 from vaemotionllm.cli.main import main
-from vaemotionllm.data.media import load_audio
 from vaemotionllm.evaluation import artemo, lmms_model, refusals
 from vaemotionllm.evaluation.compare import compare
 from vaemotionllm.evaluation.lmms_model import VAEmotionLLM
 from vaemotionllm.evaluation.requests import Medium, Request, batches, cut, generation_arguments
+from vaemotionllm.model.media import load_audio
 
 GREEDY = {"max_new_tokens": 6, "temperature": 0, "do_sample": False, "until": ["\n\n"]}
 
@@ -116,7 +116,7 @@ def test_answers_depend_on_the_sound(model_folder, documents, alone, tmp_path):
     import soundfile
 
     from vaemotionllm.benchmark.controls import replaced
-    from vaemotionllm.data.media import load_audio
+    from vaemotionllm.model.media import load_audio
 
     muted = []
     for row in documents["artemo_all"]["test"]:
@@ -151,7 +151,7 @@ def test_media_in_memory_are_taken(model_folder, documents, alone):
     av = next(i for i, row in enumerate(rows) if row["audio"] and row["image"])
 
     def to_messages(doc):
-        from vaemotionllm.data.media import load_audio
+        from vaemotionllm.model.media import load_audio
 
         return [
             {

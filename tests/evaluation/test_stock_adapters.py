@@ -14,8 +14,8 @@ import tiny
 from test_lmms_eval import documents_of, lmms_eval
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from vaemotionllm.data.media import load_audio
 from vaemotionllm.evaluation import artemo
+from vaemotionllm.model.media import load_audio
 from vaemotionllm.patches import lmms_eval_huggingface
 
 

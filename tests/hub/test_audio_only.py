@@ -15,8 +15,8 @@ from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from vaemotionllm import InputError, VAEmotionLLMForConditionalGeneration, VAEmotionLLMProcessor
 from vaemotionllm.hub.audio_only import write_audio_only
+from vaemotionllm.model.checkpoint import Backbone, Weights, fingerprint
 from vaemotionllm.model.loading import load_model
-from vaemotionllm.model.weight_files import Backbone, Weights, fingerprint
 
 COMMITS = ["0123456789abcdef0123456789abcdef01234567", "76543210fedcba9876543210fedcba9876543210"]
 FIELDS = dict(projector_stride=10, enhancer_rank=4, supervisor_hidden_size=8)

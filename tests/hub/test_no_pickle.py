@@ -17,7 +17,7 @@ from training import make_setup, stage1_values, stage2_values, train, write_conf
 
 from vaemotionllm.cli.main import main
 from vaemotionllm.hub.push import check_whole
-from vaemotionllm.model.weight_files import Weights
+from vaemotionllm.model.checkpoint import Weights
 from vaemotionllm.utils import InputError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -27,7 +27,7 @@ from vaemotionllm.hub.model_folder import INDEX, check_files, is_hub_name, witho
 from vaemotionllm.hub.push import push
 from vaemotionllm.utils import InputError
 
-CODE = {"audio_lengths.py", "audio_projector.py", "configuration_vaemotionllm.py", "emotion_adapter.py",
+CODE = {"audio_projector.py", "configuration_vaemotionllm.py", "emotion_adapter.py",
         "modeling_vaemotionllm.py", "processing_vaemotionllm.py"}  # fmt: skip
 
 

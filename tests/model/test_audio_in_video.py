@@ -11,9 +11,9 @@ from media_files import write_video, write_wav
 from test_model import IMAGE, SHORT_AUDIO, encode, text, trained_adapter, user
 
 from vaemotionllm import InputError, VAEmotionLLMForConditionalGeneration, VAEmotionLLMProcessor
-from vaemotionllm.data.chat import read_chat
+from vaemotionllm.data.manifest import read_chat
 from vaemotionllm.evaluation.requests import read_request
-from vaemotionllm.model.media import sound_duration_s
+from vaemotionllm.model.media import audio_duration_s
 
 
 @pytest.fixture(scope="module", params=tiny.FAMILIES)
@@ -114,7 +114,7 @@ def test_rendered_text_holds_a_placeholder_for_each_film_that_is_heard(processor
     assert rendered({"type": "video"}, use_audio_in_video=True) == rendered({"type": "video"}, {"type": "audio"})
 
 
-def test_a_call_with_text_hears_films_as_well(processor, films):
+def test_a_call_with_text_takes_the_audio_of_videos_as_audio(processor, films):
     film, other, silent = films.values()
     conversations = [
         user(SHORT_AUDIO, video(film), sound(film), SHORT_AUDIO, text("?")),
@@ -125,16 +125,8 @@ def test_a_call_with_text_hears_films_as_well(processor, films):
     turns = [user({"type": "audio"}, unsaid, {"type": "audio"}, text("?")), user(unsaid, unsaid, text("?"))]
     texts = processor.apply_chat_template(turns, add_generation_prompt=True)
     audio, paths = [SHORT_AUDIO["audio"]] * 2, [[str(film)], [str(silent), other.read_bytes()]]
-    found = processor(
-        text=texts,
-        videos=paths,
-        audio=audio,
-        use_audio_in_video=[True, True, False],
-        padding=True,
-        return_tensors="pt",
-    )
-    assert_equal(found, expected)
-    # Today's way: the text has the placeholder, the call has the sound.
+    with pytest.raises(InputError, match="it belongs to `apply_chat_template`"):
+        processor(text=texts, videos=paths, audio=audio, use_audio_in_video=True)
     texts = processor.apply_chat_template(conversations, add_generation_prompt=True)
     found = processor(
         text=texts, videos=paths, audio=[audio[0], str(film), audio[1]], padding=True, return_tensors="pt"
@@ -150,11 +142,11 @@ def test_what_cannot_be_heard_is_no_error_and_no_silence(processor, films, tmp_p
         )
     # A track without anything in it is none.
     empty = write_video(tmp_path / "empty.mkv", 1.0, sound_s=0.0)
-    assert sound_duration_s(empty) is None
+    assert audio_duration_s(empty) is None
     assert "input_features" not in encode(processor, [user(video(empty, **HEARD), text("?"))])
-    assert sound_duration_s(films["film"]) == pytest.approx(2.5, abs=0.2)
-    assert sound_duration_s(films["other"].read_bytes()) == pytest.approx(1.0, abs=0.2)
-    assert sound_duration_s(write_wav(tmp_path / "a.wav", 1.5)) == pytest.approx(1.5, abs=0.01)
+    assert audio_duration_s(films["film"]) == pytest.approx(2.5, abs=0.2)
+    assert audio_duration_s(films["other"].read_bytes()) == pytest.approx(1.0, abs=0.2)
+    assert audio_duration_s(write_wav(tmp_path / "a.wav", 1.5)) == pytest.approx(1.5, abs=0.01)
 
 
 @pytest.mark.parametrize(
@@ -219,5 +211,5 @@ def test_evaluation_hears_a_film_whose_message_says_so(films):
 def test_chat_samples_for_training_refuse_films_that_are_heard(films, tmp_path):
     turns = [*user(video(films["film"], **HEARD), text("?")), {"role": "assistant", "content": "Calm."}]
     (tmp_path / "chat.jsonl").write_text(json.dumps({"messages": turns}))
-    with pytest.raises(InputError, match="seen, not heard"):
+    with pytest.raises(InputError, match="the audio of a video is not used"):
         list(read_chat(tmp_path / "chat.jsonl"))

@@ -247,7 +247,7 @@ def test_the_old_sound_is_refused_in_a_second_turn(qwen):
     with torch.no_grad():
         model(**turn, **{CACHE: cache})
     audio = {name: whole[name] for name in ("input_ids", "attention_mask", "input_features", "audio_num_tokens")}
-    with pytest.raises(ValueError, match="to go on from a cache, give the new audio alone"):
+    with pytest.raises(ValueError, match="to resume from a cache, give the new audio alone"):
         model.generate(**audio, **{CACHE: cache}, **steps(model, STEPS))
 
 

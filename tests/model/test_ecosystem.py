@@ -139,6 +139,23 @@ def test_pipelines_answer_chats_as_the_model_does(folder, processor, media, task
     assert heard["generated_text"] == found["film heard"]
 
 
+@pytest.mark.parametrize("task", ["image-text-to-text", "any-to-any"])
+def test_pipelines_answer_batches_as_they_answer_one_by_one(folder, media, tmp_path, task):
+    """Of media of all kinds, text of different lengths, and audio of one window and of two."""
+    long = {"type": "audio", "path": str(write_wav(tmp_path / "long.wav", 3.0))}
+    contents = [[media["audio"]], [long], [media["image"], media["audio"]], [media["film"]], []]
+    chats = [
+        [{"role": "user", "content": [*content, {"type": "text", "text": "What? " * (n + 1)}]}]
+        for n, content in enumerate(contents)
+    ]
+    options = {"generate_kwargs": {"max_new_tokens": 6, "do_sample": False}, "return_full_text": False}
+    alone = pipeline(task, model=str(folder))
+    expected = [alone(text=chat, **options)[0]["generated_text"] for chat in chats]
+    assert len(set(expected)) > 2, "a model that says the same to everything shows nothing"
+    batched = pipeline(task, model=alone.model, processor=alone.processor, batch_size=2)
+    assert [row[0]["generated_text"] for row in batched(text=chats, **options)] == expected
+
+
 def test_pipelines_take_text_and_media_apart(folder, processor, media):
     options = {"generate_kwargs": {"min_new_tokens": 4, "max_new_tokens": 4}, "return_full_text": False}
     picture, sound = Image.open(media["image"]["path"]), np.sin(np.arange(16_000) * 0.1).astype(np.float32)

@@ -109,14 +109,27 @@ def test_a_packed_batch_is_enhanced_as_a_padded_one(model, processor):
 
 
 @torch.no_grad()
-def test_each_path_has_labels_where_the_sample_carries_it(model, processor):
+def test_each_modality_has_labels_where_the_sample_carries_it(model, processor):
     trained_adapter(model)
     output = model(**encode(processor, MIXED))
     assert output.emotion_logits.shape == (4, 3, 3) and output.emotion_logits.dtype == torch.float32
     present = ~torch.isnan(output.emotion_logits).any(-1)
     assert present.tolist() == [[True, False, False], [False, True, False], [True, True, True], [False] * 3]
     assert torch.equal(present, ~torch.isnan(output.valence))
-    assert model(**encode(processor, MIXED), use_adapter=False).emotion_logits is None
+    for column, modality in enumerate(("audio", "visual", "av")):
+        found = output.of(modality)
+        for name in ("valence", "arousal", "emotion_logits"):
+            expected = getattr(output, name)[:, column]
+            torch.testing.assert_close(getattr(found, name), expected, rtol=0, atol=0, equal_nan=True)
+    with pytest.raises(ValueError, match="'sound' is no modality; allowed are 'audio', 'visual', 'av'"):
+        output.of("sound")
+    off = model(**encode(processor, MIXED), use_adapter=False)
+    assert off.emotion_logits is None
+    with pytest.raises(ValueError, match="the adapter was off"):
+        off.of("audio")
+    model.set_emotion_labels(None)
+    assert model(**encode(processor, MIXED)).of("av").emotion_logits is None
+    model.set_emotion_labels(LABELS)
 
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3, "num_return_sequences": 2}])

@@ -4,8 +4,7 @@ import soundfile
 from media_files import picture, tone, write_png, write_video, write_wav
 
 from vaemotionllm import InputError
-from vaemotionllm.data.media import load_audio, load_image, load_video
-from vaemotionllm.model.media import sound_duration_s
+from vaemotionllm.model.media import audio_duration_s, load_audio, load_image, load_video
 
 
 def pitch_hz(waveform, rate_hz=16_000):
@@ -94,7 +93,7 @@ def damaged(path, keep=0.5):
         (lambda d: d / "none.wav", load_audio, ["not found"]),
         (lambda d: write_wav(d / "a.wav", 0.0), load_audio, ["0 s"]),
         (lambda d: write_wav(d / "a.wav", 600.0, rate_hz=8000), load_audio, ["600.0 s", "max_audio_s", "300"]),
-        (lambda d: write_video(d / "a.mp4", sound=False), load_audio, ["no sound track"]),
+        (lambda d: write_video(d / "a.mp4", sound=False), load_audio, ["no audio track"]),
         (lambda d: damaged(write_wav(d / "a.wav", 1.0)), load_audio, ["truncated"]),
         (lambda d: damaged(write_video(d / "a.mp4", 2.0)), load_audio, ["truncated"]),
         (lambda d: damaged(write_video(d / "a.mp4", 2.0, faststart=True), 0.7), load_audio, ["truncated"]),
@@ -104,7 +103,7 @@ def damaged(path, keep=0.5):
             lambda p: load_video(p, 4),
             ["truncated"],
         ),
-        (lambda d: write_wav(d / "a.wav"), lambda p: load_video(p, 4), ["no picture track"]),
+        (lambda d: write_wav(d / "a.wav"), lambda p: load_video(p, 4), ["no video track"]),
         (lambda d: write_video(d / "a.mp4", 1.0), lambda p: load_video(p, 4, start_s=5.0), ["no frame"]),
         (lambda d: damaged(write_png(d / "a.png")), load_image, ["truncated"]),
         (lambda d: damaged(write_png(d / "a.png"), 0.0), load_image, ["empty"]),
@@ -158,6 +157,6 @@ def test_bytes_that_name_other_files_open_none_of_them(tmp_path, monkeypatch):
     write_video(tmp_path / "private.mp4")
     playlist = b"ffconcat version 1.0\nfile private.mp4\n"
     monkeypatch.chdir(tmp_path)
-    for load in (load_audio, sound_duration_s, lambda source: load_video(source, 4)):
+    for load in (load_audio, audio_duration_s, lambda source: load_video(source, 4)):
         with pytest.raises(InputError, match="embedded bytes"):
             load(playlist)

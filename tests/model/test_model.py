@@ -8,7 +8,7 @@ from PIL import Image
 from rounding import in_own_memory
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
-from vaemotionllm import VAEmotionLLMForConditionalGeneration, VAEmotionLLMProcessor
+from vaemotionllm import InputError, VAEmotionLLMForConditionalGeneration, VAEmotionLLMProcessor
 from vaemotionllm.data.collator import ConversationRenderer, build_inputs
 from vaemotionllm.train.freezing import freeze_all_but, set_modes
 
@@ -259,8 +259,34 @@ def test_an_unsupported_audio_tower_is_named(tmp_path):
     vlm = tiny.make_vlm("qwen2_5_vl", tmp_path)
     Wav2Vec2Config().save_pretrained(tmp_path / "wav2vec2")
     Wav2Vec2FeatureExtractor().save_pretrained(tmp_path / "wav2vec2")
-    with pytest.raises(ValueError, match="'wav2vec2' are not supported; supported are 'whisper'"):
+    with pytest.raises(ValueError, match="'wav2vec2' is not supported; supported are 'whisper'"):
         VAEmotionLLMProcessor.from_backbone(vlm, tmp_path / "wav2vec2")
+    with pytest.raises(InputError, match="'wav2vec2' is not supported; .* 'audio-spectrogram-"):
+        VAEmotionLLMForConditionalGeneration.from_backbone(vlm, tmp_path / "wav2vec2")
+
+
+def test_a_loaded_backbone_is_taken_as_it_is(tmp_path):
+    vlm, audio = tiny.make_vlm("qwen2_5_vl", tmp_path), tiny.make_audio("whisper", tmp_path)
+    backbone = AutoModelForImageTextToText.from_pretrained(vlm, dtype=torch.bfloat16)
+    before = {name: tensor.clone() for name, tensor in [*backbone.named_parameters(), *backbone.named_buffers()]}
+    model = VAEmotionLLMForConditionalGeneration.from_backbone(backbone, audio, enhancer_rank=4)
+    assert model.vlm is backbone and model.config.backbone_name == str(vlm)
+    after = {name: tensor for name, tensor in [*backbone.named_parameters(), *backbone.named_buffers()]}
+    assert all(
+        after[name].dtype == tensor.dtype and torch.equal(after[name], tensor) for name, tensor in before.items()
+    )
+    for part in (model.audio_tower, model.audio_projector, model.emotion_adapter):
+        assert {parameter.dtype for parameter in part.parameters()} == {torch.bfloat16}
+    model.save_pretrained(tmp_path / "saved")
+    VAEmotionLLMForConditionalGeneration.from_pretrained(tmp_path / "saved")
+    # One that was quantized on its own has weights under names that could not be loaded again.
+    backbone.is_quantized = True
+    with pytest.raises(InputError, match="was quantized before"):
+        model.save_pretrained(tmp_path / "quantized")
+    nameless = type(backbone)(backbone.config)
+    nameless.name_or_path = nameless.config.name_or_path = ""
+    with pytest.raises(InputError, match="no name_or_path"):
+        VAEmotionLLMForConditionalGeneration.from_backbone(nameless, audio)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -302,7 +328,7 @@ def test_a_packed_batch_gives_the_logits_and_gradients_of_the_padded_one(tmp_pat
 def test_flash_attention_is_given_the_boundaries(tmp_path):
     from types import SimpleNamespace
 
-    from vaemotionllm.model.packing import pack_decoder_inputs
+    from vaemotionllm.model.media_injection import pack_decoder_inputs
 
     keep = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1], [1, 0, 0, 0]]).bool()
     embeds = torch.arange(12.0).view(3, 4, 1)

@@ -134,7 +134,7 @@ def test_what_cannot_be_opened_is_named(processor, source, words):
 def test_bad_pictures_and_films_are_named_by_their_place(processor, files):
     with pytest.raises(InputError, match=r"sample 1, image 0 \(.*a sound.wav\): cannot decode the image"):
         encode(processor, [user(IMAGE), user({"type": "image", "path": files["audio"]})])
-    with pytest.raises(InputError, match=r"sample 0, video 1 \(.*a sound.wav\): .*no picture track"):
+    with pytest.raises(InputError, match=r"sample 0, video 1 \(.*a sound.wav\): .*no video track"):
         encode(processor, [user(VIDEO, {"type": "video", "path": files["audio"]})])
     with pytest.raises(InputError, match=r"sample 0, message 0, item 0: frames of shape \(4, 56, 56\)"):
         one(processor, "video", np.zeros((4, 56, 56), np.uint8))
@@ -229,7 +229,7 @@ def test_long_sound_is_refused_and_cut_only_when_that_is_asked_for(processor, tm
         with pytest.raises(InputError, match='audio_kwargs={"truncation": True}|max_audio_s'):
             encode(processor, conversation, truncation=True, max_length=200)
         caplog.clear()
-        processor._cut_was_said = False
+        processor._cut_was_logged = False
         with caplog.at_level(logging.WARNING):
             for _ in range(2):
                 assert_equal(encode(processor, conversation, audio_kwargs={"truncation": True}), expected)
@@ -338,7 +338,7 @@ def test_what_the_assistant_said_is_marked_behind_sound(processor):
         ({"sampling_rate": 8_000, "audio_kwargs": {"sampling_rate": 8_000}}, "sampling_rate was given twice"),
         ({"videos_kwargs": {"num_frames": "x"}}, "num_frames"),
         ({"use_audio_in_video": "x"}, "use_audio_in_video"),
-        ({"use_audio_in_video": [True, True], "videos": []}, "2 answers for 0 films"),
+        ({"use_audio_in_video": [True, True], "videos": []}, "it belongs to `apply_chat_template`"),
     ],
 )
 def test_arguments_that_are_not_known_are_refused(processor, arguments, words):

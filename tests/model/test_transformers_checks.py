@@ -16,6 +16,6 @@ def test_each_row_of_the_batch_is_a_sample_with_sound_and_sight(tmp_path, family
     with torch.no_grad():
         together = model(**inputs)
         assert together.logits.shape == (tester.batch_size, tester.seq_length, tester.vocab_size)
-        assert together.valence.isfinite().all()  # on all three paths
+        assert together.valence.isfinite().all()  # on all three modalities
         alone = model(**{name: value[3:4] for name, value in inputs.items()})
     torch.testing.assert_close(alone.logits[0], together.logits[3], rtol=1e-4, atol=1e-5)

@@ -10,7 +10,7 @@ from media_files import write_png
 from training import losses_of, make_setup, stage2_values, train
 
 from vaemotionllm import InputError
-from vaemotionllm.data.general import GENERAL, read_general
+from vaemotionllm.data.dataset import GENERAL, read_general
 from vaemotionllm.data.samplers import ScheduledBatchSampler, class_weights
 from vaemotionllm.train import checkpoint
 from vaemotionllm.train.stage2_trainer import Stage2Trainer

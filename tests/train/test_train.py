@@ -254,7 +254,7 @@ BAD_CLIPS = {
     ),
     "silent video": (
         {"audio": "x.mp4", "video": "x.mp4", "image": None}, lambda d: write_video(d / "x.mp4", sound=False),
-        ["'odd'", "x.mp4", "no sound track"],
+        ["'odd'", "x.mp4", "no audio track"],
     ),
     "field missing": ({"license": None}, lambda d: None, ["row 5", "'odd'", "license", "missing"]),
     "no audio": ({"audio": None}, lambda d: None, ["row 5", "'odd'", "`audio` is missing"]),

@@ -61,7 +61,7 @@ def test_the_watched_means_are_those_of_the_values(setup):
     watcher, values = Watcher(), torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0])
     mask = torch.tensor([[0, 1, 1, 0, 0, 0], [0, 1, 0, 0, 0, 0], [0, 1, 1, 1, 1, 1]]).bool()
     batch = {
-        "places": torch.tensor([0, 1, 0, 0, 1, 2, 3, 4]), "kinds": ["mood", "scene", "mood"],
+        "positions": torch.tensor([0, 1, 0, 0, 1, 2, 3, 4]), "kinds": ["mood", "scene", "mood"],
         "student": {"response_mask": mask},
     }  # fmt: skip
     watcher._watch(values, batch)
