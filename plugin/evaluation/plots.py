@@ -56,6 +56,10 @@ def require_matplotlib() -> None:
 
 def render(name: str, drawn: Any, caption: str, alt: str, command: str = "") -> Figure:
     """A `Figure` of what a `draw_*` returned; equal data give equal bytes."""
+    from matplotlib.text import Text
+
+    for words in drawn.findobj(Text):
+        words.set_parse_math(False)  # names are no formulas, whatever dollar signs they hold
     target = io.BytesIO()
     drawn.savefig(target, format="png", dpi=144, facecolor=PAPER, metadata={"Software": None})
     return Figure(name, caption, alt, command, target.getvalue())
@@ -63,12 +67,10 @@ def render(name: str, drawn: Any, caption: str, alt: str, command: str = "") -> 
 
 def axes_of(columns: int, width: float, height: float, **options):
     """A figure of `width` by `height` inches with a row of axes in the style of the report."""
-    import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as Canvas
 
-    # Names of models and options are no formulas, whatever dollar signs they hold.
-    matplotlib.rcParams["text.parse_math"] = False
-    figure = matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
+    figure = Canvas(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.05)
     axes = figure.subplots(1, columns, squeeze=False, **options)[0]

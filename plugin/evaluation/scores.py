@@ -21,6 +21,7 @@ from ..benchmark.intervals import (
     ccc,
     ccc_interval,
     clip_means,
+    mean_interval,
     paired,
     percentile_interval,
     wilson,
@@ -79,6 +80,23 @@ def pick(scores: pd.DataFrame, **keys: str) -> pd.Series | None:
     found = scores[np.logical_and.reduce([scores[name] == value for name, value in keys.items()])]
     assert len(found) < 2, keys
     return found.iloc[0] if len(found) else None
+
+
+def over_seeds(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """The table of means over seeds: `value` with Student's t interval over the tables, `n` how many they are.
+
+    A score that one of them lacks or does not define is not defined. The intervals of the single tables cover the
+    choice of clips and are dropped; each seed has its own.
+    """
+    rows = []
+    for keys, of in pd.concat(tables).groupby(KEYS, sort=False):
+        values = of.value.tolist() if len(of) == len(tables) else [math.nan]
+        low, high = mean_interval(values)
+        others = of[["chance", "level"]].mean().to_dict()
+        rows.append(
+            {**dict(zip(KEYS, keys)), "value": np.mean(values), "low": low, "high": high, "n": len(of), **others}
+        )
+    return table_of(rows)
 
 
 # ---- one model
