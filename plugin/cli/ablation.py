@@ -3,32 +3,24 @@
 import argparse
 from pathlib import Path
 
-from . import nano_run
+from . import demo
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parts = parser.add_subparsers(dest="part", metavar="PART", required=True)
-    run = parts.add_parser("run", help="train and ask every variant of one seed; goes on where it was stopped")
-    nano_run.add_arguments(run, "runs/ablation/seed0")
-    report = parts.add_parser("report", help="the tables and plots of several seeds")
+    run = parts.add_parser("run", help="train and evaluate every variant of one seed; resumes where it was stopped")
+    demo.add_arguments(run, "runs/ablation/seed0")
+    report = parts.add_parser("report", help="the tables and figures of several seeds")
     report.add_argument("runs", nargs="+", metavar="RUN_DIR", help="folders of finished runs, each of another seed")
-    report.add_argument("--out", default="docs", metavar="DIR", help="where ablation.md, .json and plots go (docs)")
+    report.add_argument("--out", default="docs", metavar="DIR", help="where ablation.md, .html, .json go (docs)")
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..evaluation.figures import require_matplotlib
+    from ..demo import ablation
+    from ..evaluation.plots import require_matplotlib
 
     require_matplotlib()  # now, and not after an hour
     if args.part == "run":
-        from ..evaluation.ablation import plan, run_facts
-
-        nano_run.fix_environment()
-        sizes = nano_run.sizes_of(args)
-        steps = plan(Path(args.out), args.seed, sizes)
-        return nano_run.run_steps("ablation run", args, steps, run_facts(args.seed, sizes))
-
-    from ..evaluation.ablation_report import write_report
-
-    for file in write_report([Path(folder) for folder in args.runs], Path(args.out)):
-        print(file)
+        return demo.run_plan("ablation run", args, ablation.plan)
+    print(*ablation.write_report([Path(folder) for folder in args.runs], Path(args.out)), sep="\n")
     return 0

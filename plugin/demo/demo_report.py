@@ -11,31 +11,8 @@ import pandas as pd
 from ..benchmark.intervals import accuracy_interval, paired
 from ..benchmark.schema import ASPECTS
 from ..evaluation import plots
+from ..evaluation import report as page
 from ..evaluation.plots import MODALITY_LABELS
-from ..evaluation.report import (
-    FORMAT,
-    INTERVALS,
-    SEED_INTERVALS,
-    accuracy_table,
-    card_of,
-    cards,
-    cell_keys,
-    cells_of,
-    conflict_section,
-    controls_section,
-    figures,
-    gains_section,
-    heading,
-    interval,
-    number,
-    reference,
-    shown,
-    table,
-    text,
-    va_figure,
-    va_section,
-    write,
-)
 from ..evaluation.results import (
     DIMENSIONS,
     BenchmarkItems,
@@ -78,9 +55,9 @@ REPLACED_LABELS = dict(zip(REPLACED, ("silence", "noise", "mismatched audio")))
 BEFORE_FAMILY = len(ASPECTS)
 CONTROLS_FAMILY = len(CONTROL_STAGES) * len(REPLACED) * len(ASPECTS)
 CHECKS_NOTE = (
-    "A row about chance is met where its interval holds chance, or for replaced audio reaches down to it; the interval "
-    f"there is the one that was tested, widened by Bonferroni for {BEFORE_FAMILY} cells before stage 1 and for "
-    f"{CONTROLS_FAMILY} with replaced audio. Every other row compares the measured value itself and shows its 95% "
+    "A row about chance is met where its interval holds chance, or for replaced audio reaches down to it; the "
+    f"interval there is the one that was tested, widened by Bonferroni for {BEFORE_FAMILY} cells before stage 1 and "
+    f"for {CONTROLS_FAMILY} with replaced audio. Every other row compares the measured value itself and shows its 95% "
     "interval."
 )
 # Examples: the first clips of each art form in the benchmark's order, so that a rule chooses and no eye.
@@ -166,30 +143,30 @@ def checks(scores: pd.DataFrame, evaluations: Mapping[str, Evaluation]) -> list[
         answers = evaluations[label].answers(task)
         low, high = accuracy_interval(answers.clip_id.tolist(), answers.value.tolist(), 1 - 0.05 / family)[1]
         chance = float(np.mean([1 / len(options) for options in answers.options]))
-        words = f"{'back to ' if below else ''}chance, {number(chance)}"
+        words = f"{'back to ' if below else ''}chance, {page.number(chance)}"
         add(name, low <= chance and (below or chance <= high),
-            f"{number(answers.value.mean())} {interval(low, high)}", words)  # fmt: skip
+            f"{page.number(answers.value.mean())} {page.interval(low, high)}", words)  # fmt: skip
 
     for aspect in ASPECTS:
         add_chance(f"{aspect} from audio before stage 1", FIRST, f"artemo_{aspect}_audio", BEFORE_FAMILY, below=False)
     for aspect in ASPECTS:
         row = pick(scores, model=MIDDLE, measure="audio_share", aspect=aspect)
         add(f"{aspect} from audio after stage 1, share of the visual ceiling", row["value"] >= CEILING_SHARE,
-            shown(row), f"at least {number(CEILING_SHARE)}")  # fmt: skip
+            page.shown(row), f"at least {page.number(CEILING_SHARE)}")  # fmt: skip
     row = pick(scores, model=LAST, measure="av_gain", aspect="emotion")
     add(f"emotion, audio-visual minus {row['note']} alone, after stage 2, points", row["value"] > 0,
-        shown(row, "points"), "above 0")  # fmt: skip
+        page.shown(row, "points"), "above 0")  # fmt: skip
     for name in DIMENSIONS:
         row = pick(scores, model=LAST, measure=f"{name}_ccc", modality="av", condition="supervisor")
-        add(f"{name} CCC, audio-visual, after stage 2", row["value"] >= CCC_FLOOR, shown(row, "plain"),
+        add(f"{name} CCC, audio-visual, after stage 2", row["value"] >= CCC_FLOOR, page.shown(row, "plain"),
             f"at least {CCC_FLOOR:.2f}")  # fmt: skip
     row = pick(scores, model=LAST, measure="auroc", condition="supervisor")
     add("conflict score of mismatched against own audio, AUROC, after stage 2", row["value"] >= AUROC_FLOOR,
-        shown(row, "plain"), f"at least {AUROC_FLOOR:.2f}")  # fmt: skip
+        page.shown(row, "plain"), f"at least {AUROC_FLOOR:.2f}")  # fmt: skip
     for aspect in ASPECTS:
         row = pick(scores, model=LAST, measure="visual_change", aspect=aspect)
         add(f"{aspect}, visual, after stage 2 minus backbone, points", row["value"] >= -FORGOTTEN,
-            shown(row, "points"), f"at most {100 * FORGOTTEN:.1f} lost")  # fmt: skip
+            page.shown(row, "points"), f"at most {100 * FORGOTTEN:.1f} lost")  # fmt: skip
     for stage in CONTROL_STAGES:
         for kind in REPLACED:
             for aspect in ASPECTS:
@@ -207,23 +184,23 @@ def headline(scores: pd.DataFrame) -> str:
         return row
 
     audio = {
-        label: " and ".join(number(of(label, aspect=aspect, modality="audio")["value"]) for aspect in ASPECTS)
+        label: " and ".join(page.number(of(label, aspect=aspect, modality="audio")["value"]) for aspect in ASPECTS)
         for label in (FIRST, MIDDLE)
     }
-    shares = " and ".join(shown(of(MIDDLE, "audio_share", aspect=aspect)).split("\n")[0] for aspect in ASPECTS)
+    shares = " and ".join(page.shown(of(MIDDLE, "audio_share", aspect=aspect)).split("\n")[0] for aspect in ASPECTS)
     gain = of(LAST, "av_gain", aspect="emotion")
     single, size = f"{gain['note']} alone", f"{100 * abs(gain['value']):.1f} points"
-    against = f"not clearly different from {single} ({number(gain['value'], 'points')} points)"
+    against = f"not clearly different from {single} ({page.number(gain['value'], 'points')} points)"
     if gain["low"] > 0 or gain["high"] < 0:
         against = f"{size} {'above' if gain['value'] > 0 else 'below'} {single}"
-    ccc = [shown(of(LAST, f"{n}_ccc", modality="av", condition="supervisor"), "plain") for n in DIMENSIONS]
+    ccc = [page.shown(of(LAST, f"{n}_ccc", modality="av", condition="supervisor"), "plain") for n in DIMENSIONS]
     chance = of(FIRST, aspect="content", modality="audio")["chance"]
     return (
         f"From audio alone, after stage 1, the model names content and emotion at {audio[MIDDLE]}: {shares} of what "
         f"the backbone reaches from visual input. Before stage 1 it stood at {audio[FIRST]}, where chance is "
-        f"{number(chance)}. After stage 2, audio-visual input gives emotion at "
-        f"{number(of(LAST, aspect='emotion', modality='av')['value'])}, {against}, and valence and arousal agree with "
-        f"the truth at a CCC of {' and '.join(words.split(chr(10))[0] for words in ccc)}."
+        f"{page.number(chance)}. After stage 2, audio-visual input gives emotion at "
+        f"{page.number(of(LAST, aspect='emotion', modality='av')['value'])}, {against}, and valence and arousal agree "
+        f"with the truth at a CCC of {' and '.join(words.split(chr(10))[0] for words in ccc)}."
     )
 
 
@@ -257,14 +234,14 @@ def examples(evaluations: Mapping[str, Evaluation], items: BenchmarkItems, out: 
         truth = [answers[FIRST, aspect].loc[item["clip_id"]].answer for aspect in ASPECTS]
         words = str(item.get("art_form") or item["clip_id"]).replace("_", " ")
         name = f"example_{len(found) + 1}"
-        found.append(card_of(items, item, name, words, ["", *ASPECTS], [*rows, ["right", *truth]], out))
+        found.append(page.card_of(items, item, name, words, ["", *ASPECTS], [*rows, ["right", *truth]], out))
     return found
 
 
 def stage_blocks(scores: pd.DataFrame, commands: Mapping[str, str], references=()) -> dict[str, list[dict[str, Any]]]:
     """The sections that come from the table alone, so that means over seeds have them too."""
     evals = "\n".join(commands[f"eval_{stage}"] for stage in STAGES) if commands else ""
-    cells, x = cells_of(scores), {label: float(i) for i, label in enumerate(LABELS.values())}
+    cells, x = page.cells_of(scores), {label: float(i) for i, label in enumerate(LABELS.values())}
     ceiling, chance = (
         {a: pick(cells, model=FIRST, measure="accuracy", aspect=a, modality=m)[column] for a in ASPECTS}
         for m, column in (("visual", "value"), ("audio", "chance"))
@@ -276,7 +253,7 @@ def stage_blocks(scores: pd.DataFrame, commands: Mapping[str, str], references=(
     )
     alt = "; ".join(
         f"{a} from audio: " + ", ".join(
-            f"{label} {number(pick(cells, model=label, measure='accuracy', aspect=a, modality='audio')['value'])}"
+            f"{label} {page.number(pick(cells, model=label, measure='accuracy', aspect=a, modality='audio')['value'])}"
             for label in LABELS.values()
         ) for a in ASPECTS
     )  # fmt: skip
@@ -287,18 +264,18 @@ def stage_blocks(scores: pd.DataFrame, commands: Mapping[str, str], references=(
     calibration = [
         [MODALITY_LABELS[m], *(
             "n/a" if (row := pick(last, measure=name, modality=m, condition="supervisor")) is None
-            else f"{row['value']:.3f}" + "\n" * bool(ends := interval(row["low"], row["high"], "plain")) + ends
-            if name == "ece" else shown(row) for name in names
+            else f"{row['value']:.3f}" + "\n" * bool(ends := page.interval(row["low"], row["high"], "plain")) + ends
+            if name == "ece" else page.shown(row) for name in names
         )] for m in MODALITIES
     ]  # fmt: skip
     auroc = pick(last, measure="auroc", condition="supervisor")
     conflict = (
-        f"AUROC {shown(auroc, 'plain')}" if auroc["value"] == auroc["value"] else f"not measured: {auroc['note']}"
+        f"AUROC {page.shown(auroc, 'plain')}" if auroc["value"] == auroc["value"] else f"not measured: {auroc['note']}"
     )
     derived = [
         [
             f"{aspect}: {words}",
-            shown(pick(scores, model=label, measure=measure, aspect=aspect), unit).replace("\n", " "),
+            page.shown(pick(scores, model=label, measure=measure, aspect=aspect), unit).replace("\n", " "),
         ]
         for measure, label, unit, words in (
             ("audio_share", MIDDLE, "percent", "from audio after stage 1, share of the visual ceiling"),
@@ -308,22 +285,25 @@ def stage_blocks(scores: pd.DataFrame, commands: Mapping[str, str], references=(
         for aspect in ASPECTS
     ]
     own = scores[scores.aspect != "all"]
-    visual = [number(ceiling[keys["aspect"]]) for keys in cell_keys()]
+    visual = [page.number(ceiling[keys["aspect"]]) for keys in page.cell_keys()]
     return {
-        "figure": [figures(plots.render("accuracy", drawn, caption, alt, evals))],
-        "Accuracy": [accuracy_table(own, [["visual ceiling", *visual], *references]), table(["", "value"], derived)],
-        "Gains of audio and visual input together": gains_section(scores),
-        "Controls: does it use the audio?": [*controls_section(scores, evals), *conflict_section(scores)],
+        "figure": [page.figures(plots.render("accuracy", drawn, caption, alt, evals))],
+        "Accuracy": [
+            page.accuracy_table(own, [["visual ceiling", *visual], *references]), page.table(["", "value"], derived)
+        ],
+        "Gains of audio and visual input together": page.gains_section(scores),
+        "Controls: does it use the audio?": [*page.controls_section(scores, evals), *page.conflict_section(scores)],
         "Valence and arousal": [
-            text("Concordance correlation (CCC) of the Supervisor's heads; before stage 2 they are untrained."),
-            *va_section(scores, "supervisor"),
+            page.text("Concordance correlation (CCC) of the Supervisor's heads; before stage 2 they are untrained."),
+            *page.va_section(scores, "supervisor"),
         ],
         "Calibration": [
-            text("After stage 2: accuracy of the Supervisor's label among all, its expected calibration error (ECE, "
-                 "15 bins), and how often the intervals hold the annotated value. Fitted on the validation split."),
-            table(["", "label", "ECE", *(f"{of_level} of {name}" for name in DIMENSIONS)], calibration),
-            text("The conflict score, the disagreement of the audio and visual predictions, of clips with mismatched "
-                 f"audio against clips with their own: {conflict.replace(chr(10), ' ')}."),
+            page.text("After stage 2: accuracy of the Supervisor's label among all, its expected calibration error "
+                      "(ECE, 15 bins), and how often the intervals hold the annotated value. Fitted on the validation "
+                      "split."),
+            page.table(["", "label", "ECE", *(f"{of_level} of {name}" for name in DIMENSIONS)], calibration),
+            page.text("The conflict score, the disagreement of the audio and visual predictions, of clips with "
+                 f"mismatched audio against clips with their own: {conflict.replace(chr(10), ' ')}."),
         ],
     }  # fmt: skip
 
@@ -350,10 +330,10 @@ def write_demo(out: Path) -> dict[str, Any]:
     commands = {name: marker["command"] for name, marker in markers.items() if marker}
     arguments = about["arguments"]
     report = {
-        "format": FORMAT, "kind": KIND, "seed": arguments["seed"],
+        "format": page.FORMAT, "kind": KIND, "seed": arguments["seed"],
         "arguments": {name: value for name, value in arguments.items() if name not in ("seed", "batch_size")},
         "benchmark": benchmark, "versions": about["versions"], "machine": about["machine"],
-        "arithmetic": about["arithmetic"], "intervals": INTERVALS, "headline": headline(scores),
+        "arithmetic": about["arithmetic"], "intervals": page.INTERVALS, "headline": headline(scores),
         "statement": statement(arguments, bool(benchmark.get("nano"))), "scores": rows_of(scores),
         "checks": checks(scores, evaluations), "commands": commands,
         "cost": {name: {key: marker[key] for key in ("wall_s", "peak_rss_mb")} for name, marker in markers.items()
@@ -362,7 +342,7 @@ def write_demo(out: Path) -> dict[str, Any]:
     points = read_emotion(out / "eval" / STAGES[-1] / "emotion.json")["av"]
     answers = {name: evaluations[label].answers(task) for name, label, task in (
         ("emotion_av", LAST, "artemo_emotion_av"), ("content_audio", MIDDLE, "artemo_content_audio"))}  # fmt: skip
-    drawn = va_figure("valence_arousal", LAST, "av", points, answers["emotion_av"], scores, "supervisor",
+    drawn = page.va_figure("valence_arousal", LAST, "av", points, answers["emotion_av"], scores, "supervisor",
                       commands["emotion_stage2"])  # fmt: skip
     mistakes = [
         plots.render(f"confusion_{name}", plots.draw_confusion(plots.confusion(answers[name]), name.split("_")[1]),
@@ -379,31 +359,35 @@ def write_demo(out: Path) -> dict[str, Any]:
         "; ".join(f"{label}: {len(log)} logged steps" for label, log in logs.items()),
         "\n".join(commands[stage] for stage in STAGES),
     )  # fmt: skip
-    questions = ["questions", *reference(scores, "n", cell_keys(), "{:.0f}".format)]
+    questions = ["questions", *page.reference(scores, "n", page.cell_keys(), "{:.0f}".format)]
     sections = stage_blocks(scores, commands, [questions])
     note = "What each stage answered from audio alone, for the first clips of each art form in the benchmark's order."
-    sections["Accuracy"].append(text(INTERVALS, "small"))
-    sections["Controls: does it use the audio?"][:0] = [text(note), cards(examples(evaluations, items, out))]
-    sections["Valence and arousal"].insert(0, figures(drawn))
+    sections["Accuracy"].append(page.text(page.INTERVALS, "small"))
+    sections["Controls: does it use the audio?"][:0] = [page.text(note), page.cards(examples(evaluations, items, out))]
+    sections["Valence and arousal"].insert(0, page.figures(drawn))
     name = f"VAEmotionLLM, {benchmark.get('name', 'benchmark')}, seed {report['seed']}"
-    blocks = [heading(name, 1), text(report["headline"], "headline"), text(report["statement"], "note")]
+    blocks = [page.heading(name, 1), page.text(report["headline"], "headline"), page.text(report["statement"], "note")]
     blocks += sections.pop("figure")
-    sections |= {"Mistakes": [figures(*mistakes)], "Learning curves": [figures(curves)]}
+    sections |= {"Mistakes": [page.figures(*mistakes)], "Learning curves": [page.figures(curves)]}
     sections |= {
         "Checks": checks_blocks(report["checks"]),
         "Cost": cost_blocks(report),
         "Versions": [versions(report)],
     }
     for title, section in sections.items():
-        blocks += [heading(title), *section]
-    write(out, "report", name, [block for block in blocks if block.get("text") != ""], report)
+        blocks += [page.heading(title), *section]
+    page.write(out, "report", name, [block for block in blocks if block.get("text") != ""], report)
     return report
 
 
 def checks_blocks(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     rows = [["✓ met" if of["passed"] else "✗ not met", of["name"], of["measured"], of["wanted"]] for of in found]
     met = f"{sum(of['passed'] for of in found)} of {len(found)} met."
-    return [text(met), table(["", "what", "measured", "wanted"], rows, left=[1]), text(CHECKS_NOTE, "small")]
+    return [
+        page.text(met),
+        page.table(["", "what", "measured", "wanted"], rows, left=[1]),
+        page.text(CHECKS_NOTE, "small"),
+    ]
 
 
 def cost_blocks(report: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -415,7 +399,7 @@ def cost_blocks(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     total = sum(of["wall_s"] for of in report["cost"].values())
     note = "Peak memory is that of the largest process of the command."
     head, last = ["step", "wall time", "peak memory", "command"], ["sum", f"{total:.1f} s", "", ""]
-    return [table(head, rows, [last], left=[3]), text(note, "small")]
+    return [page.table(head, rows, [last], left=[3]), page.text(note, "small")]
 
 
 def versions(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -423,7 +407,7 @@ def versions(report: Mapping[str, Any]) -> dict[str, Any]:
     settings = " ".join(f"{name}={shlex.quote(value)}" for name, value in report["arithmetic"].items())
     packages = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     words = f"{packages}; {machine['cpus']} CPU cores, {machine['platform']}. The commands ran with {settings}"
-    return text(words, "small")
+    return page.text(words, "small")
 
 
 # ---- several seeds
@@ -449,7 +433,7 @@ def read_reports(folders: Sequence[Path]) -> list[dict[str, Any]]:
         if not (folder / "report.json").is_file():
             raise InputError(f"{folder} holds no report.json; name the folders of finished demos")
         report = read_json(folder / "report.json", "the report of a demo")
-        if report.get("kind") != KIND or report.get("format") != FORMAT:
+        if report.get("kind") != KIND or report.get("format") != page.FORMAT:
             raise InputError(f"{folder / 'report.json'} is no report of a demo of this release; write it again with "
                              f"`vaemotionllm report {folder}`")  # fmt: skip
         for other, before in zip(reports, folders):
@@ -463,12 +447,13 @@ def read_reports(folders: Sequence[Path]) -> list[dict[str, Any]]:
     return reports
 
 
-def seeds_blocks(reports: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The sections of a demo's report that hold scores, with means over seeds."""
+def seeds_report(reports: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Means over seeds: what `report.json` holds, and the sections of a demo's report that hold scores."""
     scores = over_seeds([table_of(report["scores"]) for report in reports])
     scores["note"] = scores["note"].astype(object).where(scores["value"].notna(), "a seed has none")
-    blocks = [heading(f"Means over seeds {', '.join(str(report['seed']) for report in reports)}", 1),
-              text(SEED_INTERVALS)]  # fmt: skip
+    seeds = [report["seed"] for report in reports]
+    blocks = [page.heading(f"Means over seeds {', '.join(map(str, seeds))}", 1), page.text(page.SEED_INTERVALS)]
     for title, section in stage_blocks(scores, {}).items():
-        blocks += [*([] if title == "figure" else [heading(title)]), *section]
-    return blocks
+        blocks += [*([] if title == "figure" else [page.heading(title)]), *section]
+    report = {"format": page.FORMAT, "kind": "seeds", "seeds": seeds, "arguments": reports[0]["arguments"]}
+    return {**report, "intervals": page.SEED_INTERVALS, "scores": rows_of(scores)}, blocks

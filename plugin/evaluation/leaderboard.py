@@ -12,32 +12,8 @@ import pandas as pd
 
 from ..utils import InputError
 from . import plots
+from . import report as page
 from .plots import MODALITY_LABELS
-from .report import (
-    CELL_LABELS,
-    FORMAT,
-    INTERVALS,
-    accuracy_table,
-    breakdown_section,
-    cards,
-    cell_keys,
-    cells_of,
-    circular_section,
-    code,
-    conflict_section,
-    controls_section,
-    figures,
-    gains_section,
-    grid,
-    heading,
-    reference,
-    stated_section,
-    table,
-    text,
-    va_figure,
-    write,
-    wrong_answers,
-)
 from .results import (
     BenchmarkItems,
     Evaluation,
@@ -48,7 +24,17 @@ from .results import (
     settings_of,
     task_settings,
 )
-from .scores import CELL_TASKS, KNOWN_TASKS, VA_TASKS, compare_task, refuse_missing_items, rows_of, scores_of, table_of
+from .scores import (
+    CELL_TASKS,
+    GAINS,
+    KNOWN_TASKS,
+    VA_TASKS,
+    compare_task,
+    refuse_missing_items,
+    rows_of,
+    scores_of,
+    table_of,
+)
 
 # Where these settings differ, scores do not compare.
 COMPARED = ("benchmark", "benchmark_version", "benchmark_sha256", "scoring", "system_instruction", "chat_template",
@@ -168,7 +154,7 @@ def write_models(models: Mapping[str, Evaluation], out: Path, benchmark: str | N
     order = sorted(models, key=lambda label: -best.get(label, -1))
     scores = pd.concat([scores[scores.model == label] for label in order], ignore_index=True)
     report = {
-        "format": FORMAT, "kind": KIND, "intervals": INTERVALS, "warnings": warnings_about(models, about),
+        "format": page.FORMAT, "kind": KIND, "intervals": page.INTERVALS, "warnings": warnings_about(models, about),
         "models": about, "scores": rows_of(scores), "benchmark_missing": None if items else reason,
         "confusion": {
             label: {cell: plots.confusion(put(of, task)).to_dict("split") for cell, task in CELL_TASKS.items()
@@ -177,112 +163,109 @@ def write_models(models: Mapping[str, Evaluation], out: Path, benchmark: str | N
     }  # fmt: skip
     settings = about[next(iter(models))]["settings"]
     name = f"{settings['benchmark'] or 'Benchmark'}, version {settings['benchmark_version'] or 'not stated'}"
-    write(out, "report", name, models_blocks(name, report, scores, models, items, out), report)
+    page.write(out, "report", name, models_blocks(name, report, scores, models, items, out), report)
     return report
 
 
 def models_blocks(name: str, report: Mapping[str, Any], scores: pd.DataFrame, models: Mapping[str, Evaluation],
                   items: BenchmarkItems | None, out: Path) -> list[dict[str, Any]]:  # fmt: skip
     """The whole report; see `write_models`."""
-    about, first = report["models"], next(iter(models))
+    about, cells = report["models"], page.cells_of(scores)
     commands = "\n".join(of["command"] or f"# {label}: the command is not stated" for label, of in about.items())
-    cells = cells_of(scores)
-    blocks = [heading(name, 1), *(text(warning, "note") for warning in report["warnings"]), heading("Accuracy")]
-    if cells.empty:
-        blocks.append(text("None of the six cells was run."))
-    else:
-        columns, labels = cell_keys("macro_f1"), list(CELL_LABELS.values())
-        questions = ["questions", *reference(scores, "n", [{"measure": "accuracy", **dict(list(of.items())[1:])}
-                                                           for of in columns], "{:.0f}".format)]  # fmt: skip
-        if (scores.aspect == "all").any():
-            questions.insert(1, "")
-        note = (
-            "An answer that names no option is wrong, and counts as unparsable. Models are in order of all six cells."
-        )
-        drawn = plots.draw_rows(cells, "aspect", "model", "modality")
-        alt = "Accuracy of each model and cell, as in the table"
+    blocks = [page.heading(name, 1), *(page.text(warning, "note") for warning in report["warnings"])]
+    accuracy: list[dict[str, Any]] = []
+    if not cells.empty:
+        columns = page.cell_keys()
+        questions = ["questions", *page.reference(scores, "n", columns, "{:.0f}".format)]
+        questions[1:1] = [""] * int((scores.aspect == "all").any())
         caption = "Accuracy from audio, from image or video, and from both, with 95% intervals. Dashed: chance."
-        blocks += [
-            accuracy_table(scores, [questions]), text(f"{note} {INTERVALS}", "small"),
-            figures(plots.render("accuracy", drawn, caption, alt, commands)),
-            table(["macro-F1", *labels], grid(cells_and(scores, "macro_f1"), columns, "plain")),
-            table(["UAR", *labels], grid(cells_and(scores, "uar"), cell_keys("uar"), "plain")),
-            text("Mean F1 and mean recall of the classes that occur among the right answers.", "small"),
-        ]  # fmt: skip
-    differences = scores[scores.measure.isin(["accuracy_minus_first", "ccc_minus_first"])]
-    if not differences.empty:
-        columns = cell_keys("accuracy_minus_first")
-        stated = [{"measure": "ccc_minus_first", "modality": modality} for modality in MODALITY_LABELS]
-        rows = [[*one, *two[1:]] for one, two in zip(grid(differences, columns, "points"),
-                                                    grid(differences, stated, "signed"))]  # fmt: skip
-        head = [*CELL_LABELS.values(), *(f"CCC, {label}" for label in MODALITY_LABELS.values())]
-        words = f"Each model minus {first} on the same questions: accuracy in points, CCC as it is."
-        blocks += [heading(f"Differences from {first}"), text(words, "small"), table(["", *head], rows)]
+        drawn = plots.draw_rows(cells, "aspect", "model", "modality")
+        note = "An answer that names no option is wrong and unparsable. Models stand in the order of all six cells."
+        accuracy = [
+            page.accuracy_table(scores, [questions]),
+            page.text(f"{note} {page.INTERVALS}", "small"),
+            page.figures(plots.render("accuracy", drawn, caption, "Accuracy of each cell, as in the table", commands)),
+        ]
+        for measure, words in (("macro_f1", "macro-F1"), ("uar", "mean recall (UAR)")):
+            rows = page.grid(scores[scores.measure == measure], page.cell_keys(measure), "plain")
+            accuracy.append(page.table([words, *page.CELL_LABELS.values()], rows))
+    controls = [*page.controls_section(scores, commands), *page.conflict_section(scores)]
     sections = {
-        "Gains of audio and visual input together": gains_section(scores),
-        "Controls: does it use the audio?": [*controls_section(scores, commands), *conflict_section(scores)],
-        "Under every rotation of the options": circular_section(scores),
-        "By art form": breakdown_section(scores, "art_form"),
-        "By emotion (recall)": breakdown_section(scores, "emotion"),
-        "Valence and arousal as stated": [*stated_section(scores), *stated_figures(models, scores)],
+        "Accuracy": accuracy,
+        "Differences": differences_section(scores, next(iter(models))),
+        "Gains of audio and visual input together": page.gains_section(scores),
+        "Controls: does it use the audio?": controls,
+        "Under every rotation of the options": page.circular_section(scores),
+        "By art form": page.breakdown_section(scores, "art_form"),
+        "By emotion (recall)": page.breakdown_section(scores, "emotion"),
+        "Valence and arousal as stated": [*page.stated_section(scores), *stated_figures(models, scores)],
+        "Mistakes": mistakes_section(models, items, out),
     }
-    for name, section in sections.items():
-        blocks += [heading(name), *(section or [text("Not run.")])]
+    for title, section in sections.items():
+        blocks += [page.heading(title), *(section or [page.text("Not run.")])]
     if items is None:
-        words = (
-            f"Art forms and examples are left out, since the benchmark is not at hand: {report['benchmark_missing']}. "
-        )
-        blocks.append(text(f"{words}Name its folder by --benchmark.", "note"))
-    blocks.append(heading("Mistakes"))
-    for number_, (label, evaluation) in enumerate(models.items(), 1):
+        words = f"The benchmark is not at hand, so art forms and examples are left out: {report['benchmark_missing']}."
+        blocks.append(page.text(f"{words} Name its folder by --benchmark.", "note"))
+    return [*blocks, *settings_section(about, commands)]
+
+
+def differences_section(scores: pd.DataFrame, first: str) -> list[dict[str, Any]]:
+    of = scores[scores.measure.isin(["accuracy_minus_first", "ccc_minus_first"])]
+    stated = [{"measure": "ccc_minus_first", "modality": modality} for modality in MODALITY_LABELS]
+    accuracies = page.grid(of, page.cell_keys("accuracy_minus_first"), "points")
+    rows = [[*one, *two[1:]] for one, two in zip(accuracies, page.grid(of, stated, "signed"))]
+    head = ["", *page.CELL_LABELS.values(), *(f"CCC, {label}" for label in MODALITY_LABELS.values())]
+    kept = [i for i in range(len(head)) if any(row[i] != page.NOT_RUN for row in rows)]
+    words = f"Each model minus {first} on the same questions: accuracy in points, CCC as it is."
+    table = page.table([head[i] for i in kept], [[row[i] for i in kept] for row in rows])
+    return [page.text(words, "small"), table] if rows else []
+
+
+def stated_figures(models: Mapping[str, Evaluation], scores: pd.DataFrame) -> list[dict[str, Any]]:
+    """The valence-arousal space of each model, of the richest modality that was run with two answers."""
+    found = []
+    for number, (label, evaluation) in enumerate(models.items(), 1):
+        tasks = evaluation.tasks
+        run = [m for m, task in VA_TASKS.items() if task in tasks and len(tasks[task].points) > 1]
+        for modality in run[-1:]:
+            task, points = f"artemo_emotion_{modality}", tasks[VA_TASKS[modality]].points
+            answers = evaluation.answers(task) if task in tasks else None
+            name = f"valence_arousal_{number}"
+            found.append(page.va_figure(name, label, modality, points, answers, scores, "stated"))
+    return [page.figures(figure) for figure in found]
+
+
+def mistakes_section(models: Mapping[str, Evaluation], items: BenchmarkItems | None, out: Path):
+    """Confusion matrices and wrong answers of each model."""
+    blocks: list[dict[str, Any]] = []
+    for number, (label, evaluation) in enumerate(models.items(), 1):
         drawn = []
         for cell, task in CELL_TASKS.items():
             if task in evaluation.tasks:
-                answers = put(evaluation, task)
-                counts = plots.confusion(answers)
+                answers, words = put(evaluation, task), f"{label}: {page.CELL_LABELS[cell]}"
+                counts, name = plots.confusion(answers), f"confusion_{number}_{cell}"
                 if 0 < len(counts) <= MOST_LABELS:
                     figure = plots.draw_confusion(counts, cell.split("_")[1])
-                    words = f"{label}: {CELL_LABELS[cell]}"
-                    mistake = plots.most_frequent_mistake(answers)
-                    drawn.append(plots.render(f"confusion_{number_}_{cell}", figure, words, f"{words}, {mistake}"))
-        blocks += [heading(label, 3), *([figures(*drawn)] if drawn else [])]
-        shown, lacking = wrong_answers(evaluation, items, f"wrong_{number_}", out) if items else ([], [])
-        blocks += [cards(shown)] if shown else []
+                    alt = f"{words}, {plots.most_frequent_mistake(answers)}"
+                    drawn.append(plots.render(name, figure, words, alt))
+        examples, lacking = page.wrong_answers(evaluation, items, f"wrong_{number}", out) if items else ([], [])
+        blocks += [page.heading(label, 3), *([page.figures(*drawn)] if drawn else [page.text("Not run.")])]
+        blocks += [page.cards(examples)] if examples else []
         if lacking:
-            blocks.append(
-                text(f"{len(lacking)} examples are left out, since their media cannot be read: {lacking[0]}")
-            )
+            words = f"{len(lacking)} examples are left out, since their media cannot be read: {lacking[0]}"
+            blocks.append(page.text(words, "note"))
     words = (
         "Rows are right answers, columns chosen options; the shade is the share of the row, and a label can be chosen "
         f"only where the question offers it. Matrices of more than {MOST_LABELS} labels are in report.json alone. "
         "Examples: of each cell the first wrong answer in the benchmark's order about a clip that is not shown yet."
     )
-    return [*blocks, text(words, "small"), *settings_section(about, commands)]
+    return [*blocks, page.text(words, "small")]
 
 
 def put(evaluation: Evaluation, task: str) -> pd.DataFrame:
     """The answers to a multiple-choice task, without the questions whose media could not be read."""
     answers = evaluation.answers(task)
     return answers[answers.missing == 0]
-
-
-def cells_and(scores: pd.DataFrame, measure: str) -> pd.DataFrame:
-    return scores[scores.measure == measure]
-
-
-def stated_figures(models: Mapping[str, Evaluation], scores: pd.DataFrame) -> list[dict[str, Any]]:
-    """The valence-arousal space of each model, of the richest modality that was run with two answers."""
-    shown = []
-    for number_, (label, evaluation) in enumerate(models.items(), 1):
-        run = [
-            m for m, task in VA_TASKS.items() if task in evaluation.tasks and len(evaluation.tasks[task].points) > 1
-        ]
-        for modality in run[-1:]:
-            task = f"artemo_emotion_{modality}"
-            answers = evaluation.answers(task) if task in evaluation.tasks else None
-            points = evaluation.tasks[VA_TASKS[modality]].points
-            shown.append(va_figure(f"valence_arousal_{number_}", label, modality, points, answers, scores, "stated"))
-    return [figures(figure) for figure in shown]
 
 
 def settings_section(about: Mapping[str, dict], commands: str) -> list[dict[str, Any]]:
@@ -305,10 +288,49 @@ def settings_section(about: Mapping[str, dict], commands: str) -> list[dict[str,
     left = range(1, 1 + len(labels))
     unknown = dict.fromkeys(task for of in about.values() for task in of["unknown_tasks"])
     return [
-        heading("To evaluate the same again"), table(["", *labels], rows, left=left),
-        table(["task: prompts, documents, decoding", *labels], tasks, left=left),
-        text('"Not stated" is what the results file does not hold. The hash of the benchmark is the SHA-256 of its '
-             "items; that of prompts is over each item's id, prompts and targets.", "small"),
-        *([text(f"Tasks that this report does not know: {', '.join(unknown)}.", "note")] if unknown else []),
-        code(commands),
+        page.heading("To evaluate the same again"), page.table(["", *labels], rows, left=left),
+        page.table(["task: prompts, documents, decoding", *labels], tasks, left=left),
+        page.text('"Not stated" is what the results file does not hold. The hash of the benchmark is the SHA-256 of '
+                  "its items; that of prompts is over each item's id, prompts and targets.", "small"),
+        *([page.text(f"Tasks that this report does not know: {', '.join(unknown)}.", "note")] if unknown else []),
+        page.code(commands),
     ]  # fmt: skip
+
+
+def comparison_text(result: Mapping[str, Any]) -> str:
+    """What `scores.compare` returned as lines for a terminal."""
+
+    def cell(found: Mapping[str, Any], unit: str) -> str:
+        low, high = found["ci95"]
+        return page.shown(pd.Series({"value": found["value"], "low": low, "high": high}), unit).replace("\n", " ")
+
+    lines = [f"{side.upper()}: {result[side]['path']} ({result[side]['model']})" for side in "ab"]
+    lines += [f"{side.upper()} lacks {result[side]['missing']} answers: media could not be read."
+              for side in "ab" if result[side]["missing"]]  # fmt: skip
+    benchmark = result["benchmark"]
+    lines += [
+        f"Benchmark: {benchmark['name']}, version {benchmark['version']}. In brackets 95% intervals; those of the "
+        "differences, B minus A, draw whole clips.",
+        "",
+    ]
+    rows = [("task", "metric", "n", "A", "B", "B - A", "unparsable A, B")]
+    for task, found in {**result["groups"], **result["tasks"]}.items():
+        unparsable = ", ".join(f"{found[side]['unparsable']:.3f}" for side in "ab")
+        unit, change = ("plain", "signed") if found["metric"] == "ccc" else ("percent", "points")
+        scores = (cell(found["a"], unit), cell(found["b"], unit), cell(found["difference"], change))
+        rows.append((task, found["metric"], str(found["n"]), *scores, unparsable))
+    lines += page.plain_table(rows)
+    if result["gains"]:
+        rows = [("aspect", "gain", "A", "B", "B - A")]
+        for aspect, of in result["gains"].items():
+            for gain in GAINS:
+                cells = [cell(of[side][gain], "points") for side in ("a", "b", "difference")]
+                rows.append((aspect, gain.replace("_", " "), *cells))
+        lines += [
+            "",
+            "Audio gain: av minus visual. Visual gain: av minus audio. Synergy: av minus the better of both.",
+        ]
+        lines += page.plain_table(rows)
+    lines += [f"Only in {side.upper()}: {', '.join(result[f'only_in_{side}'])}" for side in "ab"
+              if result[f"only_in_{side}"]]  # fmt: skip
+    return "\n".join(lines)

@@ -109,9 +109,10 @@ def draw_lines(cells: pd.DataFrame, x: Mapping[str, float], x_labels: Sequence[s
     step = 0.06 * (math.log(positions[-1] / positions[0]) if log else np.ptp(positions)) / 2
     for axis, aspect in zip(axes, ASPECTS, strict=True):
         for number, (name, heights) in enumerate((references or {}).items()):
-            axis.axhline(100 * heights[aspect], color=MUTED, lw=1, ls=(DASHED, DOTTED)[number % 2], zorder=1)
-            axis.text(0.01, 100 * heights[aspect] + 1, name, color=MUTED, fontsize=8, va="bottom",
-                      transform=axis.get_yaxis_transform())  # fmt: skip
+            height = 100 * heights[aspect]
+            axis.axhline(height, color=MUTED, lw=1, ls=(DASHED, DOTTED)[number % 2], zorder=1)
+            look = {"color": MUTED, "fontsize": 8, "va": "center", "bbox": {"fc": PAPER, "ec": "none", "pad": 1}}
+            axis.text(0, height, name, transform=axis.get_yaxis_transform(), **look)
         ends = []
         for number, modality in enumerate(MODALITIES):
             of = cells[(cells.aspect == aspect) & (cells.modality == modality)].set_index("model").reindex(list(x))
@@ -129,6 +130,8 @@ def draw_lines(cells: pd.DataFrame, x: Mapping[str, float], x_labels: Sequence[s
         if log:
             axis.set_xscale("log")
             axis.minorticks_off()
+        # Room on the left for the names of the references.
+        axis.set_xlim(left=positions[0] / 1.6 if log else positions[0] - 0.35 * np.ptp(positions))
         axis.set_xticks(positions, x_labels)
         axis.set_ylim(0, 106)
         axis.set_yticks(range(0, 101, 25))
