@@ -10,7 +10,6 @@ import fcntl
 import json
 import os
 import re
-import resource
 import shlex
 import shutil
 import signal
@@ -21,6 +20,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from ..utils import InputError, read_json, write_json
 
@@ -173,6 +174,9 @@ def _run_step(out: Path, step: Step, label: str, marker: dict, say: Callable[[st
 def _run_command(step: Step, log: Path, say: Callable[[str], None]) -> tuple[int, float | None]:
     """Exit code (128 + the number of a signal that ended it) and the largest memory of one of its processes, in MB."""
     started = beat = time.monotonic()
+    # Between fork and exec the subprocess is a copy of this process: where it never grows larger, its own memory is
+    # not known.
+    own = psutil.Process().memory_info().rss
     # Programs beside the running Python come first: no environment needs to be activated.
     paths = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     with log.open("ab") as file:
@@ -196,16 +200,15 @@ def _run_command(step: Step, log: Path, say: Callable[[str], None]) -> tuple[int
         _end(process)
         raise
     code = process.returncode = os.waitstatus_to_exitcode(ended[1])
-    # Linux counts in KiB, macOS in bytes. Between fork and exec the subprocess was a copy of this process: where it
-    # never grew larger, its own memory is not known.
-    peak, own = ended[2].ru_maxrss, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return code if code >= 0 else 128 - code, round(peak / unit, 1) if peak > own else None
+    # Linux counts in KiB, macOS in bytes.
+    peak = ended[2].ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return code if code >= 0 else 128 - code, round(peak / 2**20, 1) if peak > 1.05 * own else None
 
 
 def last_lines(log: Path, count: int = 20) -> list[str]:
     """The last lines of a log; of a progress bar its last state."""
-    lines = [re.split(r"\r+", line.rstrip())[-1] for line in log.read_text("utf-8", errors="replace").split("\n")]
+    text = log.read_bytes().decode("utf-8", errors="replace")
+    lines = [re.split(r"\r+", line.rstrip())[-1] for line in text.split("\n")]
     return [line for line in lines if line.strip()][-count:]
 
 

@@ -219,9 +219,8 @@ def draw_rows(cells: pd.DataFrame, panel: str, row: str, series: str, labels: Ma
             ticks = (-50, -5, -2, 0, 2, 5, 50)
             axis.set_xticks(ticks, [f"{tick:+d}" if tick else "0" for tick in ticks])
             axis.minorticks_off()
-            axis.set_xlim(
-                120 * min(of.low.min(), of.value.min(), -0.025), 120 * max(of.high.max(), of.value.max(), 0.025)
-            )
+            ends = [*of.low, *of.value, *of.high]
+            axis.set_xlim(120 * np.nanmin([*ends, -0.025]), 120 * np.nanmax([*ends, 0.025]))
         else:
             axis.set_xlim(0, 108)
             axis.set_xticks(range(0, 101, 25))
