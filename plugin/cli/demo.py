@@ -1,4 +1,5 @@
-"""`vaemotionllm demo`: everything on the nano world in one command, ending with a report."""
+"""`vaemotionllm demo`: everything on the nano world in one command, ending with a report. `vaemotionllm ablation`: the
+nano model with and without each of its parts, over several seeds."""
 
 import argparse
 import os
@@ -66,6 +67,26 @@ def run(args: argparse.Namespace) -> int:
         if not check["passed"]:
             print(f"  not met: {check['name']}: {check['measured']}, wanted {check['wanted']}")
     print(*(out / name for name in REPORTS), sep="\n")
+    return 0
+
+
+def add_ablation_arguments(parser: argparse.ArgumentParser) -> None:
+    parts = parser.add_subparsers(dest="part", metavar="PART", required=True)
+    one = parts.add_parser("run", help="train and evaluate every variant of one seed; resumes where it was stopped")
+    add_arguments(one, "runs/ablation/seed0")
+    report = parts.add_parser("report", help="the tables and figures of several seeds")
+    report.add_argument("runs", nargs="+", metavar="RUN_DIR", help="folders of finished runs, each of another seed")
+    report.add_argument("--out", default="docs", metavar="DIR", help="where ablation.md, .html, .json go (docs)")
+
+
+def run_ablation(args: argparse.Namespace) -> int:
+    from ..demo import ablation
+    from ..evaluation.plots import require_matplotlib
+
+    require_matplotlib()  # now, and not after an hour
+    if args.part == "run":
+        return run_plan("ablation run", args, ablation.plan)
+    print(*ablation.write_report([Path(folder) for folder in args.runs], Path(args.out)), sep="\n")
     return 0
 
 

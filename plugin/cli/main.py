@@ -37,6 +37,7 @@ SHARED = {
     "predict": ("emotion", "add_predict_arguments", "run_predict"),
     "calibrate": ("emotion", "add_calibrate_arguments", "run_calibrate"),
     "evaluate-emotion": ("emotion", "add_evaluate_arguments", "run_evaluate"),
+    "ablation": ("demo", "add_ablation_arguments", "run_ablation"),
 }
 
 # What a user can mend: bad input, and paths that cannot be used.
