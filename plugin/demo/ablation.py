@@ -26,7 +26,7 @@ from ..utils import InputError, read_json
 from .demo import Sizes, calibrate_step, evaluate_steps, nano_steps, train_step
 from .steps import RUN_FILE, Step, marker_of
 
-# Twice the demo's: differences of two points are to be told from none.
+# Twice the demo's: differences of two points have to stand out from none.
 BENCHMARK_CLIPS = 768
 # Parts of the training clips, of both stages.
 SHARES = (0.1, 0.3)

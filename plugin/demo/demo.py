@@ -1,7 +1,7 @@
 """The demo: its commands in their order, and where each writes.
 
 Every step is a command that a user can type, so that the report can name it beside each figure. This module plans and
-imports no torch: a step's memory is told from this process's own.
+imports no torch: where a step's memory is less than this process's own, it is not known.
 """
 
 import importlib.metadata
