@@ -30,11 +30,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from ..demo.steps import RUN_FILE
+    from ..evaluation.results import RESULTS
 
     paths = [Path(path) for path in args.results]
     for path in paths:
         if not path.exists():
             raise InputError(f"there is no {path}; name what `lmms-eval --output_path` was given, or a demo's folder.")
+        if path.is_dir() and not (path / RUN_FILE).is_file() and not any(path.glob(f"**/*{RESULTS}")):
+            raise InputError(
+                f"{path} is no folder of `vaemotionllm demo` (there is no {RUN_FILE} in it), and holds no *{RESULTS} of "
+                "lmms-eval either; run lmms-eval with --log_samples --output_path and name that folder."
+            )
     demos = [path for path in paths if (path / RUN_FILE).is_file()]
     if not demos:
         return _models(paths, args)

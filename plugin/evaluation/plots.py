@@ -204,7 +204,9 @@ def draw_rows(cells: pd.DataFrame, panel: str, row: str, series: str, labels: Ma
             if not differences:
                 # On paper of its own, where it may lie on a line; chance differs with the number of options.
                 ground = {"fc": PAPER, "ec": "none", "pad": 0.8}
-                axis.text(min(high, 104) + 1.8, y, f"{value:.0f}", color=colour, fontsize=7.5, va="center", bbox=ground)
+                axis.text(
+                    min(high, 104) + 1.8, y, f"{value:.0f}", color=colour, fontsize=7.5, va="center", bbox=ground
+                )
                 ends = [line - 0.45, line + 0.45]
                 axis.plot([100 * cell.chance] * 2, ends, color=MUTED, lw=1, ls=DASHED, zorder=1)
         axis.set_yticks(range(len(rows)), [labels[name] for name in rows] if labels else short_names(rows))

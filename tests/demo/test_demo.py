@@ -259,7 +259,7 @@ def test_the_whole_way(tmp_path, backbone):
     )
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
     report = json.loads((out / "report.json").read_text())
-    assert report["seed"] == 1 and report["nano"] is True
+    assert report["seed"] == 1 and report["benchmark"]["nano"] is True
     scores = table_of(report["scores"])
     for cell in ("content_audio", "content_visual", "content_av", "emotion_audio", "emotion_visual", "emotion_av"):
         for stage in ("backbone", "stage 1", "stage 2"):

@@ -21,9 +21,9 @@ from vaemotionllm.benchmark import schema
 from vaemotionllm.cli.main import main
 from vaemotionllm.data.media import load_audio
 from vaemotionllm.evaluation import artemo, lmms_model, refusals
-from vaemotionllm.evaluation.compare import compare
 from vaemotionllm.evaluation.lmms_model import VAEmotionLLM
 from vaemotionllm.evaluation.requests import Medium, Request, batches, cut, generation_arguments
+from vaemotionllm.evaluation.scores import compare
 
 GREEDY = {"max_new_tokens": 6, "temperature": 0, "do_sample": False, "until": ["\n\n"]}
 
