@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
             raise InputError(f"there is no {path}; name what `lmms-eval --output_path` was given, or a demo's folder.")
         if path.is_dir() and not (path / RUN_FILE).is_file() and not any(path.glob(f"**/*{RESULTS}")):
             raise InputError(
-                f"{path} is no folder of `vaemotionllm demo` (there is no {RUN_FILE} in it), and holds no *{RESULTS} of "
+                f"{path} is no folder of `vaemotionllm demo` (it has no {RUN_FILE}), and holds no *{RESULTS} of "
                 "lmms-eval either; run lmms-eval with --log_samples --output_path and name that folder."
             )
     demos = [path for path in paths if (path / RUN_FILE).is_file()]

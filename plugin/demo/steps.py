@@ -118,9 +118,8 @@ def run(out: Path, steps: Sequence[Step], about: Mapping[str, Any], overwrite: b
                         "--overwrite"
                     )
                 say(f"replacing {described.partition(',')[0]} in {out}")
-                _remove(out, [out / name for name in (*before.get("owned", ()), MARKERS, LOGS)])
-        owned = sorted({_inside(path, out) for step in steps for path in step.owns})
-        write_json(file, {**about, "owned": owned})
+                _remove(out, [*(path for step in steps for path in step.owns), out / MARKERS, out / LOGS])
+        write_json(file, about)
         for number, step in enumerate(steps, 1):
             label = f"[{number}/{len(steps)}] {step.name}"
             marker = marker_of(out, step.name)
@@ -129,23 +128,19 @@ def run(out: Path, steps: Sequence[Step], about: Mapping[str, Any], overwrite: b
                 continue
             # Later steps read what this one writes: whatever they had done is out of date.
             for later in steps[number:]:
-                _marker_path(out, later.name).unlink(missing_ok=True)
+                (out / MARKERS / f"{later.name}.json").unlink(missing_ok=True)
             say(f"{label}: {step.title}\n    $ {step.typed()}")
             _run_step(out, step, label, marker, say)
 
 
 def marker_of(out: Path, name: str) -> dict[str, Any]:
     """Of a step: `title`, `command`, `done`, `wall_s` and `peak_rss_mb`; empty where it never started."""
-    path = _marker_path(out, name)
+    path = out / MARKERS / f"{name}.json"
     return read_json(path, "the marker of a step") if path.is_file() else {}
 
 
-def _marker_path(out: Path, name: str) -> Path:
-    return out / MARKERS / f"{name}.json"
-
-
 def _run_step(out: Path, step: Step, label: str, marker: dict, say: Callable[[str], None]) -> None:
-    path, log = _marker_path(out, step.name), out / LOGS / f"{step.name}.log"
+    path, log = out / MARKERS / f"{step.name}.json", out / LOGS / f"{step.name}.log"
     resumed = step.resumes and marker and not marker.get("done")
     if not resumed:
         # The time of broken attempts is not the cost of a step that starts from nothing.

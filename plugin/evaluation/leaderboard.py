@@ -38,8 +38,8 @@ from .scores import (
 
 # Where these settings differ, scores do not compare.
 COMPARED = ("benchmark", "benchmark_version", "benchmark_sha256", "scoring", "system_instruction",
-            "chat_template_sha256",
-            "num_fewshot", "num_frames", "sampling_rate_hz", "max_audio_s", "use_adapter")  # fmt: skip
+            "chat_template_sha256", "num_fewshot", "num_frames", "sampling_rate_hz", "max_audio_s",
+            "use_adapter")  # fmt: skip
 # A larger matrix cannot be read; `report.json` holds it.
 MOST_LABELS = 20
 KIND = "models"

@@ -120,7 +120,7 @@ def number(value: float, unit: str = "percent") -> str:
 
 def interval(low: float, high: float, unit: str = "percent") -> str:
     """Such as "[81.2, 90.1]"; "" where there is none, or both ends are one: then nothing varied that could tell."""
-    if not (math.isfinite(low) and math.isfinite(high)) or low == high:
+    if not (math.isfinite(low) and math.isfinite(high)) or math.isclose(low, high, abs_tol=1e-9):
         return ""
     return f"[{number(low, unit)}, {number(high, unit)}]".replace("%", "")
 
