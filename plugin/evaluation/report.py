@@ -297,13 +297,14 @@ def conflict_section(scores: pd.DataFrame) -> list[dict[str, Any]]:
     of = scores[scores.condition == "conflict"]
     if of.empty:
         return []
-    columns = [{"measure": name, "condition": "conflict"} for name in FOLLOWS]
+    names = [name for name in FOLLOWS if name not in FOLLOWS[3:] or (of[of.measure == name].value > 0).any()]
+    rows = grid(of, [{"measure": name, "condition": "conflict"} for name in names])
     note = (
         "The image or video of one clip with the audio of another of opposite emotion: shares of the answers that "
         "follow either. None of them is right."
     )
-    return [heading("Visual against audio", 3), table(["", *FOLLOW_LABELS.values()], grid(of, columns)),
-            text(note, "small")]  # fmt: skip
+    head = ["", *(FOLLOW_LABELS[name] for name in names)]
+    return [heading("Visual against audio", 3), table(head, rows), text(note, "small")]
 
 
 def va_section(scores: pd.DataFrame, condition: str) -> list[dict[str, Any]]:
