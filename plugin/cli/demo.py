@@ -2,11 +2,14 @@
 nano model with and without each of its parts, over several seeds."""
 
 import argparse
+import importlib.util
 import os
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+
+from ..utils import InputError
 
 # Enough for every step to run; the numbers of such a run mean nothing.
 TINY = {"train_clips": 64, "validation_clips": 32, "benchmark_clips": 16, "stage1_steps": 4, "stage2_steps": 4}
@@ -50,9 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser, out: str = "runs/demo") -> No
 
 def run(args: argparse.Namespace) -> int:
     from ..demo.demo import REPORTS, plan
-    from ..evaluation.plots import require_matplotlib
 
-    require_matplotlib()  # now, and not after ten minutes
+    if importlib.util.find_spec("matplotlib") is None:  # now, and not after ten minutes
+        raise InputError("matplotlib draws the report and is not installed: `pip install vaemotionllm[demo]`")
+    # Nothing large is imported before the steps have run: their memory is known where they outgrow this process.
     if code := run_plan("demo", args, plan):
         return code
     from ..evaluation.report import terminal_table
