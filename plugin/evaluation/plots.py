@@ -291,7 +291,7 @@ def draw_predictions(predictions):
     """The valence-arousal space with each source on each of its modalities, and below it the curves of what has time.
 
     Args:
-        predictions: see `prediction.read_sources`.
+        predictions: see `emotion.predict_files`.
     """
     from matplotlib.figure import Figure as Canvas
 

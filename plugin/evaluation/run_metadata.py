@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from .. import __version__
 from .artemo import TASK_PREFIX
 from .refusals import configs_of, tasks_of
 
@@ -89,7 +90,5 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         if package == "vaemotionllm":  # run from a checkout
-            from .. import __version__
-
             return __version__
         return None
