@@ -90,6 +90,8 @@ setup(
         "filelock>=3.16,<4.3",
         "numpy>=2,<3",
         "packaging>=23",
+        "pandas>=2.2",
+        "jinja2>=3.1",
         "pyarrow>=24",
         "scipy>=1.13",
         "av>=15,<16",

@@ -21,7 +21,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from vaemotionllm.evaluation.compare import table
+from vaemotionllm.evaluation.report import plain_table as table
 
 ROOT = Path(__file__).resolve().parents[1]
 HOME = ROOT / ".compat"

@@ -1,16 +1,18 @@
-"""95% intervals of the report: Wilson for a proportion, paired bootstrap by clip for ratios, differences and CCC.
+"""95% intervals: Wilson's of a proportion, a paired bootstrap by clip of ratios, differences and CCC, Student's t of
+means over training seeds.
 
-The choice is ours. The benchmark asks one question a clip in each cell, so the answers of a cell are independent and
+The choice is ours. The benchmark has one question a clip in each cell, so the answers of a cell are independent and
 Wilson's score interval holds, also near 0 and 1 where a normal interval leaves [0, 1]. Two cells share their clips:
-a ratio or a difference of two cells therefore draws whole clips, and both cells see the same draw.
+a ratio or a difference of two cells therefore draws whole clips, and both cells get the same draw. Neither covers the
+training seed: what varies with it has an interval over seeds.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from math import ceil
-from statistics import NormalDist
 
 import numpy as np
+from scipy import stats
 
 BOOTSTRAP_DRAWS = 10_000
 BOOTSTRAP_SEED = 0
@@ -36,14 +38,16 @@ def wilson(correct: int, n: int, level: float = 0.95) -> tuple[float, float]:
 
     Reference: E. B. Wilson, 1927, "Probable inference, the law of succession, and statistical inference".
     """
-    if not 0 <= correct <= n or n < 1:
-        raise ValueError(f"wilson needs 0 <= correct <= n and n >= 1, got correct={correct}, n={n}")
-    z = NormalDist().inv_cdf(0.5 + level / 2)
-    p = correct / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
-    # Exact at the ends, where the formula is a rounding error away.
-    return (0.0 if correct == 0 else centre - half), (1.0 if correct == n else centre + half)
+    interval = stats.binomtest(correct, n).proportion_ci(level, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """Student's t interval of a mean of independent values, such as one a training seed; NaN below two of them."""
+    if len(values) < 2:
+        return float("nan"), float("nan")
+    half = stats.t.ppf(0.5 + level / 2, len(values) - 1) * stats.sem(values)
+    return float(np.mean(values) - half), float(np.mean(values) + half)
 
 
 def fewest_clips(level: float = LEVEL) -> int:
@@ -143,7 +147,7 @@ def paired(
     combine: Callable[[np.ndarray, np.ndarray], np.ndarray],
     level: float = 0.95,
 ) -> tuple[float, float]:
-    """Bootstrap interval of `combine(mean of a, mean of b)` where both cells see the same draw of clips.
+    """Bootstrap interval of `combine(mean of a, mean of b)` where both cells get the same draw of clips.
 
     Args:
         a: (clip ids, values) of the first cell.

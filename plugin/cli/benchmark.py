@@ -115,12 +115,13 @@ def _push(args: argparse.Namespace) -> None:
 
 
 def _compare(args: argparse.Namespace) -> None:
-    from ..evaluation.compare import as_json, as_text, compare
+    from ..evaluation.leaderboard import comparison_text
+    from ..evaluation.scores import compare, without_nan
 
     result = compare(args.a, args.b)
-    print(as_text(result))
+    print(comparison_text(result))
     if args.json:
-        args.json.write_text(as_json(result) + "\n", encoding="utf-8")
+        write_json(args.json, without_nan(result))
 
 
 def add_nano_arguments(parser: argparse.ArgumentParser) -> None:

@@ -43,7 +43,7 @@ def run_predict(args: argparse.Namespace) -> None:
 
     inputs = [input_of(word) for word in args.files]
     if args.plot:
-        from ..evaluation.figures import require_matplotlib
+        from ..evaluation.plots import require_matplotlib
 
         require_matplotlib()
         Path(args.plot).parent.mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,7 @@ COMMANDS = {
     "nano": "build the embedded default: the procedural art world, its benchmark and its backbone",
     "benchmark": "show, check, build, upload or compare what the lmms-eval tasks `artemo` read",
     "evaluate-emotion": "score the Supervisor's predictions for a benchmark's clips, under each modality",
-    "report": "compare models by their lmms-eval results, or make the report of a demo anew, or a mean over seeds",
+    "report": "report on models by their lmms-eval results, on a demo, or on means over the seeds of demos",
     "ablation": "train the nano model with and without each of its parts, over seeds, and compare",
     "demo": "run everything on the nano world: backbone, both stages, lmms-eval, report",
 }
@@ -37,6 +37,7 @@ SHARED = {
     "predict": ("emotion", "add_predict_arguments", "run_predict"),
     "calibrate": ("emotion", "add_calibrate_arguments", "run_calibrate"),
     "evaluate-emotion": ("emotion", "add_evaluate_arguments", "run_evaluate"),
+    "ablation": ("demo", "add_ablation_arguments", "run_ablation"),
 }
 
 # What a user can mend: bad input, and paths that cannot be used.

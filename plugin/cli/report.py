@@ -1,4 +1,4 @@
-"""`vaemotionllm report`: about models from lmms-eval's result files, or about finished demos."""
+"""`vaemotionllm report`: about models from lmms-eval's results, or about finished demos."""
 
 import argparse
 from pathlib import Path
@@ -12,9 +12,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RESULTS",
         nargs="+",
         help="of one or many models: what `lmms-eval --log_samples --output_path` was given, or a *_results.json in "
-        "it. Or the folder of a finished `vaemotionllm demo`; several demos give a table of means over their seeds",
+        "it. Or the folder of a finished `vaemotionllm demo`; several demos give means over their seeds",
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the report about models; needed for them")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR",
+        help="folder of the report; needed for models. A demo's stands in its own, means over seeds are printed",
+    )  # fmt: skip
     parser.add_argument(
         "--benchmark",
         metavar="DIR_OR_HUB_NAME",
@@ -26,77 +29,67 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from ..demo.steps import RUN_FILE
+    from ..evaluation.results import RESULTS
+
     paths = [Path(path) for path in args.results]
     for path in paths:
         if not path.exists():
+            raise InputError(f"there is no {path}; name what `lmms-eval --output_path` was given, or a demo's folder.")
+        if path.is_dir() and not (path / RUN_FILE).is_file() and not any(path.glob(f"**/*{RESULTS}")):
             raise InputError(
-                f"there is no {path}; name what `lmms-eval --output_path` was given, or the folder of a finished "
-                "`vaemotionllm demo`."
+                f"{path} is no folder of `vaemotionllm demo` (it has no {RUN_FILE}), and holds no *{RESULTS} of "
+                "lmms-eval either; run lmms-eval with --log_samples --output_path and name that folder."
             )
-    evaluations = [is_evaluation(path) for path in paths]
-    if all(evaluations):
+    demos = [path for path in paths if (path / RUN_FILE).is_file()]
+    if not demos:
         return _models(paths, args)
-    if any(evaluations):
-        one, other = paths[evaluations.index(True)], paths[evaluations.index(False)]
+    if other := [path for path in paths if path not in demos]:
         raise InputError(
-            f"{one} holds results of lmms-eval and {other} does not; a report is about the one or about finished "
-            "demos. Of a demo's stage, name the folder lmms_eval inside."
+            f"{demos[0]} is the folder of a demo and {other[0]} is not; a report is about demos or about results of "
+            "lmms-eval. Of a demo's stage, name eval/STAGE/lmms_eval in it."
         )
-    given = [name for name in ("out", "benchmark", "names") if getattr(args, name) is not None]
+    given = [name for name in ("benchmark", "names") if getattr(args, name) is not None]
+    if len(demos) == 1 and args.out is not None:
+        given.append("out")
     if given:
-        raise InputError(
-            f"--{given[0]} is for results of lmms-eval, and {paths[0]} holds none; the report of a demo stands in its "
-            "own folder."
-        )
-    return _demos(paths)
-
-
-def is_evaluation(path: Path) -> bool:
-    """Whether these are results of lmms-eval and not a demo, which holds such results too."""
-    from ..evaluation.steps import STATE_FILE
-    from ..evaluation.task_samples import RESULTS
-
-    return path.is_file() or (not (path / STATE_FILE).is_file() and any(path.glob(f"**/*{RESULTS}")))
+        raise InputError(f"--{given[-1]} is for results of lmms-eval; the report of a demo stands in its own folder.")
+    return _demos(demos, args.out)
 
 
 def _models(paths: list[Path], args: argparse.Namespace) -> int:
-    from ..evaluation.leaderboard import read_models, write
-    from ..evaluation.leaderboard_text import terminal_table
+    from ..demo.steps import RUN_FILE
+    from ..evaluation.leaderboard import read_models, write_models
 
     if args.out is None:
         raise InputError("--out is missing; name the folder into which the report goes, such as --out report.")
-    report = write(read_models(paths, args.names), args.out, args.benchmark)
-    print(terminal_table(report))
-    print("\n" + "".join(f"{notice}\n" for notice in report["notices"]))
-    _name_files(args.out)
+    if (args.out / RUN_FILE).is_file():
+        raise InputError(f"{args.out} is the folder of a demo, whose own report stands there; name another by --out.")
+    report = write_models(read_models(paths, args.names), args.out, args.benchmark)
+    _print(report, report["warnings"], args.out)
     return 0
 
 
-def _demos(folders: list[Path]) -> int:
-    if len(folders) > 1:
-        from ..evaluation.seeds import read_reports, seeds_table
+def _demos(folders: list[Path], out: Path | None) -> int:
+    from ..demo import demo_report
+    from ..evaluation.report import rendered, write
 
-        print(seeds_table(read_reports(folders)))
+    if len(folders) == 1:
+        report = demo_report.write_demo(folders[0])
+        _print(report, [report["headline"], report["statement"]], folders[0])
         return 0
-
-    from ..evaluation.report import write_report
-    from ..evaluation.report_words import terminal_table
-    from ..evaluation.results import read_run
-    from ..evaluation.steps import STATE_FILE
-
-    out = folders[0]
-    if not (out / STATE_FILE).is_file():
-        raise InputError(
-            f"{out / STATE_FILE} is missing, so {out} is no folder of `vaemotionllm demo`, and no *_results.json of "
-            "lmms-eval lies in it either; run lmms-eval with --log_samples --output_path and name that folder."
-        )
-    report = write_report(read_run(out))
-    print(terminal_table(report))
-    print(f"\n{report['headline']}\n\n{report['statement']}\n")
-    _name_files(out)
+    report, blocks = demo_report.seeds_report(demo_report.read_reports(folders))
+    if out is None:
+        print(rendered("md", "Means over seeds", [block for block in blocks if block["kind"] != "figures"]))
+    else:
+        print(*write(out, "report", "Means over seeds", blocks, report), sep="\n")
     return 0
 
 
-def _name_files(out: Path) -> None:
-    for name in ("report.html", "report.md", "report.json"):
-        print(out / name)
+def _print(report: dict, notes: list[str], out: Path) -> None:
+    """Accuracies, what a reader must know, and the report's files."""
+    from ..evaluation.report import terminal_table
+    from ..evaluation.scores import table_of
+
+    print(terminal_table(table_of(report["scores"])), *notes, sep="\n\n")
+    print("", *(out / f"report.{kind}" for kind in ("html", "md", "json")), sep="\n")

@@ -10,11 +10,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, try_to_load_from_cache
 
-from ..evaluation.leaderboard_pins import metadata_of
-from ..evaluation.leaderboard_scores import CONFLICT_TASK, CONTROL_TASKS
-from ..evaluation.report import modality_scores
-from ..evaluation.results import read_emotion
-from ..evaluation.task_samples import read_evaluation
+from ..evaluation.results import metadata_of, read_emotion, read_evaluation
+from ..evaluation.scores import CONFLICT_TASK, CONTROL_TASKS, modality_scores
 from ..model.configuration_vaemotionllm import VAEmotionLLMConfig
 from ..utils import InputError
 from .model_folder import RECORDED, is_hub_name, without_local_path

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import tiny
 
-from vaemotionllm.cli import demo as command
 from vaemotionllm.cli.main import main
-from vaemotionllm.evaluation import demo
-from vaemotionllm.evaluation.results import STAGES
-from vaemotionllm.evaluation.steps import Step
+from vaemotionllm.demo import demo
+from vaemotionllm.demo.demo import STAGES
+from vaemotionllm.demo.steps import Step
+from vaemotionllm.evaluation.scores import pick, table_of
 from vaemotionllm.utils import InputError
 
 
@@ -99,14 +99,19 @@ def test_a_backbone_folder_that_lacks_a_part_is_named(tmp_path):
 def test_versions_are_those_that_are_installed():
     import torch
 
-    facts = demo.facts(5)
-    assert facts["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0] and facts["seed"] == 5
-    assert set(demo.PACKAGES) == set(facts["versions"]) and facts["machine"]["cpus"] >= 1
+    about = demo.metadata({"seed": 5})
+    assert about["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert set(demo.PACKAGES) == set(about["versions"]) and about["machine"]["cpus"] >= 1
 
 
-def use_plan(monkeypatch, *codes: str) -> None:
-    """Replaces the demo's steps by small programs."""
+REPORT = "{'scores': [], 'headline': 'h', 'statement': 's', 'checks': []}"
+
+
+def use_plan(monkeypatch, out: Path, *codes: str) -> None:
+    """Replaces the demo's steps by small programs, and a report that says nothing."""
+    report = f"import json; json.dump({REPORT}, open({str(out / 'report.json')!r}, 'w'))"
     steps = [Step(f"s{i}", "", ("python", "-c", code)) for i, code in enumerate(codes)]
+    steps.append(Step("report", "", ("python", "-c", report), owns=(out / "report.json",)))
     monkeypatch.setattr(demo, "plan", lambda out, seed, sizes: steps)
     # The command sets variables for its steps; they must not stay for other tests.
     for name in demo.environment({}):
@@ -114,37 +119,36 @@ def use_plan(monkeypatch, *codes: str) -> None:
 
 
 def test_a_failing_step_ends_the_demo_with_its_code_and_its_last_lines(tmp_path, monkeypatch, capsys):
-    use_plan(monkeypatch, "print('fine')", "import sys; print('the disk is full'); sys.exit(9)", "print('never')")
     out = tmp_path / "demo"
+    codes = "print('fine')", "import sys; print('the disk is full'); sys.exit(9)", "print('never')"
+    use_plan(monkeypatch, out, *codes)
     assert main(["demo", "--out", str(out)]) == 9
     said = capsys.readouterr()
     assert "step 's1' ended with exit code 9" in said.err and "the disk is full" in said.err
     assert str(out / "logs" / "s1.log") in said.err and not (out / "logs" / "s2.log").exists()
-    assert "[1/3] s0" in said.out and "FAILED" in said.out
+    assert "[1/4] s0: done in" in said.out
 
 
 def test_the_same_command_goes_on(tmp_path, monkeypatch, capsys):
     out, flag = tmp_path / "demo", tmp_path / "flag"
-    use_plan(monkeypatch, "print('once')", f"import os, sys; sys.exit(0 if os.path.exists({str(flag)!r}) else 4)")
-    monkeypatch.setattr(command, "show", lambda out: print("shown"))
+    use_plan(monkeypatch, out, "print('once')", f"import os, sys; sys.exit(0 if os.path.exists({str(flag)!r}) else 4)")
     assert main(["demo", "--out", str(out)]) == 4
     flag.touch()
     capsys.readouterr()
     assert main(["demo", "--out", str(out)]) == 0
     said = capsys.readouterr().out
-    assert "going on after the last complete step" in said and "s0               already done" in said
-    assert said.endswith("shown\n")
+    assert "resuming after the last complete step" in said and "s0: already done" in said
+    assert said.endswith(f"{out / 'report.html'}\n")
 
 
 def test_a_finished_run_is_kept_until_it_is_to_be_replaced(tmp_path, monkeypatch, capsys):
     out, count = tmp_path / "demo", tmp_path / "count"
-    use_plan(monkeypatch, f"open({str(count)!r}, 'a').write('x')")
-    monkeypatch.setattr(command, "show", lambda out: print("shown"))
+    use_plan(monkeypatch, out, f"open({str(count)!r}, 'a').write('x')")
     assert main(["demo", "--out", str(out)]) == 0
     capsys.readouterr()
     assert main(["demo", "--out", str(out)]) == 0
     said = capsys.readouterr().out
-    assert "the run with seed 0 is finished" in said and said.endswith("shown\n") and count.read_text() == "x"
+    assert "the run is finished" in said and str(out / "report.html") in said and count.read_text() == "x"
     assert main(["demo", "--out", str(out), "--seed", "1"]) == 2
     said = capsys.readouterr().err
     for words in (f"{out} holds the finished run with seed 0", "--seed 0, not 1", "--out", "--overwrite"):
@@ -161,33 +165,32 @@ def test_overwrite_does_not_touch_an_interrupted_run_of_the_same_arguments(tmp_p
     out, flag, count = tmp_path / "demo", tmp_path / "flag", tmp_path / "count"
     use_plan(
         monkeypatch,
+        out,
         f"open({str(count)!r}, 'a').write('x')",
         f"import os, sys; sys.exit(0 if os.path.exists({str(flag)!r}) else 4)",
     )
-    monkeypatch.setattr(command, "show", lambda out: None)
     assert main(["demo", "--out", str(out), "--overwrite"]) == 4
     assert main(["demo", "--out", str(out), "--seed", "1"]) == 2
     assert "the interrupted run with seed 0" in capsys.readouterr().err
     flag.touch()
     assert main(["demo", "--out", str(out), "--overwrite"]) == 0
     said = capsys.readouterr().out
-    assert "going on" in said and "replacing" not in said and count.read_text() == "x"
+    assert "resuming" in said and "replacing" not in said and count.read_text() == "x"
 
 
 def test_a_run_of_another_release_does_not_go_on(tmp_path, monkeypatch, capsys):
-    out, facts = tmp_path / "demo", demo.facts(0)
-    use_plan(monkeypatch, "print('once')", "import sys; sys.exit(4)")
+    out, metadata, configs = tmp_path / "demo", demo.metadata, demo.metadata({})["configs"]
+    use_plan(monkeypatch, out, "print('once')", "import sys; sys.exit(4)")
     assert main(["demo", "--out", str(out)]) == 4
-    changes = ({"versions": facts["versions"] | {"vaemotionllm": "99"}}, {"configs": {"stage1_nano": "0"}})
-    for change in changes:
-        monkeypatch.setattr(demo, "facts", lambda seed, change=change: facts | change)
+    for change in ({"versions": {"vaemotionllm": "99"}}, {"configs": {"stage1_nano": "0"}}):
+        monkeypatch.setattr(demo, "metadata", lambda arguments, change=change: metadata(arguments) | change)
         assert main(["demo", "--out", str(out)]) == 2
         assert "made with other versions, configurations or commands" in capsys.readouterr().err
-    assert set(facts["configs"]) == {"stage1_nano", "stage2_nano"} and len(set(facts["configs"].values())) == 2
+    assert set(configs) == {"stage1_nano", "stage2_nano"} and len(set(configs.values())) == 2
 
 
 def test_a_foreign_folder_is_refused(tmp_path, monkeypatch, capsys):
-    use_plan(monkeypatch, "print('never')")
+    use_plan(monkeypatch, tmp_path / "demo", "print('never')")
     (tmp_path / "thesis.txt").write_text("mine")
     assert main(["demo", "--out", str(tmp_path)]) == 2
     assert "did not write" in capsys.readouterr().err and [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
@@ -256,26 +259,29 @@ def test_the_whole_way(tmp_path, backbone):
     )
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
     report = json.loads((out / "report.json").read_text())
-    assert report["seed"] == 1 and report["nano"] is True
-    for stage in STAGES:
-        cells = report["stages"][stage]["cells"]
-        assert len(cells) == 6 and all(cell["n"] == 16 and cell["chance"] == 0.25 for cell in cells.values())
-    assert set(report["controls"]) == set(report["controls_stage1"]) == {"silence", "noise", "mismatch"}
-    assert "--scale tiny: these figures mean nothing" in report["statement"] and str(backbone) in report["statement"]
+    assert report["seed"] == 1 and report["benchmark"]["nano"] is True
+    scores = table_of(report["scores"])
+    for cell in ("content_audio", "content_visual", "content_av", "emotion_audio", "emotion_visual", "emotion_av"):
+        for stage in ("backbone", "stage 1", "stage 2"):
+            aspect, modality = cell.split("_")
+            row = pick(scores, model=stage, measure="accuracy", aspect=aspect, modality=modality)
+            assert row.n == 16 and row.chance == 0.25
+    controls = scores[(scores.measure == "accuracy") & (scores.model == "stage 1") & (scores.condition != "")]
+    assert set(controls.condition) == {"silence", "noise", "mismatch", "blind"}
+    assert "--scale tiny: these numbers mean nothing" in report["statement"] and str(backbone) in report["statement"]
     assert "million parameters" not in report["statement"] and report["arguments"]["train_clips"] is None
-    state = json.loads((out / "steps.json").read_text())
-    assert state["status"] == "complete" and all(entry["status"] == "done" for entry in state["steps"].values())
+    markers = {path.stem: json.loads(path.read_text()) for path in (out / "steps").iterdir()}
+    assert all(marker["done"] for marker in markers.values()) and set(report["cost"]) == set(markers) - {"report"}
     assert all(cost["wall_s"] > 0 for cost in report["cost"].values())
-    # With --backbone that step is a copy, which may end before its memory is first read.
+    # With --backbone that step is a copy, which never grows larger than the demo's own process.
     assert all(cost["peak_rss_mb"] > 5 for name, cost in report["cost"].items() if name != "backbone")
-    assert set(report["cost"]) == set(state["steps"]) - {"report"}
     # Weights that nobody taught know nothing, and the report says so.
     assert "not a public leaderboard" in run.stdout and "not met" in run.stdout
     assert "runs/demo/report.html\n" in run.stdout
     before = (out / "report.json").read_text()
     again = [sys.executable, "-m", "vaemotionllm.cli.main", "report", str(out)]
     assert subprocess.run(again, env=demo.environment(os.environ)).returncode == 0  # with the demo's arithmetic
-    assert json.loads((out / "report.json").read_text())["stages"] == json.loads(before)["stages"]
+    assert json.loads((out / "report.json").read_text())["scores"] == json.loads(before)["scores"]
     example = (Path(__file__).parents[2] / "README.md").read_text().split("```python\n")[1].split("```")[0]
     run = fork_server.run(["-c", example], cwd=tmp_path)
     assert run.returncode == 0, run.stderr[-2000:]

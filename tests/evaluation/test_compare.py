@@ -11,8 +11,8 @@ import pytest
 from vaemotionllm import InputError
 from vaemotionllm.benchmark.intervals import draw_weights, paired, wilson
 from vaemotionllm.cli.main import main
-from vaemotionllm.evaluation import artemo, gains
-from vaemotionllm.evaluation.compare import compare
+from vaemotionllm.evaluation import artemo
+from vaemotionllm.evaluation.scores import GAINS, MODALITIES, compare, modality_gains
 from vaemotionllm.nano import select
 
 CELLS = [f"{aspect}_{path}" for aspect in ("content", "emotion") for path in ("audio", "visual", "av")]
@@ -115,7 +115,7 @@ def test_differences_are_paired_by_clip(tmp_path):
 
 def test_gains_and_synergy_by_hand(tmp_path):
     found = compare(evaluate(tmp_path / "a", A), evaluate(tmp_path / "b", B))["gains"]["emotion"]
-    values = {side: [found[side][gain]["value"] for gain in gains.GAINS] for side in found}
+    values = {side: [found[side][gain]["value"] for gain in GAINS] for side in found}
     assert values["a"] == pytest.approx([3 / 12, 5 / 12, 3 / 12], abs=1e-12)
     # Both senses are worse than sound alone: a negative synergy.
     assert values["b"] == pytest.approx([1 / 12, -1 / 12, -1 / 12], abs=1e-12)
@@ -150,10 +150,10 @@ def test_groups_pool_their_items_and_draw_clips(tmp_path):
 
 
 def test_gains_need_the_same_clips():
-    cells = {path: (["x", "y"], [1.0, 0.0]) for path in gains.MODALITIES}
+    cells = {path: (["x", "y"], [1.0, 0.0]) for path in MODALITIES}
     with pytest.raises(ValueError, match=r"a visual differs in 2, such as \['y', 'z'\]"):
-        gains.modality_gains({"a": {**cells, "visual": (["x", "z"], [1.0, 0.0])}})
-    assert set(gains.modality_gains({"a": cells})) == {"a"}
+        modality_gains({"a": {**cells, "visual": (["x", "z"], [1.0, 0.0])}})
+    assert set(modality_gains({"a": cells})) == {"a"}
 
 
 def test_every_kind_of_task_is_compared(tmp_path):
@@ -191,8 +191,10 @@ def test_the_command_prints_and_writes(tmp_path, capsys):
     a, b = evaluate(tmp_path / "a", A, (*CELLS, "content_blind")), evaluate(tmp_path / "b", B, (*CELLS, "va_audio"))
     assert main(["benchmark", "compare", str(a), str(b), "--json", str(tmp_path / "c.json")]) == 0
     out = capsys.readouterr().out
-    assert out.count("artemo  ") == 1
-    assert "artemo_content_audio   accuracy  12  0.333 [0.138, 0.609]  0.667 [0.391, 0.862]  +0.333 [" in out
+    line = next(line for line in out.splitlines() if line.startswith("artemo_content_audio "))
+    assert line.split()[:5] == ["artemo_content_audio", "accuracy", "12", "33.3%", "[13.8,"] and "+33.3 [" in line
+    same = next(line for line in out.splitlines() if line.startswith("artemo_emotion_visual "))
+    assert "+0.0  " in same and "+0.0 [" not in same, "nothing differs, so there is no interval"
     assert "Only in A: artemo_content_blind" in out and "Only in B: artemo_va_audio" in out
     assert "emotion  synergy" in out and "test set, version 1" in out
     assert json.loads((tmp_path / "c.json").read_text()) == compare(a, b)
@@ -220,7 +222,7 @@ def test_other_benchmarks_are_refused_by_name(tmp_path, monkeypatch, folder):
     rows[0]["options"] = rows[0]["options"][::-1]
     benchmark_files.write_items(other, rows)
     monkeypatch.setenv(select.VARIABLE, str(other))
-    with pytest.raises(InputError, match="the item 'clip-0-content-audio' was asked in other words"):
+    with pytest.raises(InputError, match="the item 'clip-0-content-audio' has other words"):
         compare(a, evaluate(tmp_path / "b", A))
     (other / "benchmark.json").write_text(json.dumps({"format": 1, "name": "their set", "version": "2"}))
     artemo._benchmark.cache_clear()

@@ -17,7 +17,7 @@ from vaemotionllm.benchmark import schema
 from vaemotionllm.benchmark.controls import mismatched_partners
 from vaemotionllm.cli.main import main
 from vaemotionllm.evaluation import emotion
-from vaemotionllm.evaluation.sureness import read_sureness
+from vaemotionllm.evaluation.scores import pick, supervisor_scores, table_of
 from vaemotionllm.model.emotion_prediction import ModalityEmotion, conflict_of
 from vaemotionllm.nano.clips import EMOTIONS
 from vaemotionllm.nano.world import benchmark_items
@@ -184,13 +184,16 @@ def test_the_report_reads_it_with_intervals(benchmark, tmp_path):
     conflict = emotion.conflict_scores(benchmark, found, readings(benchmark, 3.0)[2])
     written = {"level": 0.9, "conflict": conflict, **dict.fromkeys(emotion.MODALITIES, summary)}
     (tmp_path / "emotion.json").write_text(json.dumps(written))
-    sureness = read_sureness(tmp_path / "emotion.json")
-    assert sureness["av"]["ece"] == summary["ece"] and sureness["conflict"]["n"] == len(items)
-    low, high = sureness["conflict"]["ci95"]
-    assert low < conflict["auroc"] < high
-    low, high = sureness["audio"]["valence_coverage_ci95"]
-    assert low < summary["valence_coverage"] < high
+    scores = table_of(supervisor_scores(tmp_path / "emotion.json"))
+
+    def row(measure, modality=""):
+        return pick(scores, model="", measure=measure, modality=modality, condition="supervisor")
+
+    assert row("ece", "av").value == summary["ece"] and row("auroc").n == len(items)
+    assert row("auroc").low < conflict["auroc"] < row("auroc").high
+    found = row("valence_coverage", "audio")
+    assert found.low < summary["valence_coverage"] < found.high
     del written["av"]["ece"]
     (tmp_path / "emotion.json").write_text(json.dumps(written))
-    with pytest.raises(InputError, match="does not say how sure.*'ece'"):
-        read_sureness(tmp_path / "emotion.json")
+    with pytest.raises(InputError, match="does not hold the calibration.*'ece'"):
+        supervisor_scores(tmp_path / "emotion.json")

@@ -20,9 +20,9 @@ from vaemotionllm import InputError
 from vaemotionllm.benchmark import schema
 from vaemotionllm.cli.main import main
 from vaemotionllm.evaluation import artemo, lmms_model, refusals
-from vaemotionllm.evaluation.compare import compare
 from vaemotionllm.evaluation.lmms_model import VAEmotionLLM
 from vaemotionllm.evaluation.requests import Medium, Request, batches, cut, generation_arguments
+from vaemotionllm.evaluation.scores import compare
 from vaemotionllm.model.media import load_audio
 
 GREEDY = {"max_new_tokens": 6, "temperature": 0, "do_sample": False, "until": ["\n\n"]}

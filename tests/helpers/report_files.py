@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 from media_files import write_png, write_wav
 
-from vaemotionllm.evaluation.results import CELLS, CONTROL_STAGES, CONTROLS, MODALITIES, STAGES
+from vaemotionllm.benchmark.prompts import multiple_choice, parse_choice
+from vaemotionllm.demo.demo import CONTROL_STAGES, STAGES
+from vaemotionllm.evaluation.scores import CELLS, KINDS, MODALITIES
 from vaemotionllm.nano.clips import ART_FORMS, CONTENTS, emotion_of
 from vaemotionllm.nano.world import benchmark_items
 
@@ -50,26 +52,32 @@ def write_evaluation(folder: Path, tasks: dict[str, tuple[list[dict], list[str]]
     """
     folder = folder / "runs__model"
     folder.mkdir(parents=True, exist_ok=True)
-    results = {"results": {}, "configs": {}, "n-samples": {}}
+    results = {"results": {}, "configs": {}, "n-samples": {}, "config": {"model": "vaemotionllm", "model_args": "x"}}
     for task, (items, responses) in tasks.items():
         lines = []
         for doc_id, (item, response) in enumerate(zip(items, responses, strict=True)):
-            letter = "ABCD"[item["options"].index(item["answer"])]
+            predicted = parse_choice(response, item["options"])
+            correct = float(predicted == item["answer"])
+            about = {"accuracy": correct, "clip_id": item["clip_id"], "item_id": item["id"]}
+            labels = {"predicted": predicted, "true": item["answer"]}
             lines.append(
                 {
                     "doc_id": doc_id,
-                    "target": letter,
+                    "target": "ABCD"[item["options"].index(item["answer"])],
                     "filtered_resps": response,
-                    "token_counts": [None],
-                    "doc_hash": "0" * 64,
-                    "accuracy": float(response.strip().startswith(letter)),
-                    "input": item["question"],
+                    "accuracy": correct,
+                    "macro_f1": labels,
+                    "unparsable": float(predicted is None),
+                    "missing": 0.0,
+                    "ci95_low": about,
+                    "ci95_high": about,
+                    "input": multiple_choice(item["question"], item["options"]),
                 }
             )
         mean = float(np.mean([line["accuracy"] for line in lines]))
         (folder / f"{date}_samples_{task}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         results["results"][task] = {"alias": task, "accuracy,none": mean, "accuracy_stderr,none": 0.01}
-        results["configs"][task] = {"task": task, "metric_list": [{"metric": "accuracy", "higher_is_better": True}]}
+        results["configs"][task] = {"task": task, "metadata": {"benchmark": "nano", "version": "1"}}
         results["n-samples"][task] = {"original": len(items), "effective": len(items)}
     (folder / f"{date}_results.json").write_text(json.dumps(results, indent=2))
 
@@ -136,12 +144,13 @@ def write_run(out: Path, n_clips: int = 48, seed: int = 0, skill: dict | None = 
             for cell, group in by_cell.items()
         }
         if stage in CONTROL_STAGES:
-            for control in CONTROLS:
+            for control in KINDS:
                 for cell in ("content_audio", "emotion_audio"):
                     tasks[f"artemo_{cell}_{control}"] = (by_cell[cell], respond(by_cell[cell], 0.25, rng))
         write_evaluation(out / f"eval/{stage}/lmms_eval", tasks)
         write_va(out / f"eval/{stage}/emotion.json", rows, 0.2 if stage == "stage2" else 1.0, rng)
-        (out / stage).mkdir(parents=True)
+        folder = out / ("nano_backbone" if stage == "backbone" else stage)
+        folder.mkdir(parents=True)
         curve = [
             {
                 "step": step,
@@ -161,7 +170,7 @@ def write_run(out: Path, n_clips: int = 48, seed: int = 0, skill: dict | None = 
                 }
                 for row in curve
             ]
-        (out / stage / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in curve))
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in curve))
     names = [
         "world",
         "backbone",
@@ -170,37 +179,33 @@ def write_run(out: Path, n_clips: int = 48, seed: int = 0, skill: dict | None = 
         "stage2",
         *(f"{kind}_{s}" for s in STAGES for kind in ("eval", "emotion")),
     ]
-    steps = {
-        name: {
-            "title": name,
-            "command": f"vaemotionllm {name} --seed {seed}",
-            "status": "done",
-            "wall_s": 10.0 + index,
-            "peak_rss_mb": 500.0 + index,
-            "attempts": 1,
-            "from_cache": name == "backbone",
-        }
-        for index, name in enumerate(names)
-    }
-    state = {
-        "format": 1,
-        "fingerprint": "x",
-        "status": "running",
-        "arguments": {"seed": seed, "scale": "full", "train_clips": None, "backbone": None, "batch_size": 64},
-        "seed": seed,
+    commands = {name: f"vaemotionllm {name} --seed {seed}" for name in names}
+    arguments = {"seed": seed, "scale": "full", "train_clips": None, "backbone": None, "batch_size": 64}
+    write_markers(out, arguments, commands)
+    return out
+
+
+def write_markers(out: Path, arguments: dict, commands: dict[str, str], **changes) -> None:
+    """`run.json` and the markers of a run all of whose steps are done."""
+    about = {
+        "arguments": arguments,
         "versions": {"vaemotionllm": "0.1.0", "torch": "2.11.0"},
-        "owned": [],
-        "steps": steps,
+        "configs": {"stage1_nano": "0"},
         "machine": {"cpus": 2, "platform": "Linux"},
         "arithmetic": {"MKL_CBWR": "COMPATIBLE"},
-        "layout": {
-            "benchmark": "world/benchmark",
-            "evaluations": {stage: f"eval/{stage}" for stage in STAGES},
-            "curves": {stage: f"{stage}/metrics.jsonl" for stage in STAGES},
-        },
+        "commands": commands,
     }
-    (out / "steps.json").write_text(json.dumps(state))
-    return out
+    (out / "run.json").write_text(json.dumps(about | changes))
+    (out / "steps").mkdir()
+    for index, (name, command) in enumerate(commands.items()):
+        marker = {
+            "title": name,
+            "command": command,
+            "done": True,
+            "wall_s": 10.0 + index,
+            "peak_rss_mb": 500.0 + index,
+        }
+        (out / "steps" / f"{name}.json").write_text(json.dumps(marker))
 
 
 def copy_run(source: Path, target: Path) -> Path:

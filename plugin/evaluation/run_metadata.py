@@ -1,14 +1,15 @@
-"""How a model was run, for the results file: versions, attention backend, dtype, frames, sampling rate.
+"""Metadata of a run for the results file: versions, attention backend, dtype, frames, sampling rate.
 
-lmms-eval's results file holds the arguments of the command alone, and defaults are not among them. These facts are
-read from the loaded model instead, of any adapter, and kept in the tasks' metadata. What a model does not hold is left
-out, never guessed.
+lmms-eval's results file holds the arguments of the command alone, and defaults are not among them. These are read from
+the loaded model instead, of any adapter, and kept in the tasks' metadata. What a model does not hold is left out,
+never guessed.
 """
 
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from .. import __version__
 from .artemo import TASK_PREFIX
 from .refusals import configs_of, tasks_of
 
@@ -18,17 +19,17 @@ FRAMES = ("num_frames", "max_num_frames", "_max_num_frames")
 
 
 def note(model: Any, task_dict: Mapping) -> None:
-    """Puts the facts of a loaded lmms-eval model into the metadata of artemo's tasks, as "run"."""
-    facts: dict | None = None
+    """Put the metadata of a loaded lmms-eval model into that of artemo's tasks, as "run"."""
+    run: dict | None = None
     for name, task in tasks_of(task_dict).items():
         metadata = task.get_config("metadata") if name.startswith(f"{TASK_PREFIX}_") else None
         if isinstance(metadata, Mapping):
-            facts = facts or facts_of(model)
-            task.set_config("metadata", {**metadata, "run": facts})
+            run = run or run_metadata(model)
+            task.set_config("metadata", {**metadata, "run": run})
 
 
-def facts_of(model: Any) -> dict:
-    """What a loaded lmms-eval model says of itself, as JSON takes it; see the module's docstring.
+def run_metadata(model: Any) -> dict:
+    """Metadata of a loaded lmms-eval model, as JSON takes it; see the module's docstring.
 
     Returns:
         "versions" (package -> version), "adapter", and of "attention", "dtype", "device", "revision" (the Hub's
@@ -89,7 +90,5 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         if package == "vaemotionllm":  # run from a checkout
-            from .. import __version__
-
             return __version__
         return None
