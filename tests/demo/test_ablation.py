@@ -18,8 +18,7 @@ from vaemotionllm.config_file import build_config, parse_overrides, read_config
 from vaemotionllm.evaluation import ablation, ablation_report, ablation_results, child, steps
 from vaemotionllm.evaluation.demo import Sizes
 from vaemotionllm.nano.world import benchmark_items
-from vaemotionllm.train.stage1_config import Stage1Config
-from vaemotionllm.train.stage2_config import Stage2Config
+from vaemotionllm.train.config import Stage1Config, Stage2Config
 from vaemotionllm.utils import InputError
 
 MODALITIES, CELLS = ablation_results.MODALITIES, ablation_results.CELLS

@@ -18,8 +18,8 @@ from transformers import AutoModel, AutoModelForImageTextToText
 
 from vaemotionllm import InputError, VAEmotionLLMForConditionalGeneration, VAEmotionLLMProcessor
 from vaemotionllm.config_file import build_config
+from vaemotionllm.train.config import Stage2Config
 from vaemotionllm.train.lora import add_lora, merge_lora, save_adapter
-from vaemotionllm.train.stage2_config import Stage2Config
 from vaemotionllm.utils import RankError
 
 PROJECTOR = {"lora": {"rank": 2, "projector": True}, "train_audio_projector": False, "train_audio_tower": False}
