@@ -376,9 +376,10 @@ def run_instructions(args: argparse.Namespace) -> int:
     write_manifest(args.out, counted())
     for name, found in counts.items():
         columns = [modality for modality in MODALITIES if any(modality == taken for _, taken in found)]
-        table = {row: [found[row, modality] for modality in columns] for row, _ in found}
-        rows = sorted(table.items(), key=lambda item: (-sum(item[1]), item[0]))
-        lines = [(name, *columns, "all"), *((row, *map(str, cells), str(sum(cells))) for row, cells in rows)]
+        cells = {row: [found[row, modality] for modality in columns] for row, _ in found}
+        table = sorted(cells.items(), key=lambda item: (-sum(item[1]), item[0]))
+        table.append(("all", [sum(column) for column in zip(*cells.values())]))
+        lines = [(name, *columns, "all"), *((row, *map(str, numbers), str(sum(numbers))) for row, numbers in table)]
         print(_table(lines, right=True), end="\n\n")
     print(f"{args.out}: {counts['kind'].total()} samples of {len(clips)} clips")
     return 0

@@ -247,9 +247,9 @@ class Templates(InstructionSource):
 
     def prompts(self) -> Iterator[tuple[str, str]]:
         for kind, entries in self.kinds.items():
-            for entry in entries:
+            for number, entry in enumerate(entries, start=1):
                 for prompt in entry.prompts:
-                    yield f"{self.where}: kind `{kind}`", prompt
+                    yield f"{self.where}: kind `{kind}`, entry {number}", prompt
 
     def _nothing(self, clip: Clip, modality: str) -> str:
         has = [name for name in LABEL_FIELDS if getattr(clip, name) is not None]

@@ -109,7 +109,7 @@ def test_a_kind_without_its_labels_is_not_drawn():
 @pytest.mark.parametrize(
     ("templates", "words"),
     [
-        ([1], ["kinds of questions"]),
+        ([1], ["kinds of prompts"]),
         ({"emotion": "x"}, ["kind `emotion`", "'x'"]),
         ({"emotion": [{"prompts": ["?"]}]}, ["kind `emotion`, entry 1", "`answers`"]),
         ({"emotion": [{"prompts": ["a?"], "answers": ["{mood}"]}]}, ["{mood}", "valence_word", "`answers`"]),
@@ -161,7 +161,7 @@ TEXTS = [BenchmarkText("Which feeling is in this painting?", "B"), BenchmarkText
     ],
 )
 def test_a_prompt_in_the_benchmark_s_words_is_refused(prompt):
-    with pytest.raises(InputError, match="line 3: the prompt .* asks in the words of B: "):
+    with pytest.raises(InputError, match="line 3: the prompt .* has the words of B: "):
         refuse_benchmark_texts([("line 3", prompt)], TEXTS)
 
 

@@ -347,7 +347,7 @@ def test_the_command_tells_the_size_before_it_works(setup, tmp_path, capsys):
 def test_two_ranks_fill_one_cache(setup, tmp_path, filled):
     values = cache_values(setup, tmp_path, generation_batch_size=4)
     config = write_config(tmp_path / "c.yaml", values)
-    words = ["-m", "vaemotionllm.cli.cache_teacher", "--config", config]
+    words = ["-m", "vaemotionllm.cli.train", "cache-teacher", "--config", config]
     result = fork_server.run_ranks(words, process_environment())
     assert result.returncode == 0, result.stderr[-3000:]
     rows = [json.loads(line) for line in open(tmp_path / "cache" / "responses.jsonl")][1:]
