@@ -112,7 +112,7 @@ def test_cached_and_online_gradients_are_equal(setup, filled, tmp_path):
         first, second = gradients(model, one), gradients(model, two)
         assert first.norm() > 1e-3
         torch.testing.assert_close(first, second, atol=1e-6, rtol=1e-5)
-        paths.add(one["path"])
+        paths.add(one["modality"])
     assert paths == {"audio", "av"}
 
 
