@@ -189,10 +189,7 @@ def test_a_checkpoint_holds_trained_weights_and_optimizer_only(runs):
 
 def test_a_rank_that_is_killed_ends_the_launch_and_the_run_goes_on_as_if_it_had_not_been(setup, runs, tmp_path):
     expected = losses_of(runs(stage1_values)[1])
-    # With frozen weights replicated: that changes neither a loss nor what a checkpoint holds.
-    values = stage1_values(
-        *setup, tmp_path / "run", **OPTIONS, deepspeed=str(CONFIGS / "zero3.json"), zero3_replicate_frozen=True
-    )
+    values = stage1_values(*setup, tmp_path / "run", **OPTIONS, deepspeed=str(CONFIGS / "zero3.json"))
     step, rank = 5, 1  # after the first checkpoint, and long before the end
     process = benchmark.launch(tmp_path, "killed", sharded(tmp_path, values))
     deadline = time.monotonic() + fork_server.HANG_S
