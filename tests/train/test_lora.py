@@ -243,7 +243,10 @@ def test_lora_on_the_projector_trains_it_and_leaves_its_own_weights(setup, runs)
     [
         ({"lora": {"projector": True}}, ["lora.projector", "train_audio_projector=false"]),
         ({"lora": {"projector": "yes"}}, ["lora.projector", "'yes'", "true or false"]),
-        (PROJECTOR | {"model": None, "vlm": "v", "audio": "a"}, ["lora.projector", "makes its projector new", "`model` of a stage 1"]),
+        (
+            PROJECTOR | {"model": None, "vlm": "v", "audio": "a"},
+            ["makes its projector new", "`model` of a stage 1"],
+        ),
         ({"lora": {"rang": 2}}, ["lora.rang", "alpha, dropout, projector, rank, target_modules"]),
         ({"lora": {"rank": 0}}, ["lora.rank", "0", "above 0"]),
         ({"lora": {"rank": True}}, ["lora.rank", "True"]),
