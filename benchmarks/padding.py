@@ -68,10 +68,10 @@ def packed_loss_difference() -> float:
 
     from vaemotionllm.config_file import build_config
     from vaemotionllm.data.samplers import SampleKey
-    from vaemotionllm.train import stage1_data
+    from vaemotionllm.train.config import Stage1Config
+    from vaemotionllm.train.data import Stage1Data
     from vaemotionllm.train.losses import divergence
-    from vaemotionllm.train.run import load_model
-    from vaemotionllm.train.stage1_config import Stage1Config
+    from vaemotionllm.train.model import load_model
     from vaemotionllm.train.teacher import states_of
 
     with tempfile.TemporaryDirectory() as temporary:
@@ -79,11 +79,10 @@ def packed_loss_difference() -> float:
         values = stage1_values(make_model(folder / "m"), write_world(folder / "w", clips=8), folder / "run")
         (folder / "run").mkdir()
         config = build_config(Stage1Config, values)
-        clips, columns = stage1_data.read_clips(config)
+        data = Stage1Data(config)
         model, processor = load_model(config)
-        dataset = stage1_data.make_dataset(config, processor, clips)
-        responses = stage1_data.gate(config, stage1_data.teacher_rows(config, model, processor, dataset), columns)
-        dataset, collator, _ = stage1_data.make_batches(config, processor, dataset, responses)
+        data.prepare(model, processor)
+        dataset, collator, _ = data.batches(model, processor)
         differences = []
         for step in range(6):
             batch = collator([dataset[SampleKey((4 * step + i) % len(dataset), 0, step)] for i in range(4)])

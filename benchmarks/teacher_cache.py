@@ -104,11 +104,11 @@ def step_times(values: dict) -> list[float]:
     """Seconds of each step but the first, from the run's own log."""
     from training import train
 
-    from vaemotionllm.train.metrics import read_metrics
+    from vaemotionllm.train.checkpoint import complete_rows
 
     with contextlib.redirect_stdout(io.StringIO()):  # the library prints its logs where there is no bar
         train(values)
-    walls = [row["wall_s"] for row in read_metrics(Path(values["output_dir"]) / "metrics.jsonl")]
+    walls = [row["wall_s"] for row in complete_rows(Path(values["output_dir"]) / "metrics.jsonl")]
     return [after - before for before, after in zip(walls, walls[1:])]
 
 
@@ -116,10 +116,10 @@ def gradient_error(values: dict) -> float:
     """Largest relative difference of the projector's gradient over the first steps' batches."""
     from vaemotionllm.config_file import build_config
     from vaemotionllm.data.samplers import SampleKey
-    from vaemotionllm.train import stage1_data
+    from vaemotionllm.train.config import Stage1Config
+    from vaemotionllm.train.data import Stage1Data
     from vaemotionllm.train.losses import divergence
-    from vaemotionllm.train.run import load_model
-    from vaemotionllm.train.stage1_config import Stage1Config
+    from vaemotionllm.train.model import load_model
     from vaemotionllm.train.teacher import states_of
 
     gradients: dict[str, list[torch.Tensor]] = {}
@@ -127,13 +127,12 @@ def gradient_error(values: dict) -> float:
         output_dir = str(Path(values["output_dir"]).with_name(f"gradients-{name}"))
         config = build_config(Stage1Config, values | {"teacher_cache": cache, "output_dir": output_dir})
         Path(output_dir).mkdir()
-        clips, columns = stage1_data.read_clips(config)
+        data = Stage1Data(config)
         model, processor = load_model(config)
         model.eval().requires_grad_(False)
         model.audio_projector.requires_grad_(True)
-        dataset = stage1_data.make_dataset(config, processor, clips)
-        responses = stage1_data.gate(config, stage1_data.teacher_rows(config, model, processor, dataset), columns)
-        dataset, collator, _ = stage1_data.make_batches(config, processor, dataset, responses)
+        data.prepare(model, processor)
+        dataset, collator, _ = data.batches(model, processor)
         gradients[name] = []
         for step in range(4):
             batch = collator([dataset[SampleKey((BATCH * step + i) % len(dataset), 0, step)] for i in range(BATCH)])
@@ -156,9 +155,9 @@ def main() -> None:
     from training import stage1_values
 
     from vaemotionllm.config_file import build_config
-    from vaemotionllm.train import stage1_data
-    from vaemotionllm.train.run import load_model
-    from vaemotionllm.train.stage1_config import Stage1Config
+    from vaemotionllm.train.config import Stage1Config
+    from vaemotionllm.train.data import Stage1Data
+    from vaemotionllm.train.model import load_model
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=4, help="timed steps of a run")
@@ -174,7 +173,7 @@ def main() -> None:
             max_steps=args.steps + 1, save_steps=1000, generation_batch_size=8, per_device_train_batch_size=BATCH,
         )  # fmt: skip
         config = build_config(Stage1Config, values)
-        stage1_data.fill_teacher_cache(config, *load_model(config), stage1_data.read_clips(config)[0])
+        Stage1Data(config).fill_teacher_cache(*load_model(config))
         measured = {"gradient_error": gradient_error(values)}
         times: dict[str, list[list[float]]] = {}
         for number in range(args.rounds):

@@ -97,6 +97,13 @@ def own_fields(cls: type) -> list[dataclasses.Field]:
     ]
 
 
+def describe_field(cls: type, field: dataclasses.Field) -> str:
+    """A field of a config class as `name: type = default`."""
+    hint = typing.get_type_hints(cls)[field.name]
+    default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    return f"{field.name}: {hint.__name__ if isinstance(hint, type) else hint} = {default!r}"
+
+
 def _coerce(name: str, value: Any, hint: Any) -> Any:
     """Turn a YAML value into the field's type. YAML 1.1 reads 1e-4 as a string, so numbers are accepted in quotes."""
     is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)

@@ -18,7 +18,7 @@ from vaemotionllm.model import transformers_api
 from vaemotionllm.model.transformers_api import unsupported
 from vaemotionllm.patches import PATCHES
 from vaemotionllm.patches.private_api import PRIVATE
-from vaemotionllm.train.run import CONFIGS
+from vaemotionllm.train.config import CONFIGS
 
 PACKAGE = Path(vaemotionllm.__file__).parent
 ROOT = Path(__file__).resolve().parents[1]

@@ -10,9 +10,9 @@ from ..utils import InputError, bound_spinning
 # Command -> one line for --help. Each names a module in this folder ("-" as "_") with `add_arguments(parser)` and
 # `run(args)`, unless `SHARED` has it.
 COMMANDS = {
-    "init": "bolt an audio encoder onto a vision-language model: the model that stage 1 teaches to hear",
-    "cache-teacher": "ask the teacher of stage 1 once, so that training need not run it in each step",
-    "plan": "say what a stage-1 run will need: parameters, memory, FLOPs, clips a second, disk",
+    "init": "add an audio encoder to a vision-language model: the untrained model that stage 1 trains",
+    "cache-teacher": "query the teacher of stage 1 once, so that training need not run it in each step",
+    "plan": "what a stage-1 run will need: parameters, memory, FLOPs, clips a second, disk",
     "instructions": "make chat samples of a manifest's labels, to be looked at, edited and trained on in stage 2",
     "train": "train stage 1 (VG-Align) or stage 2 (EmoAdapter) from a YAML config",
     "export": "make a model folder from a checkpoint of a training run",
@@ -31,6 +31,13 @@ COMMANDS = {
 
 # Command -> (module, function that adds arguments, function that runs it).
 SHARED = {
+    "init": ("train", "add_init_arguments", "run_init"),
+    "cache-teacher": ("train", "add_cache_teacher_arguments", "run_cache_teacher"),
+    "plan": ("train", "add_plan_arguments", "run_plan"),
+    "instructions": ("train", "add_instructions_arguments", "run_instructions"),
+    "train": ("train", "add_train_arguments", "run_train"),
+    "export": ("train", "add_export_arguments", "run_export"),
+    "inspect": ("train", "add_inspect_arguments", "run_inspect"),
     "nano": ("benchmark", "add_nano_arguments", "run_nano"),
     "push": ("hub", "add_push_arguments", "run_push"),
     "verify": ("hub", "add_verify_arguments", "run_verify"),
@@ -39,6 +46,7 @@ SHARED = {
     "evaluate-emotion": ("emotion", "add_evaluate_arguments", "run_evaluate"),
     "ablation": ("demo", "add_ablation_arguments", "run_ablation"),
 }
+
 
 # What a user can mend: bad input, and paths that cannot be used.
 USER_ERRORS = (InputError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)

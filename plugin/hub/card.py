@@ -116,7 +116,7 @@ def card(
     Args:
         folder: the model's folder, complete but for the card.
         repo: "owner/name".
-        stages: the runs that made the model, see `train.record.stages_of`; may be empty.
+        stages: the runs that made the model, see `train.checkpoint.stages_of`; may be empty.
         results: of its evaluation, see `read_results`; may be empty.
         license: what `--license` says; else that of the backbone's own card, where one is at hand.
         parts: what the model was made from, see `parts_of`.

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..model.checkpoint import Weights, weight_files
 from ..model.configuration_vaemotionllm import VAEmotionLLMConfig
-from ..train.record import versions
+from ..train.checkpoint import versions
 from ..utils import InputError, read_json, sha256_of_file, write_json
 
 REPRODUCIBILITY, CARD = "reproducibility.json", "README.md"
@@ -134,7 +134,7 @@ def write_reproducibility(folder: Path, stages: list[dict[str, Any]], results: d
 
     Args:
         folder: the model's folder.
-        stages: the runs that made it, see `train.record.stages_of`.
+        stages: the runs that made it, see `train.checkpoint.stages_of`.
         results: of its evaluation, see `hub.card.read_results`; {} where there are none.
     """
     stages = [{**stage, "settings": without_local_path(stage["settings"])} for stage in stages]

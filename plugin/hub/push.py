@@ -23,7 +23,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from .. import __version__
 from ..benchmark import schema
 from ..model.loading import check_model_folder, load_processor
-from ..train.record import stages_of
+from ..train.checkpoint import stages_of
 from ..utils import InputError, read_json, reported_writing
 from . import card, model_folder
 from .audio_only import write_audio_only

@@ -1,29 +1,49 @@
-"""Checkpoints of a run: which are complete, what they hold, what is left of an earlier run.
+"""Files of a run: its checkpoints and which are complete, its settings and history, a model from a checkpoint.
 
 A checkpoint counts only when its last file, `complete.json`, is there and every file that it lists has its size: a
 process killed while it writes leaves none.
 """
 
+import contextlib
+import importlib.metadata
+import io
 import json
 import logging
 import os
 import re
 import shutil
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
-from ..utils import InputError, write_json
+from .. import __version__
+from ..config_file import build_config, own_fields
+from ..data.manifest import LABEL_FIELDS, MEDIA_FIELDS, Clip
+from ..utils import InputError, read_json, reported_writing, sha256_of_json, write_json
+from .config import CONFIGS, StageConfig
+from .lora import ADAPTER, merge_lora, save_adapter
+from .model import freeze_all_but, keep_trained_in_float32, load_untrained, trained_parts
 
 logger = logging.getLogger(__name__)
 
 COMPLETE = "complete.json"
 FINISHED = "finished.json"
+METRICS = "metrics.jsonl"
+QUALITY = "quality.json"
+RECORD = "training.json"
+RUN_CONFIG = "run.json"
 TRAINABLE = "trainable.safetensors"
 TRAINABLE_SHAPES = "trainable.json"
-RUN_CONFIG = "run.json"
+# Settings that may be raised on a run, finished or not, which then resumes and trains longer.
+RAISABLE = ("max_steps", "num_train_epochs")
+PACKAGES = ("vaemotionllm", "torch", "torchaudio", "transformers", "accelerate", "peft", "deepspeed", "numpy", "av")
+
+
+# ---- which checkpoints there are
 
 
 def mark_complete(folder: Path) -> None:
@@ -35,41 +55,39 @@ def mark_complete(folder: Path) -> None:
 
 def is_complete(folder: Path) -> bool:
     try:
-        files = json.loads((folder / COMPLETE).read_text())
-    except (OSError, ValueError):
+        files = read_json(folder / COMPLETE, "the list of a checkpoint's files")
+    except InputError:
         return False
     return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in files.items())
 
 
-def checkpoints(output_dir: Path) -> list[Path]:
-    """Checkpoint folders, complete or not, by step."""
-    found = [(int(match[1]), path) for path in output_dir.glob("checkpoint-*") if (match := _step_of(path))]
-    return [path for _, path in sorted(found)]
+def checkpoints(output_dir: Path) -> dict[int, Path]:
+    """Step -> checkpoint folder, complete or not, by step."""
+    found = ((re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in output_dir.glob("checkpoint-*"))
+    return dict(sorted((int(match[1]), path) for match, path in found if match))
 
 
 def last_complete(output_dir: Path) -> Path | None:
-    """The last complete checkpoint. Incomplete ones are named in the log and passed over."""
-    for folder in reversed(checkpoints(output_dir)):
+    """The last complete checkpoint. Incomplete ones are named in the log and skipped."""
+    for folder in reversed(checkpoints(output_dir).values()):
         if is_complete(folder):
             return folder
-        logger.warning("%s was not written to its end and is passed over.", folder)
+        logger.warning("%s was not written to its end and is skipped.", folder)
     return None
-
-
-def remove_incomplete(output_dir: Path) -> None:
-    for folder in checkpoints(output_dir):
-        if not is_complete(folder):
-            shutil.rmtree(folder)
 
 
 def rotate(output_dir: Path, keep: int | None) -> None:
     """Delete all but the last `keep` complete checkpoints (None keeps all)."""
     if keep is None:
         return
-    for folder in [folder for folder in checkpoints(output_dir) if is_complete(folder)][: -max(keep, 1)]:
+    complete = [folder for folder in checkpoints(output_dir).values() if is_complete(folder)]
+    for folder in complete[: -max(keep, 1)]:
         # Without its marker first, so that a kill in the middle of the deletion leaves no checkpoint that looks whole.
         (folder / COMPLETE).unlink()
         shutil.rmtree(folder)
+
+
+# ---- what a checkpoint holds
 
 
 def save_trainable(model: torch.nn.Module, folder: Path) -> None:
@@ -87,11 +105,15 @@ def load_trainable(model: torch.nn.Module, folder: Path) -> None:
     """
     if not (folder / TRAINABLE).is_file():
         raise InputError(
-            f"{folder} holds no {TRAINABLE}: an engine wrote it. Go on with the same `deepspeed` config, or take "
+            f"{folder} holds no {TRAINABLE}: an engine wrote it. Resume with the same `deepspeed` config, or take "
             "another output_dir."
         )
     tensors = load_file(folder / TRAINABLE)
     compare_shapes(folder, {name: list(tensor.shape) for name, tensor in tensors.items()}, trainable_shapes(model))
+    _copy_trainable(model, tensors)
+
+
+def _copy_trainable(model: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
@@ -110,7 +132,7 @@ def trainable_shapes(model: torch.nn.Module) -> dict[str, list[int]]:
 def record_trainable_shapes(model: torch.nn.Module, folder: Path) -> None:
     """Write beside an engine's own files what they hold: the engine stores flat shards, which have no names.
 
-    A list keeps the order of the parameters, which decides their places in the shards.
+    A list keeps the order of the parameters, which decides their positions in the shards.
     """
     write_json(folder / TRAINABLE_SHAPES, list(trainable_shapes(model).items()))
 
@@ -130,7 +152,7 @@ def check_trainable_shapes(model: torch.nn.Module, folder: Path) -> None:
     if list(found) != list(wanted):
         raise InputError(
             f"{folder} holds the parameters of this run in another order, and an engine's checkpoint is read by "
-            "order. Go on with the version that wrote it, or start again with overwrite=true."
+            "order. Resume with the version that wrote it, or start again with overwrite=true."
         )
 
 
@@ -150,13 +172,16 @@ def compare_shapes(folder: Path, found: dict[str, list[int]], wanted: dict[str, 
             )
 
 
+# ---- the folder of a run
+
+
 def inspect_output(output_dir: Path, settings: dict[str, Any], overwrite: bool) -> str:
-    """What an output folder is to a run: "new", "overwrite", "resume" or "finished". Changes nothing.
+    """What an output folder is to a run: "new", "overwrite", "resume", "longer" or "finished". Changes nothing.
 
     Args:
         output_dir: the folder of the run.
         settings: what decides the run's result; compared with what the folder was made with.
-        overwrite: an earlier run's files may go.
+        overwrite: an earlier run's files may be deleted.
 
     Raises:
         InputError: the folder holds a run with other settings, or files of another kind.
@@ -170,13 +195,18 @@ def inspect_output(output_dir: Path, settings: dict[str, Any], overwrite: bool) 
         return "new"
     if overwrite:
         return "overwrite"
-    old, new = json.loads(record.read_text()), json.loads(json.dumps(settings))
-    for name in sorted(new.keys() | old.keys()):
-        if new.get(name) != old.get(name):
+    old, new = read_json(record, "a run's settings"), json.loads(json.dumps(settings))
+    changed = [name for name in sorted(new.keys() | old.keys()) if new.get(name) != old.get(name)]
+    for name in changed:
+        raised = name in RAISABLE and 0 < (old.get(name) or 0) < new[name]
+        if not raised:
             raise InputError(
-                f"output_dir {output_dir} holds a run with {name} = {old.get(name)!r}, this one {new.get(name)!r}. "
-                "Take another output_dir, or overwrite=true to start again."
+                f"output_dir {output_dir} holds a run with {name} = {old.get(name)!r}, this one {new.get(name)!r}"
+                f"{', and it can only be raised' if name in RAISABLE else ''}. Take another output_dir, or "
+                "overwrite=true to start again."
             )
+    if changed:
+        return "longer"
     return "finished" if (output_dir / FINISHED).is_file() else "resume"
 
 
@@ -185,9 +215,13 @@ def open_output(output_dir: Path, settings: dict[str, Any], state: str) -> None:
     if state == "overwrite":
         for path in output_dir.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    if state == "resume":
-        remove_incomplete(output_dir)
-    else:
+    if state in ("resume", "longer"):
+        for folder in checkpoints(output_dir).values():
+            if not is_complete(folder):
+                shutil.rmtree(folder)
+    if state == "longer":
+        (output_dir / FINISHED).unlink(missing_ok=True)
+    if state != "resume":
         output_dir.mkdir(parents=True, exist_ok=True)
         write_json(output_dir / RUN_CONFIG, settings)
 
@@ -202,5 +236,153 @@ def publish(source: Path, target: Path) -> None:
     shutil.rmtree(source)
 
 
-def _step_of(path: Path) -> re.Match | None:
-    return re.fullmatch(r"checkpoint-(\d+)", path.name)
+def complete_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a JSONL file that grows; a last line that a kill cut short is left out, and a missing file is empty."""
+    if not path.is_file():
+        return []
+    with open(path, encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+# ---- the history of a run, `training.json`: for the model card and `reproducibility.json`. A run's settings are in
+# `run.json`; this adds versions, the manifest's metadata of the clips, and the history of the model that it started
+# from, so that a folder is complete without the others.
+
+
+def write_record(output_dir: Path, config: StageConfig, clips: Sequence[Clip]) -> None:
+    """Writes `training.json` of a run that begins or resumes."""
+    before = stages_of(Path(config.model)) if config.model is not None else []
+    data = describe(clips) | {"split": config.split}
+    write_json(output_dir / RECORD, {"format": 1, "before": before, "data": data, "versions": versions()})
+
+
+def versions() -> dict[str, str]:
+    """Package -> version, of those that decide a run's result."""
+    found = {"vaemotionllm": __version__}  # of a checkout as well, which is not installed
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def describe(clips: Sequence[Clip]) -> dict[str, Any]:
+    """Counts of clips by source, licence and art form, and of the media and labels that the run was given."""
+    forms = Counter(clip.art_form for clip in clips if clip.art_form)
+    return {
+        "clips": len(clips),
+        "sources": dict(Counter(clip.source for clip in clips).most_common()),
+        "licenses": dict(Counter(clip.license for clip in clips).most_common()),
+        "art_forms": dict(forms.most_common()),
+        "media": {name: n for name in MEDIA_FIELDS if (n := sum(getattr(c, name) is not None for c in clips))},
+        "labels": {name: n for name in LABEL_FIELDS if (n := sum(getattr(c, name) is not None for c in clips))},
+    }
+
+
+def stages_of(folder: Path) -> list[dict[str, Any]]:
+    """The runs that made the model in a folder, the first one first; none where the folder records none.
+
+    Returns:
+        For each run "settings" (of run.json), "settings_sha256", and where they are known "data" (see `describe`),
+        "versions", "steps", "quality" (of stage 1's filter) and "last" (the last row of metrics.jsonl).
+    """
+    record = _read(folder / RECORD)
+    if "stages" in record:
+        return record["stages"]
+    settings = _read(folder / RUN_CONFIG)
+    if not settings:
+        return []
+    stage: dict[str, Any] = {"settings": settings, "settings_sha256": sha256_of_json(settings)}
+    stage |= {name: record[name] for name in ("data", "versions") if name in record}
+    if finished := _read(folder / FINISHED):
+        stage["steps"] = finished.get("steps")
+    if quality := _read(folder / QUALITY):
+        stage["quality"] = {name: quality[name] for name in ("responses", "responses_dropped") if name in quality}
+    if rows := complete_rows(folder / METRICS):
+        stage["last"] = rows[-1]
+    return [*record.get("before", []), stage]
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return read_json(file, "copy it again from the run, or remove it") if file.is_file() else {}
+
+
+# ---- a model from a checkpoint
+
+
+def export(run: Path, out: Path, step: int | None = None) -> Path:
+    """Write model and processor as the run would have saved them had it ended at a checkpoint.
+
+    The model that the run started from is loaded as training loads it, and what was trained is put into it; LoRA is
+    merged, and written alone into the folder `adapter`. DeepSpeed's checkpoints are read by its own utility, which
+    unpickles: export only runs of your own.
+
+    Args:
+        run: output_dir of a training run, which need not be finished.
+        out: folder to write into, as it is.
+        step: of the checkpoint; the last complete one if not given.
+
+    Returns:
+        The checkpoint that was taken.
+
+    Raises:
+        InputError: no such run or checkpoint, or one that does not fit the model it names.
+    """
+    if not (run / RUN_CONFIG).is_file():
+        raise InputError(f"{run} holds no {RUN_CONFIG}: name the output_dir of a training run.")
+    settings = read_json(run / RUN_CONFIG, "a run's settings")
+    folder = find_checkpoint(run, step)
+    cls = CONFIGS[settings["stage"]]
+    names = {field.name for field in own_fields(cls)} | {"seed"}
+    values = {name: value for name, value in settings.items() if name in names}
+    config = build_config(cls, values | {"output_dir": str(run), "use_cpu": True})
+    model, processor = load_untrained(config)
+    freeze_all_but(model, trained_parts(config))
+    if (folder / TRAINABLE).is_file():
+        keep_trained_in_float32(model)
+        load_trainable(model, folder)
+    else:
+        load_sharded(model, folder)
+    with reported_writing(out):
+        save_model(model, processor, model.state_dict(), out, config)
+        write_json(out / RECORD, {"format": 1, "stages": stages_of(run)})
+    return folder
+
+
+def save_model(model, processor, state_dict: dict[str, torch.Tensor], out: Path, config: StageConfig) -> None:
+    """Write a run's model and processor; LoRA is merged into the model, and written alone into `out/adapter`.
+
+    Args:
+        model, processor: of the run.
+        state_dict: the model's full state dict, gathered where the parameters are sharded.
+        out: folder to write into.
+        config: of the run.
+    """
+    if getattr(config, "lora", None) is not None:
+        save_adapter(model, state_dict, out / ADAPTER, config, trained_parts(config))
+        state_dict = merge_lora(model, state_dict)
+    model.save_pretrained(out, state_dict=state_dict)
+    processor.save_pretrained(out)
+
+
+def find_checkpoint(run: Path, step: int | None) -> Path:
+    """The complete checkpoint of a step, or the last complete one.
+
+    Raises:
+        InputError: naming the steps that there are.
+    """
+    complete = {number: folder for number, folder in checkpoints(run).items() if is_complete(folder)}
+    if not complete:
+        raise InputError(f"{run} holds no complete checkpoint yet; the first is written after `save_steps` steps.")
+    if step is not None and step not in complete:
+        steps = ", ".join(map(str, complete))
+        raise InputError(f"{run} holds no complete checkpoint of step {step}; there are those of {steps}.")
+    return complete[max(complete) if step is None else step]
+
+
+def load_sharded(model: torch.nn.Module, folder: Path) -> None:
+    """Put a DeepSpeed checkpoint's trained weights, of any ZeRO stage and number of ranks, into a whole model."""
+    check_trainable_shapes(model, folder)
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    with contextlib.redirect_stdout(io.StringIO()):  # the utility prints its progress
+        _copy_trainable(model, get_fp32_state_dict_from_zero_checkpoint(str(folder), exclude_frozen_parameters=True))

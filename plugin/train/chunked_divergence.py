@@ -76,21 +76,6 @@ def chunk_tokens_for(vocabulary: int, device_type: str) -> int:
     return max(_for_device(_CHUNK_ELEMENTS, device_type) // vocabulary, 1)
 
 
-def held_bytes(positions: int, vocabulary: int, device_type: str, half_precision: bool) -> int:
-    """Bytes that the divergence holds at most, beside its inputs and the gradient of the states.
-
-    Args:
-        positions: N.
-        vocabulary: V.
-        device_type: "cpu" or "cuda".
-        half_precision: whether the head's weights are bfloat16 or float16.
-    """
-    chunk = min(positions, chunk_tokens_for(vocabulary, device_type)) * vocabulary
-    block = min(chunk, _for_device(_BLOCK_ELEMENTS, device_type))
-    # Logits of both in float32, four blocks of p, q and what is made of them, and the gradient as the head takes it.
-    return 4 * 2 * chunk + 4 * 4 * block + 2 * chunk * half_precision
-
-
 def _for_device(sizes: dict[str, int], device_type: str) -> int:
     return sizes.get(device_type, sizes["cuda"])
 

@@ -11,7 +11,6 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ..utils import InputError
-from .base_config import StageConfig
 
 ADAPTER = "adapter"
 """Folder of a run's output_dir that PEFT loads."""
@@ -101,12 +100,12 @@ def merge_lora(model: nn.Module, state_dict: dict[str, torch.Tensor]) -> dict[st
 
 
 def save_adapter(
-    model: nn.Module, state_dict: dict[str, torch.Tensor], folder: Path, config: StageConfig, parts: Sequence[str]
+    model: nn.Module, state_dict: dict[str, torch.Tensor], folder: Path, config, parts: Sequence[str]
 ) -> None:
     """Write what `PeftModel.from_pretrained(the model that the run started from, folder)` loads.
 
     It holds LoRA and, as `modules_to_save`, the modules that were trained whole. A run that made its model from `vlm`
-    and `audio` has no saved start: the modules that it made anew are then in the adapter whether trained or not, and
+    and `audio` has no saved start: the modules that it made new are then in the adapter whether trained or not, and
     `adapter_config.json` says in `auto_mapping` with what arguments `from_backbone` makes the start again. Of a saved
     start it says what `from_pretrained` is to be given: the run's labels, and the fields of EmoAdapter that the run
     changed. PEFT leaves out what the start has no place for.
@@ -115,7 +114,7 @@ def save_adapter(
         model: the model with LoRA in it.
         state_dict: its full state dict, gathered where the parameters are sharded.
         folder: folder to write into; it is made.
-        config: of the run, for the start.
+        config: `Stage2Config` of the run, for the start.
         parts: names of the submodules that were trained whole.
     """
     from peft import get_peft_model_state_dict

@@ -173,35 +173,6 @@ def emotion_loss(logits: torch.Tensor, target: torch.Tensor) -> dict[str, torch.
     return terms
 
 
-def consistency_loss(
-    valence: torch.Tensor, arousal: torch.Tensor, logits: torch.Tensor | None
-) -> dict[str, torch.Tensor]:
-    """How far the single modalities are from the audio-visual one, which is taken as it is. The form is ours.
-
-    Mean square distance on the valence-arousal plane, and KL(audio-visual || single) of the labels where there are
-    any. Clips need no label. Sight and sound that disagree on purpose should not be made to agree: leave it off there.
-
-    Args:
-        valence, arousal: (B, 3), columns as in `MODALITIES`; NaN where the sample lacks the modality.
-        logits: (B, 3, K) likewise, or None.
-
-    Returns:
-        {"consistency_loss": scalar}, a mean over rows with all modalities; {} where there are none.
-    """
-    both = MODALITIES.index("av")
-    rows = ~torch.isnan(valence[:, both])  # (B,)
-    if not rows.any():
-        return {}
-    loss = valence.new_zeros(())
-    for column in (column for column in range(len(MODALITIES)) if column != both):
-        for reading in (valence[rows].float(), arousal[rows].float()):
-            loss = loss + (reading[:, column] - reading[:, both].detach()).square().mean()
-        if logits is not None:
-            log_p, log_q = (F.log_softmax(logits[rows, c].float(), -1) for c in (both, column))  # (n, K)
-            loss = loss + F.kl_div(log_q, log_p.detach(), reduction="batchmean", log_target=True)
-    return {"consistency_loss": loss}
-
-
 def share_of(value: torch.Tensor, parts: int) -> torch.Tensor:
     """A term that every rank computes in full over gathered rows, as this rank's share: value / parts, full gradient.
 

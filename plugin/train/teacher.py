@@ -1,125 +1,121 @@
-"""The teacher of stage 1: its own responses to what it sees, its states at them, and how far it can be trusted.
+"""The teacher of stage 1: its responses to the visual, its states at them, scores of how far it can be trusted.
 
-What it says and knows is constant, so it is asked once. Rows of `responses.jsonl`, one a clip and slot:
+Its responses and states are constant, so they are made once. Rows of `responses.jsonl`, one a clip and slot:
 
-    id, slot, kind, prompt, response, tokens    what was asked, and the teacher's answer as text and token ids
+    id, slot, kind, prompt, response, tokens    the prompt, and the teacher's answer as text and token ids
     empty                                       whether it is nothing but its end
-    seen, heard                                 hashes of the files: what it saw, and the sound that goes with it
+    visual_hash, audio_hash                     of the files: what it was given, and the audio that belongs to it
     text_tokens, visual_tokens, audio_tokens    lengths, for batches of clips that are equally long
-    scores                                      see `teacher_scores`
+    scores                                      see below
     shard                                       where the post-norm hidden states (len(tokens), D) are, in a cache
+
+Scores (the paper names none: all are ours):
+
+    entropy      mean entropy of the teacher's next-token distributions at its response, nats: high where it guesses
+    agreement    share of positions at which it expects the same token when it is given other frames and the prompt in
+                 other wording: low where the response hangs on a frame or a wording; None where neither can differ, as
+                 of an image whose prompt has one wording
+    grounding    mean KL of what it expects with and without the visual, nats: near 0 where the response could have
+                 been given blind, so that it describes nothing of the visual
+    audio_dbfs   level of the audio, root mean square over full scale, dB: low where there is silence
 """
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import nn
 from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
 from ..data.collator import ConversationRenderer, build_inputs, modality_inputs
-from ..data.dataset import ClipDataset, Failure, Sample
+from ..data.dataset import MEDIA_OF_MODALITY, ClipDataset, ClipEncoder, Failure, Sample
 from ..data.manifest import Clip
 from ..data.samplers import SampleKey, seeded_random
 from ..model.audio_projector import num_placeholders
 from ..utils import ClipError, InputError
-from .hashes import header_of, heard_hash, processor_hash, seen_hash, weights_hash
-from .prompts import Prompt, PromptSource
-from .shard_store import Key, Row, ShardStore, broken_shards, read_rows, row_key
-from .teacher_scores import level_dbfs, reading_scores
+from .chunked_divergence import entropy
+from .instructions import Prompt, PromptSource
+from .losses import divergence
+from .teacher_cache import (
+    Key,
+    Row,
+    ShardStore,
+    audio_hash,
+    broken_shards,
+    fill,
+    header_of,
+    processor_hash,
+    read_rows,
+    row_key,
+    visual_hash,
+    weights_hash,
+)
 
 RESPONSES = "responses"
 _FORMAT = 2
+SILENCE_DBFS = -120.0
+"""What digital silence scores: below the noise of 16 bits."""
 
 
-@dataclass(frozen=True)
-class TeacherSettings:
-    """How the teacher is asked; fields of `Stage1Config` of the same names, and whether its states are kept."""
+def teacher_header(model, processor, source: PromptSource, config, states: bool) -> dict[str, Any]:
+    """What the teacher's rows depend on, for the header of their file. Each row has the hashes of its clip's files.
 
-    num_frames: int
-    responses_per_clip: int
-    max_response_tokens: int
-    teacher_temperature: float
-    teacher_top_p: float
-    teacher_seed: int
-    teacher_scores: tuple[str, ...]
-    states: bool
-
-    @classmethod
-    def of(cls, config, states: bool) -> "TeacherSettings":
-        own = [name for name in cls.__dataclass_fields__ if name not in ("states", "teacher_scores")]
-        return cls(
-            **{name: getattr(config, name) for name in own}, teacher_scores=tuple(config.teacher_scores), states=states
-        )
-
-
-def teacher_header(model, processor, source: PromptSource, settings: TeacherSettings) -> dict[str, Any]:
-    """What the teacher's rows depend on, for the header of their file. Each row says itself which clip it saw."""
-    depends_on = {
+    Args:
+        model, processor: of the run.
+        source: of the prompts.
+        config: `Stage1Config`.
+        states: whether the teacher's states are kept.
+    """
+    fields = ("num_frames", "max_response_tokens", "teacher_temperature", "teacher_top_p", "teacher_seed")
+    return header_of({
         "format": _FORMAT,
         "backbone": weights_hash(model.vlm, model.vlm.config),
         "preprocessing": processor_hash(processor),
         "prompts": header_of({"prompts": source.identity})["hash"],
-        "num_frames": settings.num_frames,
-        "max_response_tokens": settings.max_response_tokens,
-        "teacher_temperature": settings.teacher_temperature,
-        "teacher_top_p": settings.teacher_top_p,
-        "teacher_seed": settings.teacher_seed,
-        "states": settings.states,
-    }
-    return header_of(depends_on)
+        **{name: getattr(config, name) for name in fields},
+        "states": states,
+    })  # fmt: skip
 
 
-def ask_teacher(
-    model,
-    processor,
-    dataset: ClipDataset,
-    source: PromptSource,
-    settings: TeacherSettings,
-    folder: Path,
-    *,
-    batch_size: int,
-    rank: int = 0,
-    world_size: int = 1,
-    progress: bool = True,
+def generate_responses(
+    model, processor, dataset: ClipDataset, source: PromptSource, config, folder: Path, states: bool
 ) -> list[Row]:
     """Rows of all clips of the data set; what is not in `folder` yet is made, shared among the ranks.
+
+    Args:
+        model, processor, dataset, source: what the teacher is and is given.
+        config: `Stage1Config`.
+        folder: of the rows.
+        states: whether the teacher's states are kept.
 
     Raises:
         InputError: the folder holds rows of another backbone, of other prompts or settings (both hashes are named), or
             cannot be written; a clip cannot be decoded, or its prompt does not fit the backbone's context.
     """
-    store = ShardStore(folder, RESPONSES, teacher_header(model, processor, source, settings), rank)
-    todo = missing_rows(store.rows, dataset.clips, settings)
-    teacher = _Teacher(model, processor, dataset, source, settings)
-    mine = todo[rank::world_size]
-    from tqdm import tqdm
-
-    with tqdm(total=len(mine), desc="teacher", unit="response", disable=not progress or rank > 0) as bar:
-        for begin in range(0, len(mine), batch_size):
-            chunk = mine[begin : begin + batch_size]
-            for row, states in teacher.answer(chunk):
-                store.add(row, states)
-            store.flush()
-            bar.update(len(chunk))
+    header = teacher_header(model, processor, source, config, states)
+    store = ShardStore(folder, RESPONSES, header, config.process_index)
+    todo = missing_rows(store.rows, dataset.clips, config)
+    rows = fill(store, todo, _Teacher(model, processor, dataset, source, config, states).answer, config, "teacher")
     wanted = {clip.id for clip in dataset.clips}
-    return [row for row in store.close() if row["id"] in wanted and row["slot"] < settings.responses_per_clip]
+    return [row for row in rows if row["id"] in wanted and row["slot"] < config.responses_per_clip]
 
 
-def missing_rows(rows: Mapping[Key, Row], clips: Sequence[Clip], settings: TeacherSettings) -> list[tuple[int, int]]:
+def missing_rows(rows: Mapping[Key, Row], clips: Sequence[Clip], config) -> list[tuple[int, int]]:
     """(clip number, slot) of what is not among the rows, was made of another file, or lacks a score."""
     missing = []
     for index, clip in enumerate(clips):
-        files = {"seen": seen_hash(clip), "heard": heard_hash(clip)}
-        for slot in range(settings.responses_per_clip):
+        files = {"visual_hash": visual_hash(clip), "audio_hash": audio_hash(clip)}
+        for slot in range(config.responses_per_clip):
             row = rows.get((clip.id, slot), {})
-            if not files.items() <= row.items() or not set(settings.teacher_scores) <= row["scores"].keys():
+            if not files.items() <= row.items() or not set(config.teacher_scores) <= row["scores"].keys():
                 missing.append((index, slot))
     return missing
 
 
-def read_teacher(header: dict[str, Any], clips: Sequence[Clip], settings: TeacherSettings, folder: Path) -> list[Row]:
+def read_responses(header: dict[str, Any], clips: Sequence[Clip], config, folder: Path) -> list[Row]:
     """Rows of the clips from a finished cache.
 
     Raises:
@@ -131,28 +127,28 @@ def read_teacher(header: dict[str, Any], clips: Sequence[Clip], settings: Teache
     if not file.is_file():
         raise InputError(f"config field `teacher_cache`: {folder} holds no finished cache of the teacher. {again}")
     rows = {row_key(row): row for row in read_rows(file, header)}
-    if missing := missing_rows(rows, clips, settings):
+    if missing := missing_rows(rows, clips, config):
         index, slot = missing[0]
-        wanted = f"{seen_hash(clips[index])} (seen) and {heard_hash(clips[index])} (heard)"
+        wanted = f"{visual_hash(clips[index])} (visual) and {audio_hash(clips[index])} (audio)"
         row = rows.get((clips[index].id, slot))
-        found = "none" if row is None else f"{row['seen']} (seen) and {row['heard']} (heard)"
+        found = "none" if row is None else f"{row['visual_hash']} (visual) and {row['audio_hash']} (audio)"
         raise InputError(
-            f"{file} lacks {len(missing)} of {len(clips) * settings.responses_per_clip} responses; the first is clip "
+            f"{file} lacks {len(missing)} of {len(clips) * config.responses_per_clip} responses; the first is clip "
             f"{clips[index].id!r}, response {slot}: its files have the hashes {wanted}, the cache holds {found}"
             f"{' without all of teacher_scores' if found == wanted else ''}. {again}"
         )
     if broken := broken_shards(folder, rows.values()):
         shard, reason = next(iter(broken.items()))
-        raise InputError(f"{folder / shard} is missing or damaged ({reason}). {again} It makes anew what is damaged.")
-    return [rows[clip.id, slot] for clip in clips for slot in range(settings.responses_per_clip)]
+        raise InputError(f"{folder / shard} is missing or damaged ({reason}). {again} It makes what is damaged again.")
+    return [rows[clip.id, slot] for clip in clips for slot in range(config.responses_per_clip)]
 
 
 class _Teacher:
-    """Asks the frozen visual pathway."""
+    """Queries the frozen visual pathway."""
 
-    def __init__(self, model, processor, dataset: ClipDataset, source: PromptSource, settings: TeacherSettings):
+    def __init__(self, model, processor, dataset: ClipDataset, source: PromptSource, config, states: bool):
         self.model, self.processor, self.dataset = model.eval(), processor, dataset
-        self.source, self.settings = source, settings
+        self.source, self.config, self.states = source, config, states
         self.renderer = ConversationRenderer(processor)
         end_ids = model.generation_config.eos_token_id
         end_ids = end_ids if isinstance(end_ids, list) else [end_ids]
@@ -171,14 +167,14 @@ class _Teacher:
         inputs = self._to_device(inputs)
         generated = self.model.generate(
             **inputs, use_adapter=False, do_sample=False, num_beams=1,
-            max_new_tokens=self.settings.max_response_tokens, logits_processor=self._sampling(chunk),
+            max_new_tokens=self.config.max_response_tokens, logits_processor=self._sampling(chunk),
         )  # (B, width + new)  # fmt: skip
         answers = [self._until_end(row) for row in generated[:, inputs["input_ids"].shape[1] :].tolist()]
         visual = torch.isin(
             inputs["input_ids"], torch.tensor(self.model.config.visual_token_ids).to(self.model.device)
         )
         visual_tokens, all_tokens = visual.sum(1).tolist(), inputs["attention_mask"].sum(1).tolist()
-        states, scores = self._read(samples, prompts, answers)
+        states, scores = self._states_and_scores(samples, prompts, answers)
         rows: list[tuple[Row, torch.Tensor | None]] = []
         for number, (index, slot) in enumerate(chunk):
             clip, prompt, tokens = self.dataset.clips[index], prompts[number], answers[number]
@@ -186,10 +182,10 @@ class _Teacher:
                 waveform = self.dataset.encoder.waveform(clip)
             except InputError as error:
                 raise ClipError(str(error)) from error
-            if "audio_dbfs" in self.settings.teacher_scores:
+            if "audio_dbfs" in self.config.teacher_scores:
                 scores[number]["audio_dbfs"] = level_dbfs(waveform)
             row = {
-                "id": clip.id, "slot": slot, "seen": seen_hash(clip), "heard": heard_hash(clip),
+                "id": clip.id, "slot": slot, "visual_hash": visual_hash(clip), "audio_hash": audio_hash(clip),
                 "kind": prompt.kind, "prompt": prompt.text,
                 "response": self.processor.tokenizer.decode(tokens, skip_special_tokens=True), "tokens": tokens,
                 "empty": self.end_ids.issuperset(tokens),
@@ -199,67 +195,61 @@ class _Teacher:
                 ),
                 "scores": scores[number],
             }  # fmt: skip
-            rows.append((row, states[number] if self.settings.states else None))
+            rows.append((row, states[number] if self.states else None))
         return rows
 
     def _prompt(self, index: int, slot: int) -> Prompt:
-        rng = seeded_random(self.settings.teacher_seed, "prompt", self.dataset.clips[index].id)
+        rng = seeded_random(self.config.teacher_seed, "prompt", self.dataset.clips[index].id)
         return self.source.draw(rng, slot + 1)[slot]
 
-    def _read(self, samples, prompts: list[Prompt], answers: list[list[int]]):
-        """States (R, D) and scores of each answer, from the teacher's reading of it."""
-        wanted = set(self.settings.teacher_scores)
-        if not self.settings.states and not wanted & {"entropy", "agreement", "grounding"}:
+    def _states_and_scores(self, samples, prompts: list[Prompt], answers: list[list[int]]):
+        """States (R, D) and scores of each answer, from the teacher's forward pass over it."""
+        wanted = set(self.config.teacher_scores)
+        if not self.states and not wanted & {"entropy", "agreement", "grounding"}:
             return [None] * len(samples), [{} for _ in samples]
-        readings = {"own": modality_inputs(
-            self.processor, self.renderer, samples, "visual", [p.text for p in prompts], answers
-        )}  # fmt: skip
+        texts = [prompt.text for prompt in prompts]
+        variants = {"own": modality_inputs(self.processor, self.renderer, samples, "visual", texts, answers)}
         if "grounding" in wanted:
-            readings["blind"] = modality_inputs(
-                self.processor, self.renderer, samples, "text", [p.text for p in prompts], answers
-            )
+            variants["blind"] = modality_inputs(self.processor, self.renderer, samples, "text", texts, answers)
         if "agreement" in wanted:
-            readings["again"] = self._other_reading(samples, prompts, answers)
+            variants["varied"] = self._varied_inputs(samples, prompts, answers)
         states = {
             name: self.model(**self._to_device(inputs), use_adapter=False, response_fn=states_of).response
-            for name, inputs in readings.items()
+            for name, inputs in variants.items()
         }  # (N, D) each
         lengths = [len(answer) for answer in answers]
-        scores = reading_scores(states, self.model.get_output_embeddings(), lengths, wanted)
+        scores = response_scores(states, self.model.get_output_embeddings(), lengths, wanted)
         for score, sample, prompt in zip(scores, samples, prompts):
-            if "agreement" in wanted and not self._can_read_otherwise(sample, prompt):
+            several_frames = sample.media["visual"].kind == "video" and self.config.num_frames > 1
+            if "agreement" in wanted and not several_frames and len(self.source.kinds.get(prompt.kind, ())) < 2:
                 score["agreement"] = None
         return states["own"].split(lengths), scores
 
-    def _can_read_otherwise(self, sample: Sample, prompt: Prompt) -> bool:
-        several_frames = sample.media["visual"].kind == "video" and self.settings.num_frames > 1
-        return several_frames or len(self.source.kinds.get(prompt.kind, ())) > 1
-
-    def _other_reading(self, samples: Sequence[Sample], prompts: list[Prompt], answers):
-        """The same answers after other frames and, where the prompt can be said in other words, those."""
-        frames = max(self.settings.num_frames // 2, 1)
+    def _varied_inputs(self, samples: Sequence[Sample], prompts: list[Prompt], answers):
+        """The same answers after other frames and, where the prompt has another wording, that."""
+        frames = max(self.config.num_frames // 2, 1)
         media, texts = [], []
         for sample, prompt in zip(samples, prompts):
             clip = self.dataset.clips[sample.key.index]
             features = sample.media["visual"]
             if features.kind == "video":
                 features = self.dataset.encoder.encode(clip, "visual", num_frames=frames)
-            rng = seeded_random(self.settings.teacher_seed, "other words", clip.id, prompt.text)
-            text = self.source.other_words(rng, prompt) or prompt.text
+            rng = seeded_random(self.config.teacher_seed, "other words", clip.id, prompt.text)
+            text = self.source.other_wording(rng, prompt) or prompt.text
             texts.append(self.renderer.prompt([features.kind], text))
             media.append(features)
         return build_inputs(self.processor, texts, media, answers)
 
     def _sampling(self, chunk: Sequence[tuple[int, int]]) -> LogitsProcessorList:
-        settings = self.settings
-        if settings.teacher_temperature == 0:
+        config = self.config
+        if config.teacher_temperature == 0:
             return LogitsProcessorList()
         seeds = [
-            int(seeded_random(settings.teacher_seed, "sampling", self.dataset.clips[index].id, slot).integers(2**62))
+            int(seeded_random(config.teacher_seed, "sampling", self.dataset.clips[index].id, slot).integers(2**62))
             for index, slot in chunk
         ]
         return LogitsProcessorList([
-            TemperatureLogitsWarper(settings.teacher_temperature), TopPLogitsWarper(settings.teacher_top_p),
+            TemperatureLogitsWarper(config.teacher_temperature), TopPLogitsWarper(config.teacher_top_p),
             SeededSampling(seeds),
         ])  # fmt: skip
 
@@ -270,11 +260,11 @@ class _Teacher:
     def _check_context(self, samples: Sequence[Sample], inputs) -> None:
         limit = self.model.config.get_text_config().max_position_embeddings
         for sample, length in zip(samples, inputs["attention_mask"].sum(1).tolist()):
-            if length + self.settings.max_response_tokens > limit:
+            if length + self.config.max_response_tokens > limit:
                 raise ClipError(
                     f"clip {sample.clip.id!r}: its prompt of {length} tokens and a response of "
-                    f"{self.settings.max_response_tokens} exceed the backbone's context of {limit} tokens. Lower "
-                    "num_frames or max_response_tokens, or give a smaller picture."
+                    f"{self.config.max_response_tokens} exceed the backbone's context of {limit} tokens. Lower "
+                    "num_frames or max_response_tokens, or give a smaller image."
                 )
 
     def _to_device(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -289,7 +279,7 @@ def states_of(states: torch.Tensor, head: torch.nn.Module) -> torch.Tensor:
 class SeededSampling(LogitsProcessor):
     """Makes the greedy choice a random one: with Gumbel noise on its log-probabilities the largest is a sample.
 
-    Each row has a generator of its own, so what a clip is answered depends neither on the batch nor on the rank.
+    Each row has a generator of its own, so a clip's answer depends neither on the batch nor on the rank.
 
     Args:
         seeds: one a row.
@@ -308,3 +298,107 @@ class SeededSampling(LogitsProcessor):
             for generator in self.generators
         ])  # (B, V)  # fmt: skip
         return scores - noise.log()
+
+
+# ---- scores
+
+
+def level_dbfs(waveform: np.ndarray) -> float:
+    """Root mean square of a waveform (samples,) in [-1, 1], in dB of full scale; `SILENCE_DBFS` at least."""
+    power = float(np.mean(np.square(waveform, dtype=np.float64)))
+    return round(max(10 * math.log10(power), SILENCE_DBFS), 3) if power > 0 else SILENCE_DBFS
+
+
+@torch.no_grad()
+def response_scores(
+    states: dict[str, torch.Tensor], head: nn.Module, lengths: Sequence[int], wanted: set[str]
+) -> list[dict[str, float]]:
+    """Scores of responses from the teacher's states at them.
+
+    Args:
+        states: "own" (N, D), and "varied", "blind" (N, D) where agreement, grounding are wanted.
+        head: the LLM's head.
+        lengths: tokens of each response; they sum to N.
+        wanted: names of scores.
+
+    Returns:
+        one dictionary a response.
+    """
+    values: dict[str, torch.Tensor] = {}  # (N,) each
+    if "entropy" in wanted:
+        values["entropy"] = entropy(states["own"], head)
+    if "agreement" in wanted:
+        values["agreement"] = divergence(states["own"], states["varied"], head)["agrees"].float()
+    if "grounding" in wanted:
+        values["grounding"] = divergence(states["own"], states["blind"], head)["divergence"]
+    means = {name: [part.mean().item() for part in value.split(list(lengths))] for name, value in values.items()}
+    return [{name: round(found[i], 5) for name, found in means.items()} for i in range(len(lengths))]
+
+
+# ---- teacher and student side by side, for `vaemotionllm inspect`
+
+
+@torch.no_grad()
+def compare(
+    model, processor, clip: Clip, prompt: str, modality: str, max_response_tokens: int, top: int
+) -> dict[str, Any]:
+    """Let the teacher answer a prompt about a clip's visual, and compare what the student expects at its answer.
+
+    Args:
+        model, processor: a VAEmotionLLM; its frozen visual pathway is the teacher.
+        clip: with audio and a visual.
+        prompt: the prompt.
+        modality: "audio" or "av", what the student is given.
+        max_response_tokens: longest answer.
+        top: tokens that are kept at each position.
+
+    Returns:
+        {"clip", "modality", "prompt", "response", "student_response" (what the student answers itself), "positions",
+        "kl" (mean over the response, nats), "agreement" (share of positions at which both expect the same token
+        most)}; a position is {"token", "teacher", "student" (most probable tokens with probabilities), "kl"}.
+
+    Raises:
+        InputError: the clip's files cannot be used.
+    """
+    encoder = ClipEncoder(processor, processor.num_frames, processor.max_audio_s)
+    media = {medium: encoder.encode(clip, medium) for medium in MEDIA_OF_MODALITY["av"]}
+    sample = Sample(SampleKey(0, 0, 0), clip, media)
+    renderer, head = ConversationRenderer(processor), model.get_output_embeddings()
+    modalities = {"teacher": "visual", "student": modality}
+
+    def inputs_of(who: str, response: list[int] | None) -> dict[str, Any]:
+        responses = None if response is None else [response]
+        inputs = modality_inputs(processor, renderer, [sample], modalities[who], [prompt], responses)
+        return {name: tensor.to(model.device) for name, tensor in inputs.items()}
+
+    answers = {}
+    for who in modalities:
+        inputs = inputs_of(who, None)
+        generated = model.generate(
+            **inputs, use_adapter=False, do_sample=False, num_beams=1, max_new_tokens=max_response_tokens
+        )
+        answers[who] = generated[0, inputs["input_ids"].shape[1] :].tolist()
+    states = {
+        who: model(**inputs_of(who, answers["teacher"]), use_adapter=False, response_fn=states_of).response
+        for who in modalities
+    }  # (N, D) each
+    kl = divergence(states["teacher"], states["student"], head)["divergence"].tolist()
+    decode = processor.tokenizer.decode
+    expected: dict[str, list[list[tuple[str, float]]]] = {}
+    for who, found in states.items():
+        best = torch.softmax(head(found).float(), -1).topk(top)
+        expected[who] = [
+            [(decode([token]), p) for token, p in zip(tokens, chances)]
+            for tokens, chances in zip(best.indices.tolist(), best.values.tolist())
+        ]
+    positions = [
+        {"token": decode([token]), "teacher": teacher, "student": student, "kl": value}
+        for token, teacher, student, value in zip(answers["teacher"], expected["teacher"], expected["student"], kl)
+    ]
+    same = sum(position["teacher"][0][0] == position["student"][0][0] for position in positions)
+    return {
+        "clip": clip.id, "modality": modality, "prompt": prompt,
+        "response": decode(answers["teacher"], skip_special_tokens=True),
+        "student_response": decode(answers["student"], skip_special_tokens=True), "positions": positions,
+        "kl": sum(kl) / len(kl), "agreement": same / len(kl),
+    }  # fmt: skip

@@ -21,8 +21,7 @@ from vaemotionllm.demo import ablation, steps
 from vaemotionllm.demo.demo import Sizes
 from vaemotionllm.evaluation.scores import CELLS, over_seeds, pick
 from vaemotionllm.nano.world import benchmark_items
-from vaemotionllm.train.stage1_config import Stage1Config
-from vaemotionllm.train.stage2_config import Stage2Config
+from vaemotionllm.train.config import Stage1Config, Stage2Config
 
 
 def typed(**sizes) -> dict[str, str]:

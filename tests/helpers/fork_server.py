@@ -24,9 +24,8 @@ from pathlib import Path
 # Not lmms_eval itself, which changes settings of other libraries when it is imported; what it imports is among these.
 # DeepSpeed imports torch's compiler for its optimizers, transformers timm (with it wandb) for its list of models.
 IMPORTED = (
-    "vaemotionllm.train.run", "vaemotionllm.train.stage1_trainer", "vaemotionllm.train.stage2_trainer", "deepspeed",
-    "deepspeed.runtime.zero.muon.muon_optimizer", "transformers.trainer", "timm", "datasets", "peft", "scipy.stats",
-    "sklearn.metrics", "sacrebleu", "evaluate",
+    "vaemotionllm.train.run", "deepspeed", "deepspeed.runtime.zero.muon.muon_optimizer", "transformers.trainer",
+    "timm", "datasets", "peft", "scipy.stats", "sklearn.metrics", "sacrebleu", "evaluate",
 )  # fmt: skip
 # Read while those are imported, so all forks have the same values. Tests are for the CPU, and no hub is asked.
 FIXED = {

@@ -53,7 +53,8 @@ def stage2_values(model: Path, manifest: Path, output_dir: Path, **changes) -> d
 def train(values: dict) -> str:
     """Runs a stage in this process."""
     from vaemotionllm.config_file import build_config
-    from vaemotionllm.train.run import CONFIGS, run
+    from vaemotionllm.train.config import CONFIGS
+    from vaemotionllm.train.run import run
 
     return run(build_config(CONFIGS[values["stage"]], values))
 
@@ -81,10 +82,10 @@ MACHINE = ("wall_s", "loader_wait", "padding", "tflops", "mfu")
 
 def losses_of(output_dir: Path) -> list[dict]:
     """Rows of metrics.jsonl without what depends on the machine and on the size of micro-batches."""
-    from vaemotionllm.train.metrics import read_metrics
+    from vaemotionllm.train.checkpoint import complete_rows
 
     return [
-        {k: v for k, v in row.items() if k not in MACHINE} for row in read_metrics(Path(output_dir) / "metrics.jsonl")
+        {k: v for k, v in row.items() if k not in MACHINE} for row in complete_rows(Path(output_dir) / "metrics.jsonl")
     ]
 
 

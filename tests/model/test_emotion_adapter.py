@@ -7,7 +7,7 @@ from test_model import IMAGE, LONG_AUDIO, MIXED, SHORT_AUDIO, VIDEO, encode, tex
 
 from vaemotionllm import VAEmotionLLMConfig, VAEmotionLLMForConditionalGeneration, VAEmotionLLMProcessor
 from vaemotionllm.model.emotion_adapter import EmotionEnhancer, MediaTokens
-from vaemotionllm.train.freezing import freeze_all_but, set_modes
+from vaemotionllm.train.model import freeze_all_but, set_modes
 
 LABELS = ["calm", "joy", "fear"]
 EVERYWHERE = {"enhancer_layers": [0, 1], "emotion_labels": LABELS}

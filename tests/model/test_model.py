@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, Aut
 
 from vaemotionllm import InputError, VAEmotionLLMForConditionalGeneration, VAEmotionLLMProcessor
 from vaemotionllm.data.collator import ConversationRenderer, build_inputs
-from vaemotionllm.train.freezing import freeze_all_but, set_modes
+from vaemotionllm.train.model import freeze_all_but, set_modes
 
 
 def user(*content):

@@ -14,8 +14,9 @@ from pathlib import Path
 from vaemotionllm.cli.launched import leave_ranks
 from vaemotionllm.config_file import build_config
 from vaemotionllm.data import collator, samplers
-from vaemotionllm.train import run as training
-from vaemotionllm.train import stage2_data
+from vaemotionllm.train import data
+from vaemotionllm.train.config import CONFIGS
+from vaemotionllm.train.run import run
 
 RANK = int(os.environ.get("RANK", "0"))
 
@@ -39,7 +40,7 @@ def mix_paths() -> None:
     def modality_of_step(seed, step, weights, possible):
         return sorted(weights)[(step + RANK) % len(weights)]
 
-    stage2_data.modality_of_step = modality_of_step
+    data.modality_of_step = modality_of_step
 
 
 def record_batches(file: Path, made: list) -> None:
@@ -62,5 +63,5 @@ if __name__ == "__main__":
     if values["stage"] == 2:
         mix_paths()
     record_batches(Path(values["output_dir"]).parent / f"media.{RANK}.json", [])
-    training.run(build_config(training.CONFIGS[values["stage"]], values))
+    run(build_config(CONFIGS[values["stage"]], values))
     leave_ranks()

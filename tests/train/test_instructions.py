@@ -17,9 +17,14 @@ from vaemotionllm.cli.main import main
 from vaemotionllm.config_file import read_config
 from vaemotionllm.data.manifest import Clip, read_manifest
 from vaemotionllm.nano import language, select
-from vaemotionllm.train.benchmark_overlap import BenchmarkText, benchmark_texts, refuse_benchmark_texts
-from vaemotionllm.train.instructions import instruction_source, label_row
-from vaemotionllm.train.stage2_data import checked_instructions
+from vaemotionllm.train.data import checked_instructions
+from vaemotionllm.train.instructions import (
+    BenchmarkText,
+    benchmark_texts,
+    instruction_source,
+    label_row,
+    refuse_benchmark_texts,
+)
 
 MODALITIES = ("audio", "visual", "av")
 CLIP = Clip(
@@ -104,7 +109,7 @@ def test_a_kind_without_its_labels_is_not_drawn():
 @pytest.mark.parametrize(
     ("templates", "words"),
     [
-        ([1], ["kinds of questions"]),
+        ([1], ["kinds of prompts"]),
         ({"emotion": "x"}, ["kind `emotion`", "'x'"]),
         ({"emotion": [{"prompts": ["?"]}]}, ["kind `emotion`, entry 1", "`answers`"]),
         ({"emotion": [{"prompts": ["a?"], "answers": ["{mood}"]}]}, ["{mood}", "valence_word", "`answers`"]),
@@ -156,7 +161,7 @@ TEXTS = [BenchmarkText("Which feeling is in this painting?", "B"), BenchmarkText
     ],
 )
 def test_a_prompt_in_the_benchmark_s_words_is_refused(prompt):
-    with pytest.raises(InputError, match="line 3: the prompt .* asks in the words of B: "):
+    with pytest.raises(InputError, match="line 3: the prompt .* has the words of B: "):
         refuse_benchmark_texts([("line 3", prompt)], TEXTS)
 
 
@@ -266,7 +271,7 @@ def samples(setup, tmp_path_factory):
 
 
 def test_stage_2_trains_on_the_file_as_it_was_edited(setup, samples, tmp_path):
-    from vaemotionllm.train.stage2_trainer import Stage2Trainer
+    from vaemotionllm.train.trainer import Stage2Trainer
 
     rows, edited = read_lines(samples), tmp_path / "edited.jsonl"
     for row in rows:  # each answer tells whose it is

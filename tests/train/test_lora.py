@@ -18,8 +18,8 @@ from transformers import AutoModel, AutoModelForImageTextToText
 
 from vaemotionllm import InputError, VAEmotionLLMForConditionalGeneration, VAEmotionLLMProcessor
 from vaemotionllm.config_file import build_config
+from vaemotionllm.train.config import Stage2Config
 from vaemotionllm.train.lora import add_lora, merge_lora, save_adapter
-from vaemotionllm.train.stage2_config import Stage2Config
 from vaemotionllm.utils import RankError
 
 PROJECTOR = {"lora": {"rank": 2, "projector": True}, "train_audio_projector": False, "train_audio_tower": False}
@@ -243,7 +243,10 @@ def test_lora_on_the_projector_trains_it_and_leaves_its_own_weights(setup, runs)
     [
         ({"lora": {"projector": True}}, ["lora.projector", "train_audio_projector=false"]),
         ({"lora": {"projector": "yes"}}, ["lora.projector", "'yes'", "true or false"]),
-        (PROJECTOR | {"model": None, "vlm": "v", "audio": "a"}, ["lora.projector", "anew", "`model` of a stage 1"]),
+        (
+            PROJECTOR | {"model": None, "vlm": "v", "audio": "a"},
+            ["makes its projector new", "`model` of a stage 1"],
+        ),
         ({"lora": {"rang": 2}}, ["lora.rang", "alpha, dropout, projector, rank, target_modules"]),
         ({"lora": {"rank": 0}}, ["lora.rank", "0", "above 0"]),
         ({"lora": {"rank": True}}, ["lora.rank", "True"]),

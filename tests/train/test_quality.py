@@ -1,4 +1,4 @@
-"""The gate before stage 1: which of the teacher's responses teach, how much, and what the report says."""
+"""The filter of stage 1: which of the teacher's responses teach, and what the report says."""
 
 import json
 import shutil
@@ -9,9 +9,10 @@ import torch
 from training import losses_of, make_setup, stage1_values, train
 
 from vaemotionllm import InputError
-from vaemotionllm.train import quality
-from vaemotionllm.train.prompts import Prompt, prompt_source
-from vaemotionllm.train.teacher_scores import SILENCE_DBFS, level_dbfs, reading_scores
+from vaemotionllm.train import data
+from vaemotionllm.train.config import check_rules
+from vaemotionllm.train.instructions import Prompt, prompt_source
+from vaemotionllm.train.teacher import SILENCE_DBFS, level_dbfs, response_scores
 
 
 @pytest.fixture(scope="module")
@@ -23,75 +24,61 @@ def row(clip, slot=0, empty=False, **scores):
     return {"id": clip, "slot": slot, "empty": empty, "scores": scores}
 
 
-RULES = {"grounding": {"min": 0.1}, "entropy": {"max": 4.0, "full": 2.0}}
+RULES = {"grounding": {"min": 0.1}, "entropy": {"max": 4.0}}
 
 
-@pytest.mark.parametrize(
-    ("score", "rule", "weight"),
-    [
-        (0.09, {"min": 0.1}, 0.0), (0.1, {"min": 0.1}, 1.0),
-        (5.0, {"max": 4.0, "full": 2.0}, 0.0), (3.0, {"max": 4.0, "full": 2.0}, 0.5),
-        (1.0, {"max": 4.0, "full": 2}, 1.0),
-        (-50.0, {"min": -60, "full": -40}, 0.5), (4.0, {"max": 4.0}, 1.0), (4.1, {"max": 4.0}, 0.0),
-    ],
-)  # fmt: skip
-def test_weight_of_a_score(score, rule, weight):
-    assert quality.weight_of(score, rule) == pytest.approx(weight)
-
-
-def test_verdicts_multiply_and_name_their_reasons():
+def test_verdicts_name_their_reasons():
     rows = [
-        row("a", grounding=0.5, entropy=1.0), row("b", grounding=0.05, entropy=3.0),
-        row("c", grounding=0.5, entropy=3.5), row("d", empty=True, grounding=0.5, entropy=1.0),
+        row("a", grounding=0.1, entropy=4.0), row("b", grounding=0.09, entropy=5.0),
+        row("c", grounding=0.5, entropy=4.1), row("d", empty=True, grounding=0.5, entropy=1.0),
         row("e", entropy=1.0),
     ]  # fmt: skip
-    verdicts = quality.judge(rows, {r["id"]: {} for r in rows}, RULES)
-    assert [v["weight"] for v in verdicts] == pytest.approx([1.0, 0.0, 0.25, 0.0, 1.0])
+    verdicts = data.judge(rows, {r["id"]: {} for r in rows}, RULES)
+    assert [v["kept"] for v in verdicts] == [True, False, False, False, True]
     assert [v["reasons"] for v in verdicts] == [
         [], ["grounding", "entropy"], ["entropy"], ["empty response"], []
     ]  # fmt: skip
-    found = quality.summary(verdicts, RULES)
-    assert found["responses_dropped"] == 2 and found["responses_weighted"] == 1
-    assert found["clips_dropped"] == ["b", "d"]
-    assert found["dropped_by"] == {"grounding": 1, "entropy": 1, "empty response": 1}
+    found = data.summary(verdicts, RULES)
+    assert found["responses_dropped"] == 3 and found["clips_dropped"] == ["b", "c", "d"]
+    assert found["dropped_by"] == {"entropy": 2, "grounding": 1, "empty response": 1}
     assert found["without_score"] == {"grounding": 1, "entropy": 0}
     assert found["quantiles"]["entropy"] == pytest.approx(
-        np.quantile([1, 3, 3.5, 1, 1], [0, 0.05, 0.25, 0.5, 0.75, 0.95, 1]), abs=1e-4
+        np.quantile([4, 5, 4.1, 1, 1], [0, 0.05, 0.25, 0.5, 0.75, 0.95, 1]), abs=1e-4
     )
 
 
 def test_a_column_of_the_manifest_is_a_score():
-    verdicts = quality.judge(
+    verdicts = data.judge(
         [row("a"), row("b")], {"a": {"likeness": 0.3}, "b": {"likeness": 0.1}}, {"likeness": {"min": 0.2}}
     )
-    assert [v["weight"] for v in verdicts] == [1.0, 0.0]
+    assert [v["kept"] for v in verdicts] == [True, False]
     with pytest.raises(InputError, match="rule for `likeness`, which is no score .* Scores are entropy"):
-        quality.judge([row("a", entropy=1.0)], {"a": {}}, {"likeness": {"min": 0.2}})
+        data.judge([row("a", entropy=1.0)], {"a": {}}, {"likeness": {"min": 0.2}})
     with pytest.raises(InputError, match="clip 'a': its column `likeness` is 'high'; a finite number is needed"):
-        quality.judge([row("a")], {"a": {"likeness": "high"}}, {"likeness": {"min": 0.2}})
+        data.judge([row("a")], {"a": {"likeness": "high"}}, {"likeness": {"min": 0.2}})
 
 
 @pytest.mark.parametrize(
     ("rules", "message"),
     [
         ({"entropy": 3.0}, r"`quality.entropy` is 3.0; give \{min: a\} or \{max: a\}"),
-        ({"entropy": {"min": 1, "max": 2}}, r"give \{min: a\} or"), ({"entropy": {"full": 2}}, r"give \{min: a\} or"),
+        ({"entropy": {"min": 1, "max": 2}}, r"give \{min: a\} or"),
+        ({"entropy": {"max": 4, "full": 2}}, r"give \{min: a\} or"),
         ({"entropy": {"max": "low"}}, "holds 'low'; a number is needed"),
-        ({"entropy": {"max": 2.0, "full": 3.0}}, "`full` must lie beyond"),
         ([], "give rules such as"),
     ],
 )  # fmt: skip
 def test_rules_that_mean_nothing_are_refused(rules, message):
     with pytest.raises(InputError, match=message):
-        quality.check_rules(rules)
+        check_rules(rules)
 
 
-def test_reading_scores_equal_the_naive_ones():
+def test_scores_equal_the_naive_ones():
     torch.manual_seed(0)
     head = torch.nn.Linear(4, 11, bias=False).requires_grad_(False)
-    states = {name: torch.randn(5, 4) * 3 for name in ("own", "again", "blind")}
-    scores = reading_scores(states, head, [2, 3], {"entropy", "agreement", "grounding"})
-    p, again, blind = (torch.softmax(head(states[name]).double(), -1) for name in ("own", "again", "blind"))
+    states = {name: torch.randn(5, 4) * 3 for name in ("own", "varied", "blind")}
+    scores = response_scores(states, head, [2, 3], {"entropy", "agreement", "grounding"})
+    p, again, blind = (torch.softmax(head(states[name]).double(), -1) for name in ("own", "varied", "blind"))
     for found, part in zip(scores, (slice(0, 2), slice(2, 5)), strict=True):
         assert found["entropy"] == pytest.approx(-(p[part] * p[part].log()).sum(-1).mean().item(), abs=1e-4)
         agreement = (p[part].argmax(-1) == again[part].argmax(-1)).double().mean().item()
@@ -113,10 +100,10 @@ def test_prompts_by_kind_have_other_words(tmp_path):
     drawn = source.draw(rng, 3)
     assert {p.text for p in drawn} == {"Which mood?", "What mood is it?", "What happens?"}
     assert {p.kind for p in drawn if "mood" in p.text} == {"mood"}
-    assert source.other_words(rng, Prompt("mood", "Which mood?")) == "What mood is it?"
-    assert source.other_words(rng, Prompt("scene", "What happens?")) is None
-    assert prompt_source(["One?", "Two?"]).other_words(rng, Prompt("prompt", "One?")) is None
-    assert prompt_source("nano").other_words(rng, prompt_source("nano").draw(rng, 1)[0]) is None
+    assert source.other_wording(rng, Prompt("mood", "Which mood?")) == "What mood is it?"
+    assert source.other_wording(rng, Prompt("scene", "What happens?")) is None
+    assert prompt_source(["One?", "Two?"]).other_wording(rng, Prompt("prompt", "One?")) is None
+    assert prompt_source("nano").other_wording(rng, prompt_source("nano").draw(rng, 1)[0]) is None
     art = prompt_source("art")
     assert len(art.kinds) >= 5 and all(len(texts) > 1 for texts in art.kinds.values())
     file = tmp_path / "p.yaml"
@@ -138,22 +125,19 @@ def test_a_run_trains_on_what_passes_and_reports_the_rest(setup, tmp_path):
         line["likeness"] = 0.9 if number < 6 else 0.0
     manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
     run = tmp_path / "run"
-    rules = {"likeness": {"min": 0.5}, "entropy": {"max": 1000.0, "full": 0.0}}
+    rules = {"likeness": {"min": 0.5}}
     train(stage1_values(setup[0], manifest, run, quality=rules, max_steps=3))
     verdicts = [json.loads(line) for line in (run / "quality.jsonl").read_text().splitlines()]
-    assert {v["id"] for v in verdicts if v["weight"] == 0} == {f"train-{i}" for i in range(6, 12)}
-    weights = [v["weight"] for v in verdicts if v["weight"]]
-    assert len(weights) == 12 and all(0.9 < weight < 1 for weight in weights)
-    text = (run / "quality.md").read_text()
-    assert "24 responses to 12 clips; 12 responses dropped, 12 with a lower weight, 6 clips left with none" in text
-    assert "| likeness | min 0.5 | 12 | 0 |" in text and "| train-7 | 1 | likeness" in text
+    assert {v["id"] for v in verdicts if not v["kept"]} == {f"train-{i}" for i in range(6, 12)}
+    found = json.loads((run / "quality.json").read_text())
+    assert (found["responses"], found["responses_dropped"], found["dropped_by"]) == (24, 12, {"likeness": 12})
     assert len(losses_of(run)) == 3
-    with pytest.raises(InputError, match="the quality gate dropped every response; .*quality.md says why"):
+    with pytest.raises(InputError, match="the filter `quality` dropped every response; see .*quality.json"):
         train(stage1_values(setup[0], manifest, tmp_path / "none", quality={"audio_dbfs": {"min": 0.0}}))
 
 
-def test_dropping_by_weight_is_training_on_the_rest(setup, tmp_path):
-    """A response of weight 0 counts as if its clip were not in the manifest."""
+def test_dropping_is_training_on_the_rest(setup, tmp_path):
+    """A response that is dropped counts as if its clip were not in the manifest."""
     lines = setup[1].read_text().splitlines(keepends=True)
     few = setup[1].with_name("few.jsonl")
     few.write_text("".join(lines[:8]))
@@ -166,3 +150,9 @@ def test_dropping_by_weight_is_training_on_the_rest(setup, tmp_path):
     assert one[0]["loss"] > 0.1
     for left, right in zip(one, two, strict=True):
         assert left["loss"] == pytest.approx(right["loss"], rel=1e-5)
+
+
+def test_null_is_no_filter(setup, tmp_path):
+    train(stage1_values(*setup, tmp_path / "run", quality=None, max_steps=1))
+    found = json.loads((tmp_path / "run" / "quality.json").read_text())
+    assert found["rules"] == {} and found["responses_dropped"] == 0

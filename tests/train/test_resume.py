@@ -20,6 +20,7 @@ from training import (
     write_config,
 )
 
+from vaemotionllm import InputError
 from vaemotionllm.train import checkpoint
 from vaemotionllm.utils import RankError
 
@@ -111,8 +112,8 @@ def test_old_checkpoints_go_only_when_the_new_one_is_whole(tmp_path):
 
 
 def test_a_checkpoint_of_other_parameters_is_refused(setup, tmp_path):
-    from vaemotionllm import InputError, VAEmotionLLMForConditionalGeneration
-    from vaemotionllm.train.freezing import freeze_all_but
+    from vaemotionllm import VAEmotionLLMForConditionalGeneration
+    from vaemotionllm.train.model import freeze_all_but
 
     model = VAEmotionLLMForConditionalGeneration.from_pretrained(setup[0])
     freeze_all_but(model, ["audio_projector"])
@@ -122,6 +123,32 @@ def test_a_checkpoint_of_other_parameters_is_refused(setup, tmp_path):
     freeze_all_but(model, ["audio_projector", "audio_tower"])
     with pytest.raises(InputError, match="missing.*audio_tower"):
         checkpoint.load_trainable(model, tmp_path)
+
+
+@pytest.mark.parametrize("values_of", [stage1_values, stage2_values])
+def test_a_finished_run_is_made_longer(setup, tmp_path, values_of):
+    run = tmp_path / "run"
+    values = values_of(*setup, run, max_steps=4, lr_scheduler_type="constant")
+    assert train(values) == "trained"
+    short = losses_of(run)
+    assert train(values | {"max_steps": 6}) == "trained"
+    assert train(values | {"max_steps": 6}) == "finished"
+    assert losses_of(run)[:4] == short
+    # The data of a step are its own, so with a constant rate a longer run is the run that was long from the start.
+    train(values | {"max_steps": 6, "output_dir": str(tmp_path / "whole")})
+    assert losses_of(run) == losses_of(tmp_path / "whole")
+    assert json.loads((run / "run.json").read_text())["max_steps"] == 6
+    with pytest.raises(InputError, match="max_steps = 6, this one 4, and it can only be raised"):
+        train(values)
+
+
+def test_a_longer_run_resumes_on_its_own_schedule(setup, tmp_path):
+    run = tmp_path / "run"
+    values = stage1_values(*setup, run, max_steps=4, lr_scheduler_type="linear", learning_rate=1e-3)
+    train(values)
+    train(values | {"max_steps": 8})
+    rates = [row["learning_rate"] for row in losses_of(run)]
+    assert rates == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4, 5e-4, 3.75e-4, 2.5e-4, 1.25e-4])
 
 
 def test_overwrite_starts_again(setup, tmp_path):

@@ -13,7 +13,7 @@ from vaemotionllm import InputError
 from vaemotionllm.data.dataset import GENERAL, read_general
 from vaemotionllm.data.samplers import ScheduledBatchSampler, class_weights
 from vaemotionllm.train import checkpoint
-from vaemotionllm.train.stage2_trainer import Stage2Trainer
+from vaemotionllm.train.trainer import Stage2Trainer
 
 MODALITIES = ("audio", "visual", "av")
 

@@ -12,7 +12,7 @@ from training import losses_of, make_setup, stage2_values, train
 from vaemotionllm import InputError, VAEmotionLLMForConditionalGeneration
 from vaemotionllm.cli.main import main
 from vaemotionllm.data.collator import emotion_target
-from vaemotionllm.train.losses import consistency_loss, emotion_loss
+from vaemotionllm.train.losses import emotion_loss
 
 NAN = float("nan")
 TERMS = ("valence", "arousal", "emotion")
@@ -65,22 +65,6 @@ def test_rows_without_label_or_path_count_nothing():
     assert emotion_loss(logits, torch.full((4, 2), NAN)) == {}
 
 
-def test_consistency_pulls_single_paths_to_both_and_leaves_both_alone():
-    valence = torch.tensor([[0.5, -0.5, 0.1], [0.3, NAN, NAN]], requires_grad=True)
-    arousal = torch.tensor([[0.2, 0.2, 0.2], [0.1, NAN, NAN]])
-    loss = consistency_loss(valence, arousal, None)["consistency_loss"]
-    assert loss.item() == pytest.approx(0.4**2 + 0.6**2)
-    loss.backward()
-    assert valence.grad[0, 2] == 0 and valence.grad[0, 0] > 0 > valence.grad[0, 1] and (valence.grad[1] == 0).all()
-    torch.manual_seed(0)
-    logits = torch.randn(2, 3, 4)
-    more = consistency_loss(valence, arousal, logits)["consistency_loss"]
-    both = logits[0, 2].log_softmax(-1)
-    extra = sum((both.exp() * (both - logits[0, c].log_softmax(-1))).sum() for c in (0, 1))
-    assert more.item() == pytest.approx(0.4**2 + 0.6**2 + extra.item(), rel=1e-5)
-    assert consistency_loss(valence[1:], arousal[1:], None) == {}
-
-
 def test_targets_are_distributions_in_the_order_of_the_labels():
     labels = ["calm", "fear", "joy"]
     assert emotion_target("joy", labels).tolist() == [0, 0, 1]
@@ -95,7 +79,7 @@ def test_targets_are_distributions_in_the_order_of_the_labels():
 
 @pytest.mark.parametrize("size", [1, 2])
 def test_a_step_has_one_correlation_however_it_is_cut(setup, tmp_path, size):
-    options = dict(max_steps=3, save_steps=10, consistency_weight=0.3, lora={"rank": 2}, weight_decay=0.0)
+    options = dict(max_steps=3, save_steps=10, lora={"rank": 2}, weight_decay=0.0)
     train(stage2_values(*setup, tmp_path / "whole", **options))
     cut = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 4 // size}
     train(stage2_values(*setup, tmp_path / "cut", **options, **cut))

@@ -25,10 +25,10 @@ from vaemotionllm import InputError, VAEmotionLLMForConditionalGeneration, VAEmo
 from vaemotionllm.cli.main import main
 from vaemotionllm.config_file import build_config
 from vaemotionllm.data.samplers import SampleKey
-from vaemotionllm.train import stage1_data
-from vaemotionllm.train.run import load_model
-from vaemotionllm.train.shard_store import ShardReader, ShardStore
-from vaemotionllm.train.stage1_config import Stage1Config
+from vaemotionllm.train.config import Stage1Config
+from vaemotionllm.train.data import Stage1Data
+from vaemotionllm.train.model import load_model
+from vaemotionllm.train.teacher_cache import ShardReader, ShardStore
 
 
 @pytest.fixture(scope="module")
@@ -69,13 +69,11 @@ def filled(setup, tmp_path_factory):
 def batches_of(values, setup, count=4):
     """Model, trainer-ready batches of the first steps."""
     config = build_config(Stage1Config, values)
-    clips, columns = stage1_data.read_clips(config)
+    data = Stage1Data(config)
     model, processor = load_model(config)
-    audio = stage1_data.cached_audio(config, model, processor, clips)
-    dataset = stage1_data.make_dataset(config, processor, clips, audio)
+    data.prepare(model, processor)
     os.makedirs(config.output_dir, exist_ok=True)
-    responses = stage1_data.gate(config, stage1_data.teacher_rows(config, model, processor, dataset), columns)
-    dataset, collator, _ = stage1_data.make_batches(config, processor, dataset, responses)
+    dataset, collator, _ = data.batches(model, processor)
     keys = [[SampleKey((4 * step + i) % len(dataset), 0, step) for i in range(4)] for step in range(count)]
     return model, [collator([dataset[key] for key in row]) for row in keys]
 
@@ -114,7 +112,7 @@ def test_cached_and_online_gradients_are_equal(setup, filled, tmp_path):
         first, second = gradients(model, one), gradients(model, two)
         assert first.norm() > 1e-3
         torch.testing.assert_close(first, second, atol=1e-6, rtol=1e-5)
-        paths.add(one["path"])
+        paths.add(one["modality"])
     assert paths == {"audio", "av"}
 
 
@@ -235,17 +233,17 @@ def test_a_changed_file_is_named_with_both_hashes(setup, tmp_path):
     values = cache_values(inside, tmp_path, train_audio_tower=False, cache_audio_features=True, max_clips=4)
     _, rows = fill(values)
     write_wav(tmp_path / "world" / "train-2.wav", seconds=0.7)
-    with pytest.raises(InputError, match=r"the sound of clip 'train-2' with hash \w+, the file has \w+"):
+    with pytest.raises(InputError, match=r"the audio of clip 'train-2' with hash \w+, the file has \w+"):
         train(values)
     _, again = fill(values)  # makes anew what changed
     assert [row["tokens"] for row in again] == [row["tokens"] for row in rows]
-    changed = {row["id"] for one, row in zip(rows, again) if one["heard"] != row["heard"]}
+    changed = {row["id"] for one, row in zip(rows, again) if one["audio_hash"] != row["audio_hash"]}
     assert changed == {"train-2"}  # its level and its length are those of the new sound
     assert [row["audio_tokens"] for row in again] != [row["audio_tokens"] for row in rows]
     train(values | {"max_steps": 1})
     with pytest.raises(InputError, match="num_frames changed. .*overwrite=true"):
         config = build_config(Stage1Config, values | {"num_frames": 2})
-        stage1_data.fill_teacher_cache(config, *load_model(config), stage1_data.read_clips(config)[0])
+        Stage1Data(config).fill_teacher_cache(*load_model(config))
     _, other = fill(values | {"num_frames": 2, "overwrite": True})
     assert len(other) == len(rows)
 
@@ -279,7 +277,7 @@ def test_a_killed_cache_goes_on(setup, tmp_path):
     values = cache_values(setup, tmp_path, responses_per_clip=8, generation_batch_size=2)
     config = write_config(tmp_path / "c.yaml", values)
     code = (  # small shards, so that some are written before the kill
-        "import sys; from vaemotionllm.train.shard_store import ShardStore; from vaemotionllm.cli.main import main;"
+        "import sys; from vaemotionllm.train.teacher_cache import ShardStore; from vaemotionllm.cli.main import main;"
         "ShardStore.__init__.__defaults__ = (0, 600, 60); sys.exit(main(sys.argv[1:]))"
     )
     process = fork_server.start(["-c", code, "cache-teacher", "--config", config], process_environment())
@@ -332,8 +330,7 @@ def test_a_prompt_longer_than_the_context_is_named(setup, tmp_path):
     values = cache_values(setup, tmp_path, max_response_tokens=2030)
     with pytest.raises(InputError, match=r"clip 'train-0': its prompt of \d+ tokens and a response of 2030 .*2048"):
         config = build_config(Stage1Config, values)
-        model, processor = load_model(config)
-        stage1_data.fill_teacher_cache(config, model, processor, stage1_data.read_clips(config)[0])
+        Stage1Data(config).fill_teacher_cache(*load_model(config))
 
 
 def test_the_command_tells_the_size_before_it_works(setup, tmp_path, capsys):
@@ -350,7 +347,7 @@ def test_the_command_tells_the_size_before_it_works(setup, tmp_path, capsys):
 def test_two_ranks_fill_one_cache(setup, tmp_path, filled):
     values = cache_values(setup, tmp_path, generation_batch_size=4)
     config = write_config(tmp_path / "c.yaml", values)
-    words = ["-m", "vaemotionllm.cli.cache_teacher", "--config", config]
+    words = ["-m", "vaemotionllm.cli.train", "cache-teacher", "--config", config]
     result = fork_server.run_ranks(words, process_environment())
     assert result.returncode == 0, result.stderr[-3000:]
     rows = [json.loads(line) for line in open(tmp_path / "cache" / "responses.jsonl")][1:]
@@ -378,8 +375,7 @@ def test_a_response_that_is_nothing_but_its_end_is_empty_and_teaches_nothing(set
     config = build_config(Stage1Config, values)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(teacher, "_Teacher", Half)
-        clips, columns = stage1_data.read_clips(config)
-        stage1_data.fill_teacher_cache(config, *load_model(config), clips)
+        Stage1Data(config).fill_teacher_cache(*load_model(config))
     rows = [json.loads(line) for line in open(tmp_path / "cache" / "responses.jsonl")][1:]
     assert [row["empty"] for row in rows] == [True, False, True, False] and rows[0]["tokens"] == [2]
     train(values | {"max_steps": 1})
@@ -413,17 +409,17 @@ def test_a_bad_sound_is_told_by_the_rank_that_meets_it(setup, tmp_path):
     values = cache_values((setup[0], tmp_path / "world" / "manifest.jsonl"), tmp_path)
     config = build_config(Stage1Config, values)
     with pytest.raises(RankError, match="clip 'train-2': .*train-2.wav"):
-        stage1_data.fill_teacher_cache(config, *load_model(config), stage1_data.read_clips(config)[0])
+        Stage1Data(config).fill_teacher_cache(*load_model(config))
 
 
 def test_a_file_of_equal_size_with_other_content_is_another_file(tmp_path):
     from vaemotionllm.data.manifest import Clip
-    from vaemotionllm.train.hashes import heard_hash
+    from vaemotionllm.train.teacher_cache import audio_hash
 
     file, found = tmp_path / "a.wav", []
     for change in (0, 150_000, 299_999):
         content = bytearray(300_000)
         content[change] = 1
         file.write_bytes(content)
-        found.append(heard_hash(Clip(id="a", split="train", source="s", license="l", audio=str(file))))
+        found.append(audio_hash(Clip(id="a", split="train", source="s", license="l", audio=str(file))))
     assert len(set(found)) == 3

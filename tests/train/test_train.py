@@ -8,9 +8,9 @@ from safetensors.torch import load_file
 from training import command, losses_of, make_setup, stage1_values, stage2_values, train, write_config
 
 from vaemotionllm import InputError, VAEmotionLLMForConditionalGeneration, VAEmotionLLMProcessor
+from vaemotionllm.cli.main import main
 from vaemotionllm.config_file import build_config, read_config
-from vaemotionllm.train.stage1_config import Stage1Config
-from vaemotionllm.train.stage2_config import Stage2Config
+from vaemotionllm.train.config import Stage1Config, Stage2Config
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +144,7 @@ def test_stage2_trains_adapter_and_lora_and_saves_a_plain_model(setup, stage1, t
 
 
 def test_frozen_parts_stay_in_eval_mode(setup):
-    from vaemotionllm.train.freezing import set_modes
+    from vaemotionllm.train.model import set_modes
 
     model = VAEmotionLLMForConditionalGeneration.from_pretrained(setup[0])
     model.gradient_checkpointing_enable()
@@ -315,7 +315,33 @@ def test_the_command_prints_one_line_and_ends_with_code_2(setup, tmp_path):
     result = command("--config", tmp_path / "c.yaml", "sede=1")
     assert result.returncode == 2 and "did you mean `seed`" in result.stderr
     result = command("--fields")
-    assert result.returncode == 0 and "student_modalities" in result.stdout and "valence_weight" in result.stdout
+    assert result.returncode == 0
+    for line in ("manifest: str | None = None", "student_modalities: dict[str, float] = {'audio': 0.5, 'av': 0.5}",
+                 "valence_weight: float = 0.5\n      Weight of the Supervisor's valence loss."):  # fmt: skip
+        assert result.stdout.count(line) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["train", "--config", "stage1_nano", "--learning_rate", "1e-4"], "write learning_rate=1e-4"),
+        (["train", "--learning-rate=1e-4"], "write learning_rate=1e-4"),
+        (["plan", "--config", "stage1_nano", "gpus=8"], "write --gpus 8"),
+        (["plan", "--gpu_memory_gb", "80"], "write --gpu-memory-gb"),
+        (["inspect", "split=train"], "write --split train"),
+    ],
+)
+def test_settings_in_the_wrong_form_are_answered_by_the_right_one(capsys, words, hint):
+    with pytest.raises(SystemExit) as error:
+        main(words)
+    assert error.value.code == 2 and capsys.readouterr().err.splitlines()[-1].endswith(hint)
+
+
+@pytest.mark.parametrize("change", [{"max_steps": 0}, {"max_steps": -1, "num_train_epochs": 0}])
+def test_a_run_of_no_steps_is_refused_before_it_takes_its_folder(setup, tmp_path, change):
+    with pytest.raises(InputError, match=f"config field `{list(change)[-1]}` is 0.* must be above 0"):
+        train(stage1_values(*setup, tmp_path / "run", **change))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_clip_that_only_one_rank_meets_is_named_by_that_rank(monkeypatch, capsys):
@@ -334,7 +360,7 @@ def test_a_clip_that_only_one_rank_meets_is_named_by_that_rank(monkeypatch, caps
 
         monkeypatch.setenv("RANK", rank)
         monkeypatch.setattr("sys.argv", ["train"])
-        assert run_as_rank("train", lambda parser: None, fail) == 2
+        assert run_as_rank("train", lambda parser: None, fail, []) == 2
         assert len(capsys.readouterr().err.splitlines()) == lines
 
 
@@ -374,7 +400,7 @@ def test_clips_without_labels_leave_no_parameter_without_a_gradient(setup, tmp_p
 
         return training_step
 
-    from vaemotionllm.train.stage2_trainer import Stage2Trainer
+    from vaemotionllm.train.trainer import Stage2Trainer
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Stage2Trainer, "training_step", look(Stage2Trainer))

@@ -9,8 +9,8 @@ from training import losses_of, make_setup, stage1_values, stage2_values, train
 
 from vaemotionllm import InputError
 from vaemotionllm.train import checkpoint
-from vaemotionllm.train.metrics import read_metrics
-from vaemotionllm.train.stage1_trainer import Stage1Trainer
+from vaemotionllm.train.checkpoint import complete_rows
+from vaemotionllm.train.trainer import Stage1Trainer
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def test_divergence_by_place_and_kind_padding_and_waiting(setup, tmp_path):
     options = dict(prompts=KINDS, responses_per_clip=3, max_steps=6, logging_steps=2, report_to="tensorboard")
     options["peak_tflops"] = 0.5
     train(stage1_values(*setup, run, **options))
-    rows = read_metrics(run / "metrics.jsonl")
+    rows = complete_rows(run / "metrics.jsonl")
     for row in rows:
         names = {"kl_place_1", "kl_place_2_4", "kl_place_5_16", "kl_kind_mood", "kl_kind_scene", "grad_norm"}
         assert names <= row.keys() and "kl_place_17_64" not in row  # responses have 6 tokens at most
@@ -73,8 +73,8 @@ def test_the_watched_means_are_those_of_the_values(setup):
 def test_packed_training_has_the_losses_of_padded_training(setup, tmp_path):
     train(stage1_values(*setup, tmp_path / "padded", packing=False))
     train(stage1_values(*setup, tmp_path / "packed", packing=True))
-    assert read_metrics(tmp_path / "padded" / "metrics.jsonl")[0]["padding"] > 0
-    assert read_metrics(tmp_path / "packed" / "metrics.jsonl")[0]["padding"] == 0
+    assert complete_rows(tmp_path / "padded" / "metrics.jsonl")[0]["padding"] > 0
+    assert complete_rows(tmp_path / "packed" / "metrics.jsonl")[0]["padding"] == 0
     one, two = losses_of(tmp_path / "padded"), losses_of(tmp_path / "packed")
     assert one[0]["loss"] > 0.1
     assert one[0]["loss"] == pytest.approx(two[0]["loss"], abs=1e-5)
@@ -87,9 +87,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(setup, tmp_path, values_of, mon
     from vaemotionllm.train import losses
 
     run, calls = tmp_path / "run", []
-    name, module = (
-        ("divergence", "stage1_trainer") if values_of is stage1_values else ("cross_entropy", "stage2_trainer")
-    )
+    name, module = ("divergence", "trainer") if values_of is stage1_values else ("cross_entropy", "trainer")
     whole = getattr(losses, name)
 
     def breaks(*args, **kwargs):
@@ -120,7 +118,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_it_is_applied(setup,
             student.register_hook(lambda grad: grad * torch.inf)
         return whole(teacher, student, *args, **kwargs)
 
-    monkeypatch.setattr("vaemotionllm.train.stage1_trainer.divergence", breaks)
+    monkeypatch.setattr("vaemotionllm.train.trainer.divergence", breaks)
     with pytest.raises(InputError, match="step 3: grad_norm is (nan|inf); clips of this step: train-"):
         train(stage1_values(*setup, run, max_steps=6, save_steps=2))
     assert checkpoint.last_complete(run) == run / "checkpoint-2"

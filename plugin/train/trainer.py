@@ -1,5 +1,6 @@
-"""What both trainers share: data order, normalisation of the loss, logs, checkpoints. No loss is defined here."""
+"""Trainers of both stages: data order, losses, logs and checkpoints, on the HF Trainer."""
 
+import json
 import math
 import os
 import time
@@ -9,34 +10,36 @@ from typing import Any
 
 import torch
 from accelerate.utils import DeepSpeedSchedulerWrapper
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 from transformers.trainer import SCHEDULER_NAME
 
 from ..data.samplers import ScheduledBatchSampler
-from ..utils import ClipError, InputError, RankError, reported_writing
+from ..model.configuration_vaemotionllm import MODALITIES
+from ..utils import ClipError, InputError, RankError, reported_writing, write_json_lines
 from . import checkpoint
-from .distributed import barrier, sum_over_ranks
-from .engine import is_zero3, keep_frozen_whole, save_engine
-from .flops import peak_tflops_of
-from .freezing import parameter_groups, set_modes
-from .losses import total
-from .metrics import EpochOfSampler, MetricsFile
-from .same_modules import SameModules
+from .distributed import SameModules, barrier, peak_tflops_of, save_engine, sum_over_ranks, zero3_coordinator
+from .losses import cross_entropy, divergence, emotion_loss, gather_rows, share_of, total, valence_arousal_loss
+from .model import count, parameter_groups, set_modes
+from .teacher import states_of
+
+# First and last position in a response, counted from 1, of what is watched together.
+_POSITIONS = ((1, 1), (2, 4), (5, 16), (17, 64), (65, None))
 
 
 class StageTrainer(Trainer):
     """HF Trainer whose data order is a function of seed and step, and whose checkpoints hold trained parameters only.
 
-    A subclass defines `loss_terms(model, batch, num_items)` -> named terms, `count_targets(batch)` and `loss_weights`.
-    What it wants to watch beside them it names in `meters` and gives to `observe`.
+    A subclass defines `loss_terms`, `count_targets`, `model_inputs` and `loss_weights`. What it wants to watch beside
+    the terms it names in `meters` and gives to `observe`.
 
     Args:
         model, args, train_dataset, data_collator, processing_class: as for Trainer.
         trained_parts: names of the submodules that are trained.
         learning_rates: prefix of parameter names -> learning rate, None for the default.
-        sampler_options: `length_of` of `ScheduledBatchSampler`.
+        sampler_options: further arguments of `ScheduledBatchSampler`.
         meters: names of what a subclass observes, the same on all ranks.
     """
 
@@ -63,6 +66,7 @@ class StageTrainer(Trainer):
         self._last_fetch_s: float | None = None
         self._logged: dict[str, list[float]] = {}  # term -> [sum over steps, number of steps]
         self._step_terms: dict[str, torch.Tensor] = {}
+        self._llm_weights = count(model.get_decoder().layers.parameters())
         super().__init__(
             model=model, args=args, train_dataset=train_dataset, data_collator=data_collator,
             processing_class=processing_class,
@@ -76,10 +80,11 @@ class StageTrainer(Trainer):
             train_dataset.groups, args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size,
             args.process_index, args.seed, **(sampler_options or {}),
         )  # fmt: skip
-        hears = any(p.requires_grad for part in (model.audio_projector, model.audio_tower) for p in part.parameters())
-        self.same_modules = SameModules(model, processing_class, hears)
+        audio = (model.audio_projector, model.audio_tower)
+        trains_audio = any(parameter.requires_grad for part in audio for parameter in part.parameters())
+        self.same_modules = SameModules(model, processing_class, trains_audio)
         self.add_callback(EpochOfSampler(self.batch_sampler))
-        self.add_callback(MetricsFile(Path(args.output_dir) / "metrics.jsonl"))
+        self.add_callback(MetricsFile(Path(args.output_dir) / checkpoint.METRICS))
 
     # ---- what a stage defines
 
@@ -89,6 +94,10 @@ class StageTrainer(Trainer):
 
     def count_targets(self, batch: dict[str, Any]) -> torch.Tensor:
         """Number of target tokens in a micro-batch."""
+        raise NotImplementedError
+
+    def model_inputs(self, batch: dict[str, Any]) -> dict[str, dict[str, torch.Tensor]]:
+        """The inputs of the model's calls for a batch, by who takes them: "student", "teacher"."""
         raise NotImplementedError
 
     # ---- data
@@ -119,19 +128,22 @@ class StageTrainer(Trainer):
             if "error" in batch:
                 raise ClipError(batch["error"])
             self._step_ids += batch["ids"]
-            self._step_flops += self.model_flops(batch)
-            for inputs in self.model_inputs(batch):
-                self._check_context(batch["ids"], inputs["attention_mask"].sum(1).tolist())
+            for role, inputs in self.model_inputs(batch).items():
+                lengths = inputs["attention_mask"].sum(1).tolist()
+                self._check_context(batch["ids"], lengths)
+                self._step_flops += self.model_flops(role, sum(lengths))
         targets = sum(self.count_targets(batch) for batch in batches)
         return batches, sum_over_ranks(torch.as_tensor(targets, device=device))
 
-    def model_inputs(self, batch: dict[str, Any]) -> list[dict[str, torch.Tensor]]:
-        """The inputs of the model's calls for a batch."""
-        raise NotImplementedError
+    def model_flops(self, role: str, tokens: int) -> int:
+        """FLOPs of the LLM's linear layers over `tokens`: 2 a weight and token forward, and as many backward.
 
-    def model_flops(self, batch: dict[str, Any]) -> int:
-        """FLOPs of a micro-batch, without recomputation; 0 where they are not counted."""
-        return 0
+        A frozen weight has no gradient, so the student's backward pass is that of the activations alone, and the
+        teacher has none. Attention's products, towers, head, padding, recomputation and the gradients of LoRA are left
+        out, so what is logged as `tflops` and `mfu` is somewhat below the true use; of a mixture of experts, whose
+        weights all count, it is above.
+        """
+        return (2 if role == "teacher" else 4) * self._llm_weights * tokens
 
     def _check_context(self, ids: Sequence[str], lengths: Sequence[int]) -> None:
         limit = self.model.config.get_text_config().max_position_embeddings
@@ -153,7 +165,7 @@ class StageTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         set_modes(self.model, self.trained_parts)
-        for part in self.model_inputs(inputs):
+        for part in self.model_inputs(inputs).values():
             mask = part["attention_mask"]
             padding = mask.numel() - mask.sum()
             self.observe("padding", 0 * padding if self.packing else padding, mask.numel())
@@ -288,9 +300,195 @@ class StageTrainer(Trainer):
             # The library loads strictly unless the model is a PeftModel; our checkpoints hold no frozen weights.
             deepspeed_load_checkpoint(self.model_wrapped, resume_from_checkpoint, load_module_strict=False)
             self._load_optimizer_and_scheduler(resume_from_checkpoint)
-        if is_zero3(self.model_wrapped):
-            keep_frozen_whole(self.model_wrapped)
-            self.same_modules.attach(self.model_wrapped)
-        else:
-            self.same_modules.attach()
+        self.same_modules.attach(zero3_coordinator(self.model_wrapped))
         return prepared
+
+    def _load_optimizer_and_scheduler(self, folder):
+        super()._load_optimizer_and_scheduler(folder)
+        scheduler = self.lr_scheduler
+        if folder is not None and isinstance(scheduler, LambdaLR):
+            # A run that is made longer has another schedule than the one that the saved learning rates are of.
+            schedules = zip(scheduler.base_lrs, scheduler.lr_lambdas)
+            scheduler._last_lr = [base * schedule(scheduler.last_epoch) for base, schedule in schedules]
+            for group, rate in zip(self.optimizer.param_groups, scheduler._last_lr):
+                group["lr"] = rate
+
+
+class Stage1Trainer(StageTrainer):
+    """VG-Align: divergence of the student, given audio, from the teacher, given the visual, at its responses.
+
+    Args:
+        as for StageTrainer; kinds: the kinds of prompts, each watched on its own where there are several.
+    """
+
+    def __init__(self, *args, kinds=(), **kwargs):
+        self.kinds = sorted(kinds) if len(set(kinds)) > 1 else []
+        names = [_position_name(*positions) for positions in _POSITIONS] + [f"kl_kind_{kind}" for kind in self.kinds]
+        super().__init__(*args, meters=names, **kwargs)
+
+    def loss_terms(self, model, batch, num_items):
+        modality, config = batch["modality"], self.args
+        common = {"use_adapter": False, "packing": self.packing}
+        if "teacher_states" in batch:
+            teacher = batch["teacher_states"]  # (N, D)
+        else:
+            with torch.no_grad():
+                teacher = model(**batch["teacher"], **common, response_fn=states_of).response  # (N, D)
+
+        # From the rows' numbers: an engine would have rounded a tensor of them to its dtype.
+        lengths = batch["student"]["response_mask"].sum(1)  # (B,)
+        weights = torch.tensor(batch["weights"], device=lengths.device).repeat_interleave(lengths)  # (N,)
+
+        def compare(states, head):
+            return divergence(
+                teacher, states, head, num_items, kind=config.divergence, temperature=config.temperature,
+                beta=config.jsd_beta, token_weights=weights,
+            )  # fmt: skip
+
+        terms = model(**batch["student"], **common, response_fn=compare).response
+        self._watch(terms["divergence"], batch)
+        agree = (terms["agrees"] * weights).sum() / num_items.clamp(min=1)
+        # One modality a step, so the terms of a modality are that modality's whole step.
+        return {f"kl_{modality}_loss": terms["divergence_loss"], f"top1_{modality}": agree}
+
+    def _watch(self, values: torch.Tensor, batch) -> None:
+        """Mean divergence at positions of the response, and by kind of prompt."""
+        positions = batch["positions"] + 1  # (N,)
+        for first, last in _POSITIONS:
+            inside = (positions >= first) & (positions <= (last or torch.inf))
+            self.observe(_position_name(first, last), (values * inside).sum(), inside.sum())
+        if self.kinds:
+            lengths = batch["student"]["response_mask"].sum(1)  # (B,)
+            kinds = torch.tensor([self.kinds.index(kind) for kind in batch["kinds"]], device=values.device)
+            kinds = kinds.repeat_interleave(lengths)  # (N,)
+            for number, kind in enumerate(self.kinds):
+                self.observe(f"kl_kind_{kind}", (values * (kinds == number)).sum(), (kinds == number).sum())
+
+    def model_inputs(self, batch):
+        return {name: batch[name] for name in ("student", "teacher") if name in batch}
+
+    def count_targets(self, batch):
+        lengths = batch["student"]["response_mask"].sum(1)  # (B,)
+        return (torch.tensor(batch["weights"]) * lengths).sum()
+
+
+def _position_name(first: int, last: int | None) -> str:
+    return f"kl_place_{first}" if first == last else f"kl_place_{first}_{last or 'up'}"
+
+
+class Stage2Trainer(StageTrainer):
+    """EmoAdapter: cross entropy on the answers + the Supervisor's losses on each modality that a step carries.
+
+    The Supervisor's losses are of the whole step's clips, over ranks and accumulated micro-batches: a correlation of
+    two clips says nothing. With accumulation the micro-batches are therefore predicted once without a gradient before
+    the first of them is trained on, which costs a forward pass; with dropout in LoRA the two predictions differ by it.
+    Where the Supervisor's losses have no weight nothing of this is done.
+    """
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        ahead = len(batches) > 1 and any(self.loss_weights.values())
+        self._micro_batch, self._rows_ahead = 0, self._predict(batches) if ahead else [None] * len(batches)
+        return batches, num_items
+
+    @torch.no_grad()
+    def _predict(self, batches) -> list[torch.Tensor]:
+        """Predictions and labels of all ranks, see `_rows`, of each micro-batch."""
+        set_modes(self.model, ())
+        found = []
+        for batch in map(self._prepare_inputs, batches):
+            nowhere = torch.zeros_like(batch["inputs"]["response_mask"])
+            with self.compute_loss_context_manager():
+                output = self.model_wrapped(
+                    **batch["inputs"] | {"response_mask": nowhere}, use_adapter=True, packing=self.packing
+                )
+            found.append(self._rows(output, batch))
+        return found
+
+    def _rows(self, output, batch) -> torch.Tensor:
+        """(world * B, 4, 2 + K): the outputs of the three modalities, then the labels. Valence, arousal, logits."""
+        outputs = torch.stack([output.valence, output.arousal], -1)  # (B, 3, 2)
+        if output.emotion_logits is not None:
+            outputs = torch.cat([outputs, output.emotion_logits], -1)  # (B, 3, 2 + K)
+        labels = torch.cat([batch["valence"].unsqueeze(1), batch["arousal"].unsqueeze(1), batch["emotion"]], 1)
+        rows = torch.cat([outputs, labels.to(outputs).unsqueeze(1)], 1)
+        return gather_rows(rows, self.args.world_size, self.args.process_index)
+
+    def loss_terms(self, model, batch, num_items):
+        inputs, modality = batch["inputs"], batch["modality"]
+        output = model(**inputs, use_adapter=True, packing=self.packing)
+        targets = inputs["input_ids"][inputs["response_mask"]]  # (N,)
+        terms = {f"ce_{modality}_loss": cross_entropy(output.logits, targets, num_items)["ce_loss"]}
+        rows = self._rows(output, batch)
+        # Where no clip has a label the heads would be left without a gradient, see `SameModules`.
+        terms[f"ce_{modality}_loss"] = terms[f"ce_{modality}_loss"] + 0.0 * torch.nan_to_num(rows).sum()
+        if not any(self.loss_weights.values()):
+            return terms
+        # The gradient reaches this rank's rows of this micro-batch alone.
+        step, self._micro_batch = list(self._rows_ahead), self._micro_batch + 1
+        step[self._micro_batch - 1] = rows
+        found = self._supervision(torch.cat(step))
+        return terms | {name: share_of(term, self.args.world_size * len(step)) for name, term in found.items()}
+
+    def _supervision(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The Supervisor's losses of a whole step, from rows as `_rows` makes them."""
+        outputs, labels = rows[:, : len(MODALITIES)], rows[:, len(MODALITIES)]  # (R, 3, 2 + K), (R, 2 + K)
+        terms = {}
+        for column, name in enumerate(("valence", "arousal")):
+            terms |= valence_arousal_loss(
+                outputs[..., column], labels[:, column], name, self.args.ccc_weight, self.args.mse_weight
+            )
+        return terms | (emotion_loss(outputs[..., 2:], labels[:, 2:]) if outputs.shape[-1] > 2 else {})
+
+    @property
+    def loss_weights(self):
+        weights = {name: getattr(self.args, f"{name}_weight") for name in ("valence", "arousal", "emotion")}
+        return {f"{name}_{modality}_loss": weight for name, weight in weights.items() for modality in MODALITIES}
+
+    def model_inputs(self, batch):
+        return {"student": batch["inputs"]}
+
+    def count_targets(self, batch):
+        return batch["inputs"]["response_mask"].sum()
+
+
+# ---- callbacks
+
+
+class MetricsFile(TrainerCallback):
+    """Appends every log of the trainer to a JSONL file: step, loss terms by name, learning_rate, grad_norm, wall_s.
+
+    When a run resumes from a checkpoint, lines of later steps are cut off first, and `wall_s` counts on.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.started, self.earlier_s = time.monotonic(), 0.0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.started, self.earlier_s = time.monotonic(), 0.0
+        if not state.is_world_process_zero:
+            return
+        rows = [row for row in checkpoint.complete_rows(self.path) if row["step"] <= state.global_step]
+        if rows:
+            self.earlier_s = rows[-1].get("wall_s", 0.0)
+        write_json_lines(self.path, rows)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        # The last log of a run holds its summary and no loss of a step.
+        if not state.is_world_process_zero or not logs or "loss" not in logs:
+            return
+        wall_s = round(self.earlier_s + time.monotonic() - self.started, 3)
+        row = {"step": state.global_step, **logs, "wall_s": wall_s}
+        with reported_writing(self.path), open(self.path, "a", encoding="utf-8") as out:
+            out.write(json.dumps(row) + "\n")
+
+
+class EpochOfSampler(TrainerCallback):
+    """Sets the batch sampler's epoch, computed from the step alone."""
+
+    def __init__(self, sampler):
+        self.sampler = sampler
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.sampler.set_epoch(state.global_step // self.sampler.steps_per_epoch)
