@@ -70,9 +70,9 @@ def plan(out: Path, seed: int, sizes: Sizes) -> list[Step]:
     reports = tuple(out / name for name in REPORTS)
     return [
         *nano_steps(out, seed, sizes),
-        *evaluate_steps("backbone", out, sizes),
+        evaluate_steps("backbone", out, sizes)[0],  # its Supervisor is untrained, as that of stage 1
         train_step("stage1", stage1, "stage1_nano", out / "backbone", out, seed, stage1_words),
-        *evaluate_steps("stage1", out, sizes),
+        evaluate_steps("stage1", out, sizes)[0],
         train_step("stage2", stage2, "stage2_nano", out / "stage1", out, seed, stage2_words),
         calibrate_step("stage2", out, sizes),
         *evaluate_steps("stage2", out, sizes),

@@ -105,7 +105,9 @@ def demo_scores(evaluations: Mapping[str, Evaluation], out: Path) -> pd.DataFram
     better modality alone (`av_gain`), which is chosen once, on all clips: the interval does not cover that choice."""
     rows: list[dict[str, Any]] = []
     for stage, label in LABELS.items():
-        scores = [*scores_of(evaluations[label]), *supervisor_scores(out / "eval" / stage / "emotion.json")]
+        scores, emotion = scores_of(evaluations[label]), out / "eval" / stage / "emotion.json"
+        if label == LAST or emotion.is_file():  # the Supervisor is trained in stage 2
+            scores += supervisor_scores(emotion)
         rows += [{"model": label, **row} for row in scores]
 
     def cell(label: str, aspect: str, modality: str):
@@ -294,7 +296,7 @@ def stage_blocks(scores: pd.DataFrame, commands: Mapping[str, str], references=(
         "Gains of audio and visual input together": page.gains_section(scores),
         "Controls: does it use the audio?": [*page.controls_section(scores, evals), *page.conflict_section(scores)],
         "Valence and arousal": [
-            page.text("Concordance correlation (CCC) of the Supervisor's heads; before stage 2 they are untrained."),
+            page.text("Concordance correlation (CCC) of the Supervisor's heads, which stage 2 trains."),
             *page.va_section(scores, "supervisor"),
         ],
         "Calibration": [

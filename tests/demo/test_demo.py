@@ -14,7 +14,6 @@ import tiny
 
 from vaemotionllm.cli.main import main
 from vaemotionllm.demo import demo
-from vaemotionllm.demo.demo import STAGES
 from vaemotionllm.demo.steps import Step
 from vaemotionllm.evaluation.scores import pick, table_of
 from vaemotionllm.utils import InputError
@@ -31,19 +30,8 @@ def by_name(steps: list[Step]) -> dict[str, Step]:
 
 def test_plan_is_what_a_user_would_type(backbone):
     steps = demo.plan(Path("runs/demo"), 3, demo.Sizes(backbone=str(backbone)))
-    evaluations = [f"{kind}_{stage}" for stage in STAGES for kind in ("eval", "emotion")]
-    names = [
-        "world",
-        "backbone",
-        "assemble",
-        *evaluations[:2],
-        "stage1",
-        *evaluations[2:4],
-        "stage2",
-        "calibrate_stage2",
-        *evaluations[4:],
-        "report",
-    ]
+    names = ["world", "backbone", "assemble", "eval_backbone", "stage1", "eval_stage1", "stage2", "calibrate_stage2"]
+    names += ["eval_stage2", "emotion_stage2", "report"]
     assert [step.name for step in steps] == names
     typed = {step.name: step.typed() for step in steps}
     assert typed["world"] == "vaemotionllm nano world --out runs/demo/world --seed 3"

@@ -148,7 +148,8 @@ def write_run(out: Path, n_clips: int = 48, seed: int = 0, skill: dict | None = 
                 for cell in ("content_audio", "emotion_audio"):
                     tasks[f"artemo_{cell}_{control}"] = (by_cell[cell], respond(by_cell[cell], 0.25, rng))
         write_evaluation(out / f"eval/{stage}/lmms_eval", tasks)
-        write_va(out / f"eval/{stage}/emotion.json", rows, 0.2 if stage == "stage2" else 1.0, rng)
+        if stage == "stage2":
+            write_va(out / f"eval/{stage}/emotion.json", rows, 0.2, rng)
         folder = out / ("nano_backbone" if stage == "backbone" else stage)
         folder.mkdir(parents=True)
         curve = [
@@ -177,7 +178,8 @@ def write_run(out: Path, n_clips: int = 48, seed: int = 0, skill: dict | None = 
         "assemble",
         "stage1",
         "stage2",
-        *(f"{kind}_{s}" for s in STAGES for kind in ("eval", "emotion")),
+        *(f"eval_{stage}" for stage in STAGES),
+        "emotion_stage2",
     ]
     commands = {name: f"vaemotionllm {name} --seed {seed}" for name in names}
     arguments = {"seed": seed, "scale": "full", "train_clips": None, "backbone": None, "batch_size": 64}
