@@ -1,5 +1,5 @@
 # setup: a virtual environment with the pinned stack.  demo: everything on the nano world.  test, quality: the checks.
-# dist: what is published, checked in an environment of its own.  compat: the ends of setup.py's version ranges.
+# docs: the documentation site, in build/site.  dist: what is published, checked in an environment of its own.  compat: the ends of setup.py's version ranges.
 # bench: the performance goals, as ratios measured in one run.  ablation: the nano model without each of its parts.
 SEED ?= 0
 OUT ?= runs/demo
@@ -11,7 +11,7 @@ BASE_PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-done
 
-.PHONY: setup demo test bench ablation quality dist compat clean
+.PHONY: setup demo test bench ablation quality docs dist compat clean
 
 setup: $(STAMP)
 
@@ -53,6 +53,16 @@ quality: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# A broken link or a public name without a docstring fails.
+$(VENV)/.docs-done: $(STAMP)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	touch $@
+
+docs: $(VENV)/.docs-done
+	$(BIN)/ruff check --select D101,D103 plugin/model plugin/train/losses.py plugin/data/manifest.py
+	mkdir -p build/api && ln -sfn ../../plugin build/api/vaemotionllm
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/site
+
 # The tools of these two.
 $(VENV)/.dist-done: $(STAMP)
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dist]'
@@ -74,5 +84,5 @@ compat: $(VENV)/.dist-done
 		$(BIN)/python tests/version_matrix.py $(ONLY) --workers $(WORKERS)
 
 clean:
-	rm -rf build dist .compat runs/demo *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf build dist .compat *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -115,6 +115,7 @@ setup(
             "types-PyYAML>=6",
             "pre-commit>=4",
         ],
+        "docs": ["mkdocs-material>=9.6,<10", "mkdocstrings[python]>=1,<2"],
         # `make dist` and `make compat`.
         "dist": ["build>=1.2", "twine>=6.1", "uv>=0.9"],
     },
