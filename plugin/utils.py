@@ -213,7 +213,7 @@ FIXED_ARITHMETIC = {
 
 
 def bound_spinning(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Let OpenMP's threads sleep early when they wait, unless the user has said how they are to wait.
+    """Let OpenMP's threads sleep early when they wait, unless the user has set how they wait.
 
     Without effect in a process that has imported torch.
     """

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 
 from ..utils import RankError, bound_spinning
-from .main import USER_ERRORS, in_words
+from .main import USER_ERRORS, one_line
 
 
 def run_as_rank(
@@ -34,7 +34,7 @@ def run_as_rank(
     except USER_ERRORS as error:
         code, rank = 2, os.environ.get("RANK", "0")
         if rank == "0":
-            print(f"vaemotionllm {command}: error: {in_words(error)}", file=sys.stderr)
+            print(f"vaemotionllm {command}: error: {one_line(error)}", file=sys.stderr)
         elif isinstance(error, RankError):
             print(f"vaemotionllm {command}: error on rank {rank}: {error}", file=sys.stderr)
     if "LOCAL_RANK" not in os.environ:

@@ -52,7 +52,7 @@ SHARED = {
 USER_ERRORS = (InputError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 
 
-def in_words(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """One line about one of `USER_ERRORS`."""
     if isinstance(error, OSError):
         return f"{error.strerror}: {error.filename}; name a path that can be used."
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _functions(args.command)[1](args) or 0
     except USER_ERRORS as error:
-        print(f"vaemotionllm {args.command}: error: {in_words(error)}", file=sys.stderr)
+        print(f"vaemotionllm {args.command}: error: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"vaemotionllm {args.command}: interrupted.", file=sys.stderr)

@@ -35,7 +35,6 @@ CLIP = Clip(
 
 @pytest.fixture(autouse=True)
 def own_folders(tmp_path, monkeypatch):
-    monkeypatch.setenv("VAEMOTIONLLM_CONFIG", str(tmp_path / "config"))
     monkeypatch.delenv(select.VARIABLE, raising=False)
 
 
