@@ -64,6 +64,10 @@ PRIVATE = [
         "called: the scheduler's state under DeepSpeed. When it moves: load scheduler.pt in `on_train_begin`.",
     ),
     (
+        "Trainer", "_prepare_inputs", ("inputs",),
+        "called: a batch on the device, floats in the engine's dtype. When it moves: accelerate's `send_to_device`.",
+    ),
+    (
         "Trainer", "_prepare_for_training", ("max_steps", "train_dataloader", "resume_from_checkpoint"),
         "overridden: hooks on the DeepSpeed engine once it is made. When it moves: attach them in `on_train_begin`.",
     ),

@@ -31,11 +31,11 @@ def test_what_the_user_says_is_kept(said, holds):
 
 AS_A_RANK = """
 import os, sys
-import vaemotionllm.cli.{name} as command
+from vaemotionllm.cli import launched, train
 
 loaded = "torch" in sys.modules
-sys.argv[1:] = ["--config", "x"]
-command.run_as_rank("{name}", command.add_arguments, lambda args: print(loaded, os.environ["GOMP_SPINCOUNT"]))
+show = lambda args: print(loaded, os.environ["GOMP_SPINCOUNT"])
+launched.run_as_rank("train", train.add_train_arguments, show, ["--config", "x"])
 """
 AS_A_COMMAND = """
 import os, sys
@@ -50,9 +50,7 @@ except SystemExit:
 OF_LMMS_EVAL = "import os, sys, lmms_eval; print('torch' in sys.modules, os.environ['GOMP_SPINCOUNT'])"
 
 
-@pytest.mark.parametrize(
-    "code", [AS_A_COMMAND, AS_A_RANK.format(name="train"), AS_A_RANK.format(name="cache_teacher"), OF_LMMS_EVAL]
-)
+@pytest.mark.parametrize("code", [AS_A_COMMAND, AS_A_RANK, OF_LMMS_EVAL])
 def test_a_command_sets_it_before_torch_is_imported(code):
     assert run(code, CLEAN).splitlines()[-1] == f"False {SPIN['GOMP_SPINCOUNT']}"
 

@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..model.configuration_vaemotionllm import MODALITIES
 from ..utils import InputError, check_new, new_folder
 from .launched import hint_at_form, run_as_rank, shown_log
 
@@ -336,6 +335,8 @@ arguments give the same file.
 
 
 def add_instructions_arguments(parser: argparse.ArgumentParser) -> None:
+    from ..model.configuration_vaemotionllm import MODALITIES
+
     _describe(parser, INSTRUCTIONS)
     add = parser.add_argument
     add("--manifest", required=True, help="clip manifest, .jsonl or .parquet")
@@ -348,6 +349,8 @@ def add_instructions_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_instructions(args: argparse.Namespace) -> int:
+    from ..model.configuration_vaemotionllm import MODALITIES
+
     if args.samples_per_clip < 1:
         raise InputError(f"--samples-per-clip is {args.samples_per_clip}; at least 1 is needed.")
     if args.out.suffix != ".jsonl":

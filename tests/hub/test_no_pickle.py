@@ -25,10 +25,10 @@ SOURCES = ("plugin", "patches", "eval_tasks", "benchmarks", "setup.py")
 
 # What is left, each with its reason.
 EXCEPTIONS = {
-    ("plugin/train/export.py", "get_fp32_state_dict_from_zero_checkpoint"): (
+    ("plugin/train/checkpoint.py", "get_fp32_state_dict_from_zero_checkpoint"): (
         "DeepSpeed writes checkpoints of its own; `export --help` says that they are unpickled: runs of one's own only"
     ),
-    ("plugin/train/stage_trainer.py", "torch.save"): (
+    ("plugin/train/trainer.py", "torch.save"): (
         "the scheduler's state beside DeepSpeed's, under the Trainer's name, who reads it with weights_only"
     ),
 }
@@ -79,7 +79,7 @@ def test_the_scan_of_sources_sees(line):
 
 def test_the_sources_neither_read_nor_write_pickles():
     files = [f for name in SOURCES for f in ([ROOT / name] if name.endswith(".py") else (ROOT / name).rglob("*.py"))]
-    assert len(files) > 150
+    assert len(files) > 100
     found = {(file.relative_to(ROOT).as_posix(), what) for file in files for what in offences(file.read_text())}
     assert found == set(EXCEPTIONS), found ^ set(EXCEPTIONS)
 

@@ -169,7 +169,7 @@ def test_what_the_manifest_says_is_taken_from_it(tmp_path, capsys):
         (["vlm=/nowhere"], "config field `vlm`: folder not found: /nowhere"),
         (["vlm=nobody/none"], "cannot read the config of nobody/none"),
         (["vlm=openai/whisper-large-v3"], "`vlm` is a 'whisper', which is no image-text-to-text model"),
-        (["audio=Qwen/Qwen3-VL-8B-Instruct"], "Audio towers of type 'qwen3_vl' are not supported"),
+        (["audio=Qwen/Qwen3-VL-8B-Instruct"], "audio encoder of type 'qwen3_vl' is not supported"),
         (["model_fields={projector_strid: 4}"], "'projector_strid' is no field"),
         (["manifest=none.jsonl"], "manifest not found: none.jsonl"),
         (["deepspeed=zero9"], "config not found: zero9"),
