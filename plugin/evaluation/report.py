@@ -150,7 +150,8 @@ def terminal_table(scores: pd.DataFrame) -> str:
             aspect, modality = cell.split("_")
             found = [pick(scores, model=m, measure="accuracy", aspect=aspect, modality=modality) for m in of]
             if any(row is not None for row in found):
-                rows.append([cell.replace("_", " "), *(" ".join(shown(row).split("\n")[:2]) for row in found)])
+                name = "all six" if aspect == "all" else f"{aspect} {modality}"
+                rows.append([name, *(" ".join(shown(row).split("\n")[:2]) for row in found)])
         lines += [*plain_table(rows), ""]
     return "\n".join(lines).rstrip()
 
