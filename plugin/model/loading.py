@@ -60,7 +60,8 @@ def load_processor(pretrained: str, num_frames: int | None = None, max_audio_s: 
         if value is not None and not (isinstance(value, (int, float)) and value > 0):
             raise InputError(f"{name} is {value!r}; give a number above 0.")
     try:
-        processor = VAEmotionLLMProcessor.from_pretrained(pretrained)
+        # None, the default, would let the library prompt on the terminal for running the folder's code.
+        processor = VAEmotionLLMProcessor.from_pretrained(pretrained, trust_remote_code=False)
     except (OSError, ValueError) as error:
         text = " ".join(str(error).split())
         raise InputError(f"the processor of {pretrained!r} cannot be loaded: {text}") from error
