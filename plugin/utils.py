@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 # Defined beside the model, because the processor raises it and is copied to the Hub with its siblings alone.
-from .model.input_error import InputError
+from .model.inputs import InputError
 
 try:
     from safetensors import SafetensorError

@@ -20,7 +20,7 @@ import numpy as np
 
 from ..config_file import build_config, read_config
 from ..data.manifest import SPLITS, Clip
-from ..model.configuration_vaemotionllm import MODALITIES
+from ..model.inputs import MODALITIES
 from ..utils import InputError
 from .schema import ASPECTS
 

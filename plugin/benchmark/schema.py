@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..model.configuration_vaemotionllm import MODALITIES
+from ..model.inputs import MODALITIES
 from ..utils import InputError, atomic_file, cache_dir, read_json, sha256_of_file, write_json_lines
 
 logger = logging.getLogger(__name__)

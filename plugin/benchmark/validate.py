@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..data.manifest import Media, read_manifest
-from ..model.configuration_vaemotionllm import MODALITIES
+from ..model.inputs import MODALITIES
 from ..model.media import SAMPLING_RATE_HZ, load_audio, load_image, load_video, open_av
 from ..utils import InputError
 from . import schema

@@ -335,7 +335,7 @@ arguments give the same file.
 
 
 def add_instructions_arguments(parser: argparse.ArgumentParser) -> None:
-    from ..model.configuration_vaemotionllm import MODALITIES
+    from ..model.inputs import MODALITIES
 
     _describe(parser, INSTRUCTIONS)
     add = parser.add_argument
@@ -349,7 +349,7 @@ def add_instructions_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_instructions(args: argparse.Namespace) -> int:
-    from ..model.configuration_vaemotionllm import MODALITIES
+    from ..model.inputs import MODALITIES
 
     if args.samples_per_clip < 1:
         raise InputError(f"--samples-per-clip is {args.samples_per_clip}; at least 1 is needed.")

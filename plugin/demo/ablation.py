@@ -19,7 +19,7 @@ from ..evaluation import report as page
 from ..evaluation.plots import MODALITY_LABELS
 from ..evaluation.results import mean_ccc, read_emotion, read_evaluation
 from ..evaluation.scores import CELL_TASKS, over_seeds, pick, rows_of, supervisor_scores, table_of
-from ..model.configuration_vaemotionllm import MODALITIES
+from ..model.inputs import MODALITIES
 from ..nano.language import CAPTION_PROMPTS
 from ..nano.world import DEFAULT_SIZES
 from ..utils import InputError, read_json

@@ -33,7 +33,7 @@ from ..evaluation.scores import (
     supervisor_scores,
     table_of,
 )
-from ..model.configuration_vaemotionllm import MODALITIES
+from ..model.inputs import MODALITIES
 from ..utils import InputError, read_json, read_json_lines
 from .demo import CONTROL_STAGES, STAGES
 from .steps import RUN_FILE, marker_of

@@ -27,8 +27,8 @@ from ..benchmark.intervals import LEVEL, bootstrap, ccc, fewest_clips, percentil
 from ..data.collator import emotion_target
 from ..data.dataset import ClipEncoder, carries
 from ..data.manifest import MEDIA_FIELDS, Clip
-from ..model.configuration_vaemotionllm import MODALITIES
 from ..model.emotion_prediction import PROMPT, EmotionPrediction, ModalityEmotion, check_supervisor, conflict_of
+from ..model.inputs import MODALITIES
 from ..model.loading import check_model_folder, load_model, load_processor
 from ..utils import InputError, write_json
 

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ..benchmark.schema import ASPECTS
-from ..model.configuration_vaemotionllm import MODALITIES
+from ..model.inputs import MODALITIES
 from ..utils import InputError
 
 INK, MUTED, GRID, PAPER = "#1b2027", "#5c6672", "#dce1e7", "#ffffff"

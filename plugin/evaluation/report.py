@@ -21,7 +21,7 @@ from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
 from ..benchmark.schema import ASPECTS
-from ..model.configuration_vaemotionllm import MODALITIES
+from ..model.inputs import MODALITIES
 from ..model.media import load_audio, load_image, load_video
 from ..utils import InputError, atomic_file, read_json, reported_writing, write_json
 from . import plots

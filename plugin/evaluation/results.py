@@ -18,7 +18,7 @@ import pandas as pd
 from ..benchmark import schema
 from ..benchmark.intervals import accuracy_interval, bootstrap, ccc, percentile_interval
 from ..benchmark.prompts import options_of
-from ..model.configuration_vaemotionllm import MODALITIES
+from ..model.inputs import MODALITIES
 from ..nano import select
 from ..utils import InputError, read_json, read_json_lines, sha256_of_file
 

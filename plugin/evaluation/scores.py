@@ -27,7 +27,7 @@ from ..benchmark.intervals import (
     wilson,
 )
 from ..benchmark.schema import ASPECTS
-from ..model.configuration_vaemotionllm import MODALITIES
+from ..model.inputs import MODALITIES
 from ..utils import InputError, read_json
 from .results import DIMENSIONS, Cell, Evaluation, Samples, mean_ccc, points_of, read_emotion, read_evaluation
 

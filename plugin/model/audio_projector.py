@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers.activations import ACT2FN
 
-from .input_error import InputError
+from .inputs import InputError
 
 # Tokens that the projector puts around the audio tokens of a window: one learned begin, one learned end.
 BOUNDARY_TOKENS = 2

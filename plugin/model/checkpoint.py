@@ -15,7 +15,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 from transformers.utils.hub import get_checkpoint_shard_files
 
 from .configuration_vaemotionllm import VAEmotionLLMConfig
-from .input_error import InputError
+from .inputs import InputError
 
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "token")
 """Arguments of `from_pretrained` that say how to fetch, whatever is fetched."""

@@ -15,8 +15,6 @@ FORMAT_VERSION = 1
 """Of the folders that this code writes; it reads this one and older ones. Raise it with any change of the files that
 older code would misread."""
 
-MODALITIES = ("audio", "visual", "av")
-"""Of a sample, a prediction or a prompt; "av" is audio-visual."""
 
 # What the library, its Trainer and its quantizers write into a config.json beside the fields of its base class.
 _LIBRARY_FIELDS = {

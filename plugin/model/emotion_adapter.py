@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from .configuration_vaemotionllm import MODALITIES
+from .inputs import MODALITIES
 
 
 class ZeroLinear(nn.Linear):

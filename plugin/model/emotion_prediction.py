@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from .configuration_vaemotionllm import MODALITIES
-from .input_error import InputError
+from .inputs import MODALITIES, InputError
 
 PROMPT = "Which emotion does this artwork express?"
 VISUAL_KINDS = ("image", "video")

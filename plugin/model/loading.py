@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
-from .input_error import InputError
+from .inputs import InputError
 from .modeling_vaemotionllm import VAEmotionLLMForConditionalGeneration
 from .processing_vaemotionllm import VAEmotionLLMProcessor
 

@@ -17,7 +17,7 @@ import numpy as np
 import soundfile
 from PIL import Image, ImageFile, ImageOps
 
-from .input_error import InputError
+from .inputs import InputError
 
 SAMPLING_RATE_HZ = 16_000
 MAX_AUDIO_S = 300.0

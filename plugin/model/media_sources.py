@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
-from .input_error import InputError
+from .inputs import InputError
 from .media import audio_duration_s, load_audio, load_image, load_video, resample, scaled
 
 # Keys of a media item in a conversation that may hold the medium, in the order in which they are looked at.

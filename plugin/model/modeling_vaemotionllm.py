@@ -23,10 +23,10 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .audio_projector import AudioProjector, check_audio_tower
 from .checkpoint import commit_of, load_checkpoint, without_backbone
-from .configuration_vaemotionllm import EMOTION_ADAPTER_FIELDS, MODALITIES, VAEmotionLLMConfig, check_config_fields
+from .configuration_vaemotionllm import EMOTION_ADAPTER_FIELDS, VAEmotionLLMConfig, check_config_fields
 from .emotion_adapter import EmotionAdapter, ZeroLinear
 from .emotion_prediction import EmotionPrediction, predict_emotion
-from .input_error import InputError
+from .inputs import MODALITIES, InputError
 from .media_injection import MediaInjection
 from .processing_vaemotionllm import add_audio_token
 from .transformers_api import CACHE, check_transformers, given_cache

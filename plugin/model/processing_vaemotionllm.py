@@ -32,7 +32,7 @@ from .audio_projector import (
     window_samples,
 )
 from .checkpoint import check_files, hub_arguments
-from .input_error import InputError
+from .inputs import InputError
 from .media_sources import (
     AUDIO_IN_VIDEO,
     RoundedLog10,

@@ -17,7 +17,7 @@ from filelock import FileLock
 from PIL import Image
 from tqdm import tqdm
 
-from ..model.configuration_vaemotionllm import MODALITIES
+from ..model.inputs import MODALITIES
 from ..utils import InputError, atomic_file, sha256_of_json, write_json_lines
 from .audio import synthesize
 from .clips import Clip, WorldConfig, sample_clip

@@ -9,7 +9,8 @@ from accelerate import PartialState
 from transformers import TrainingArguments
 from transformers.hf_argparser import HfArg
 
-from ..model.configuration_vaemotionllm import EMOTION_ADAPTER_FIELDS, MODALITIES
+from ..model.configuration_vaemotionllm import EMOTION_ADAPTER_FIELDS
+from ..model.inputs import MODALITIES
 from ..utils import InputError
 from .chunked_divergence import KINDS
 from .lora import check_settings

@@ -19,7 +19,7 @@ from ..config_file import shipped_file
 from ..data.dataset import MEDIA_OF_MODALITY
 from ..data.manifest import LABEL_FIELDS, Clip, media_of, read_chat, text_of
 from ..data.samplers import seeded_random
-from ..model.configuration_vaemotionllm import MODALITIES
+from ..model.inputs import MODALITIES
 from ..nano import language, select
 from ..utils import InputError, sha256_of_file
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..model.configuration_vaemotionllm import MODALITIES
+from ..model.inputs import MODALITIES
 from .chunked_divergence import KINDS, ChunkedDivergence, chunk_tokens_for
 
 Count = int | float | torch.Tensor

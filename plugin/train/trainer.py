@@ -17,7 +17,7 @@ from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 from transformers.trainer import SCHEDULER_NAME
 
 from ..data.samplers import ScheduledBatchSampler
-from ..model.configuration_vaemotionllm import MODALITIES
+from ..model.inputs import MODALITIES
 from ..utils import ClipError, InputError, RankError, reported_writing, write_json_lines
 from . import checkpoint
 from .distributed import SameModules, barrier, peak_tflops_of, save_engine, sum_over_ranks, zero3_coordinator

@@ -15,8 +15,8 @@ from vaemotionllm.benchmark.intervals import fewest_clips
 from vaemotionllm.cli.main import main
 from vaemotionllm.data.manifest import Clip, read_manifest
 from vaemotionllm.evaluation import emotion
-from vaemotionllm.model.configuration_vaemotionllm import MODALITIES
 from vaemotionllm.model.emotion_prediction import PROMPT, EmotionPrediction, ModalityEmotion, conflict_of
+from vaemotionllm.model.inputs import MODALITIES
 
 LABELS = ["calm", "fear", "joy", "sadness"]
 

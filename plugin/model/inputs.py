@@ -1,4 +1,7 @@
-"""The error for input that cannot be used."""
+"""Modalities of the model's input, and the error for input that cannot be used. Imports nothing."""
+
+MODALITIES = ("audio", "visual", "av")
+"""Of a sample, a prediction or a question; "av" is audio-visual."""
 
 
 class InputError(ValueError):
