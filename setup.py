@@ -101,7 +101,6 @@ setup(
         "safetensors>=0.8",
         "tensorboard>=2.18",
         "tqdm>=4.66.3",
-        "psutil>=6",
     ],
     extras_require={
         "flash-attn": ["flash-attn>=2.7"],
@@ -109,6 +108,7 @@ setup(
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.8,<4",
+            "psutil>=6",
             "setuptools>=77,<82",
             "ruff>=0.17,<0.18",
             "mypy>=2,<3",

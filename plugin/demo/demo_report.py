@@ -394,12 +394,12 @@ def checks_blocks(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def cost_blocks(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = [
-        [name, f"{of['wall_s']:.1f} s", f"{of['peak_rss_mb']:.0f} MB" if of["peak_rss_mb"] else "",
+        [name, f"{of['wall_s']:.1f} s", f"{of['peak_rss_mb']:.0f} MB",
          report["commands"][name]]
         for name, of in report["cost"].items()
     ]  # fmt: skip
     total = sum(of["wall_s"] for of in report["cost"].values())
-    note = "Peak memory is that of the largest process of the command."
+    note = "Peak memory is that of the largest process of the command, and never below that of the demo's own process."
     head, last = ["step", "wall time", "peak memory", "command"], ["sum", f"{total:.1f} s", "", ""]
     return [page.table(head, rows, [last], left=[3]), page.text(note, "small")]
 

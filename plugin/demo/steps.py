@@ -21,8 +21,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from ..utils import InputError, read_json, write_json
 
 RUN_FILE = "run.json"  # what decides a run's results
@@ -162,16 +160,15 @@ def _run_step(out: Path, step: Step, label: str, marker: dict, say: Callable[[st
         raise StepFailed(code, log, f"step {step.name!r} ended with exit code {code}")
     if missing:
         raise StepFailed(1, log, f"step {step.name!r} ended without writing {missing[0]}")
-    memory = f", peak memory {marker['peak_rss_mb']:.0f} MB" if marker["peak_rss_mb"] else ""
-    say(f"{label}: done in {marker['wall_s']:.1f} s{memory}")
+    say(f"{label}: done in {marker['wall_s']:.1f} s, peak memory {marker['peak_rss_mb']:.0f} MB")
 
 
-def _run_command(step: Step, log: Path, say: Callable[[str], None]) -> tuple[int, float | None]:
-    """Exit code (128 + the number of a signal that ended it) and the largest memory of one of its processes, in MB."""
+def _run_command(step: Step, log: Path, say: Callable[[str], None]) -> tuple[int, float]:
+    """Exit code (128 + the number of a signal that ended it) and the largest memory of one of its processes, in MB.
+
+    Between fork and exec a subprocess is a copy of this process, so that the memory is never below this one's.
+    """
     started = beat = time.monotonic()
-    # Between fork and exec the subprocess is a copy of this process: where it never grows larger, its own memory is
-    # not known.
-    own = psutil.Process().memory_info().rss
     # Programs beside the running Python come first: no environment needs to be activated.
     paths = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     with log.open("ab") as file:
@@ -197,7 +194,7 @@ def _run_command(step: Step, log: Path, say: Callable[[str], None]) -> tuple[int
     code = process.returncode = os.waitstatus_to_exitcode(ended[1])
     # Linux counts in KiB, macOS in bytes.
     peak = ended[2].ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return code if code >= 0 else 128 - code, round(peak / 2**20, 1) if peak > 1.05 * own else None
+    return code if code >= 0 else 128 - code, round(peak / 2**20, 1)
 
 
 def last_lines(log: Path, count: int = 20) -> list[str]:
