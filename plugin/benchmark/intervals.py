@@ -7,13 +7,14 @@ a ratio or a difference of two cells therefore draws whole clips, and both cells
 training seed: what varies with it has an interval over seeds.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from math import ceil
 
 import numpy as np
 from scipy import stats
 
+CONFIDENCE = 0.95
 BOOTSTRAP_DRAWS = 10_000
 BOOTSTRAP_SEED = 0
 # Weights that are held at once, 32 MiB of float64: all draws of a benchmark's clips would be gigabytes.
@@ -25,28 +26,27 @@ LEVEL = 0.9
 _FEWEST_CLIPS = 30  # below, a quantile of 0.9 rests on two or three clips
 
 
-def wilson(correct: int, n: int, level: float = 0.95) -> tuple[float, float]:
+def wilson(correct: int, n: int) -> tuple[float, float]:
     """Wilson's score interval of a proportion.
 
     Args:
         correct: number of successes, 0 <= correct <= n.
         n: number of trials, at least 1.
-        level: confidence level.
 
     Returns:
         Lower and upper end, inside [0, 1].
 
     Reference: E. B. Wilson, 1927, "Probable inference, the law of succession, and statistical inference".
     """
-    interval = stats.binomtest(correct, n).proportion_ci(level, method="wilson")
+    interval = stats.binomtest(correct, n).proportion_ci(CONFIDENCE, method="wilson")
     return float(interval.low), float(interval.high)
 
 
-def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     """Student's t interval of a mean of independent values, such as one a training seed; NaN below two of them."""
     if len(values) < 2:
         return float("nan"), float("nan")
-    half = stats.t.ppf(0.5 + level / 2, len(values) - 1) * stats.sem(values)
+    half = stats.t.ppf(0.5 + CONFIDENCE / 2, len(values) - 1) * stats.sem(values)
     return float(np.mean(values) - half), float(np.mean(values) + half)
 
 
@@ -57,25 +57,12 @@ def fewest_clips(level: float = LEVEL) -> int:
 
 def clip_means(clips: Sequence[str], values: Sequence[float]) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Sum and count of `values` for each clip, and the clips in sorted order. Both arrays have shape (clips,)."""
-    names = sorted(set(clips))
-    index = {name: i for i, name in enumerate(names)}
-    sums, counts = np.zeros(len(names)), np.zeros(len(names))
-    for clip, value in zip(clips, values, strict=True):
-        sums[index[clip]] += value
-        counts[index[clip]] += 1
-    return sums, counts, names
-
-
-def draw_weights(n_clips: int, draws: int = BOOTSTRAP_DRAWS, seed: int = BOOTSTRAP_SEED) -> np.ndarray:
-    """How often each clip is drawn in each resample with replacement, shape (draws, n_clips), row sums n_clips.
-
-    All at once; `bootstrap` takes the same draws in bounded memory.
-    """
-    return _drawn(np.random.default_rng(seed), n_clips, draws)
+    names, index = np.unique(clips, return_inverse=True)
+    return np.bincount(index, weights=values), np.bincount(index).astype(np.float64), names.tolist()
 
 
 def bootstrap(n_clips: int, statistic: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """`statistic(draw_weights(n_clips))`, a part of the draws at a time.
+    """`statistic(draw_weights(n_clips))`, a part of the draws at a time where all of them would be large.
 
     Args:
         n_clips: number of clips.
@@ -85,67 +72,61 @@ def bootstrap(n_clips: int, statistic: Callable[[np.ndarray], np.ndarray]) -> np
         Shape (draws, ...).
     """
     if n_clips * BOOTSTRAP_DRAWS <= _HELD_WEIGHTS:
-        return statistic(_kept_weights(n_clips))
-    return np.concatenate([statistic(weights) for weights in _weights(n_clips)])
+        return statistic(draw_weights(n_clips))
+    rng = np.random.default_rng(BOOTSTRAP_SEED)
+    rows = max(_HELD_WEIGHTS // n_clips // _ROWS, 1) * _ROWS
+    parts = [min(rows, BOOTSTRAP_DRAWS - start) for start in range(0, BOOTSTRAP_DRAWS, rows)]
+    return np.concatenate([statistic(_drawn(rng, n_clips, draws)) for draws in parts])
 
 
 @lru_cache(maxsize=1)
-def _kept_weights(n_clips: int) -> np.ndarray:
-    """The draws are the same for all intervals of a report about the same clips; not to be written to."""
-    weights = draw_weights(n_clips)
+def draw_weights(n_clips: int) -> np.ndarray:
+    """How often each clip is drawn in each resample with replacement, shape (draws, n_clips), row sums n_clips.
+
+    Kept, and not to be written to: the draws are the same for all intervals of a report about the same clips.
+    """
+    weights = _drawn(np.random.default_rng(BOOTSTRAP_SEED), n_clips, BOOTSTRAP_DRAWS)
     weights.setflags(write=False)
     return weights
-
-
-def _weights(n_clips: int) -> Iterator[np.ndarray]:
-    rng = np.random.default_rng(BOOTSTRAP_SEED)
-    rows = max(_HELD_WEIGHTS // n_clips // _ROWS, 1) * _ROWS
-    for start in range(0, BOOTSTRAP_DRAWS, rows):
-        yield _drawn(rng, n_clips, min(rows, BOOTSTRAP_DRAWS - start))
 
 
 def _drawn(rng: np.random.Generator, n_clips: int, draws: int) -> np.ndarray:
     return rng.multinomial(n_clips, np.full(n_clips, 1 / n_clips), size=draws).astype(np.float64)
 
 
-def percentile_interval(draws: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+def percentile_interval(draws: np.ndarray) -> tuple[float, float]:
     """Percentile interval of bootstrap draws; draws that are not finite (0 / 0) are left out."""
     finite = draws[np.isfinite(draws)]
     if not len(finite):
         return float("nan"), float("nan")
-    tail = (1 - level) / 2
-    low, high = np.quantile(finite, [tail, 1 - tail])
+    low, high = np.quantile(finite, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
 
 
-def clustered_mean(clips: Sequence[str], values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+def clustered_mean(clips: Sequence[str], values: Sequence[float]) -> tuple[float, float]:
     """Bootstrap interval of a mean that draws whole clips: for a cell with more than one item a clip."""
     sums, counts, names = clip_means(clips, values)
     with np.errstate(invalid="ignore", divide="ignore"):
         drawn = bootstrap(len(names), lambda weights: (weights @ sums) / (weights @ counts))
-    return percentile_interval(drawn, level)
+    return percentile_interval(drawn)
 
 
-def accuracy_interval(
-    clips: Sequence[str], scores: Sequence[float], level: float = 0.95
-) -> tuple[str, tuple[float, float]]:
+def accuracy_interval(clips: Sequence[str], scores: Sequence[float]) -> tuple[str, tuple[float, float]]:
     """Name and ends of the interval of an accuracy: Wilson's with one item a clip, else a bootstrap by clip.
 
     Args:
         clips: the clip of each item.
         scores: 1.0 where the item was answered right, else 0.0.
-        level: confidence level.
     """
     if len(set(clips)) == len(clips):
-        return "wilson", wilson(round(sum(scores)), len(scores), level)
-    return "bootstrap by clip", clustered_mean(clips, scores, level)
+        return "wilson", wilson(round(sum(scores)), len(scores))
+    return "bootstrap by clip", clustered_mean(clips, scores)
 
 
 def paired(
     a: tuple[Sequence[str], Sequence[float]],
     b: tuple[Sequence[str], Sequence[float]],
     combine: Callable[[np.ndarray, np.ndarray], np.ndarray],
-    level: float = 0.95,
 ) -> tuple[float, float]:
     """Bootstrap interval of `combine(mean of a, mean of b)` where both cells get the same draw of clips.
 
@@ -153,7 +134,6 @@ def paired(
         a: (clip ids, values) of the first cell.
         b: (clip ids, values) of the second cell, with the same clips in any order.
         combine: for example `np.divide` or `np.subtract`, on arrays of shape (draws,).
-        level: confidence level.
 
     Raises:
         ValueError: if the two cells do not hold the same clips.
@@ -169,7 +149,7 @@ def paired(
 
     with np.errstate(invalid="ignore", divide="ignore"):
         drawn = bootstrap(len(names_a), statistic)
-    return percentile_interval(drawn, level)
+    return percentile_interval(drawn)
 
 
 def ccc(predicted: np.ndarray, true: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
@@ -198,6 +178,6 @@ def ccc(predicted: np.ndarray, true: np.ndarray, weights: np.ndarray | None = No
     return result if weights is not None else result[0]
 
 
-def ccc_interval(predicted: np.ndarray, true: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+def ccc_interval(predicted: np.ndarray, true: np.ndarray) -> tuple[float, float]:
     """Bootstrap interval of the CCC; each pair is one clip."""
-    return percentile_interval(bootstrap(len(predicted), lambda weights: ccc(predicted, true, weights)), level)
+    return percentile_interval(bootstrap(len(predicted), lambda weights: ccc(predicted, true, weights)))

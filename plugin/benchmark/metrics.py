@@ -7,10 +7,9 @@ never a guess. Which form of each metric is meant is our choice and stands with 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-
-from .intervals import ccc
-
-__all__ = ["ccc", "jensen_shannon", "kl_divergence", "macro_f1", "pearson", "rmse", "uar"]
+from scipy.spatial.distance import jensenshannon
+from scipy.stats import entropy, pearsonr
+from sklearn.metrics import f1_score, recall_score
 
 
 def uar(predicted: Sequence[str | None], true: Sequence[str]) -> float:
@@ -25,9 +24,8 @@ def uar(predicted: Sequence[str | None], true: Sequence[str]) -> float:
     Raises:
         ValueError: the two differ in length, or there is no item.
     """
-    from sklearn.metrics import recall_score
-
-    return float(recall_score(*_classes(predicted, true), labels=sorted(set(true)), average="macro", zero_division=0))
+    named = [name or "" for name in predicted]  # "" is no class
+    return float(recall_score(true, named, labels=sorted(set(true)), average="macro", zero_division=0))
 
 
 def macro_f1(predicted: Sequence[str | None], true: Sequence[str]) -> float:
@@ -36,18 +34,16 @@ def macro_f1(predicted: Sequence[str | None], true: Sequence[str]) -> float:
     Classes that are answered and never right take no part: the mean would depend on the distractors that are shown.
     Arguments and errors as for `uar`.
     """
-    from sklearn.metrics import f1_score
+    named = [name or "" for name in predicted]  # "" is no class
+    return float(f1_score(true, named, labels=sorted(set(true)), average="macro", zero_division=0))
 
-    return float(f1_score(*_classes(predicted, true), labels=sorted(set(true)), average="macro", zero_division=0))
 
-
-def kl_divergence(p: Mapping[str, float], q: Mapping[str, float], base: float = 2.0) -> float:
-    """Kullback-Leibler divergence KL(p || q) = sum_x p(x) log(p(x) / q(x)), in bits by default.
+def kl_divergence(p: Mapping[str, float], q: Mapping[str, float]) -> float:
+    """Kullback-Leibler divergence KL(p || q) = sum_x p(x) log2(p(x) / q(x)), in bits.
 
     Args:
         p: label -> share; the reference, here the annotators' votes. Shares need not sum to 1: they are normalized.
         q: label -> share; the prediction. A label that is absent has share 0.
-        base: base of the logarithm: 2 gives bits, e gives nats.
 
     Returns:
         A number >= 0; infinite where p has a label to which q gives nothing.
@@ -55,53 +51,29 @@ def kl_divergence(p: Mapping[str, float], q: Mapping[str, float], base: float = 
     Raises:
         ValueError: a share is negative or not finite, or all are 0.
     """
-    a, b = _shares(p, q)
-    return _relative_entropy(a, b, base)
+    # Rounding can leave equal distributions an epsilon below 0.
+    return max(0.0, float(entropy(*_shares(p, q), base=2)))
 
 
-def jensen_shannon(p: Mapping[str, float], q: Mapping[str, float], base: float = 2.0) -> float:
+def jensen_shannon(p: Mapping[str, float], q: Mapping[str, float]) -> float:
     """Jensen-Shannon divergence, (KL(p || m) + KL(q || m)) / 2 with m = (p + q) / 2: symmetric, in [0, 1] in bits.
 
-    The divergence, not its square root (scipy's `jensenshannon` is the root). Arguments and errors as for
+    The divergence, and not its square root, which scipy's `jensenshannon` is. Arguments and errors as for
     `kl_divergence`. Reference: J. Lin, 1991, "Divergence measures based on the Shannon entropy".
     """
-    a, b = _shares(p, q)
-    middle = (a + b) / 2
-    return (_relative_entropy(a, middle, base) + _relative_entropy(b, middle, base)) / 2
+    return float(jensenshannon(*_shares(p, q), base=2)) ** 2
 
 
 def pearson(predicted: Sequence[float] | np.ndarray, true: Sequence[float] | np.ndarray) -> float:
     """Pearson's correlation of two arrays of shape (n,); NaN with fewer than two values or where one is constant."""
-    from scipy.stats import pearsonr
-
-    p, t = _pairs(predicted, true)
-    if len(p) < 2 or np.ptp(p) == 0 or np.ptp(t) == 0:
+    if len(predicted) < 2 or np.ptp(predicted) == 0 or np.ptp(true) == 0:
         return float("nan")
-    return float(pearsonr(p, t).statistic)
+    return float(pearsonr(predicted, true).statistic)
 
 
 def rmse(predicted: Sequence[float] | np.ndarray, true: Sequence[float] | np.ndarray) -> float:
     """Root of the mean squared error of two arrays of shape (n,), in their unit; NaN with no value."""
-    p, t = _pairs(predicted, true)
-    return float(np.sqrt(np.mean(np.square(p - t)))) if len(p) else float("nan")
-
-
-def _classes(predicted: Sequence[str | None], true: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(true, predicted) as scikit-learn takes them; "", which is no class, stands for no answer."""
-    if len(predicted) != len(true) or not len(true):
-        raise ValueError(
-            f"one answer an item and at least one item are needed; got {len(predicted)} answers and {len(true)} items"
-        )
-    return list(true), [name or "" for name in predicted]
-
-
-def _pairs(
-    predicted: Sequence[float] | np.ndarray, true: Sequence[float] | np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    p, t = np.asarray(predicted, dtype=np.float64), np.asarray(true, dtype=np.float64)
-    if p.ndim != 1 or p.shape != t.shape:
-        raise ValueError(f"two arrays of one shape (n,) are needed; got {p.shape} and {t.shape}")
-    return p, t
+    return float(np.sqrt(np.mean(np.square(np.subtract(predicted, true))))) if len(predicted) else float("nan")
 
 
 def _shares(*distributions: Mapping[str, float]) -> list[np.ndarray]:
@@ -114,10 +86,3 @@ def _shares(*distributions: Mapping[str, float]) -> list[np.ndarray]:
             raise ValueError(f"a distribution needs finite shares >= 0 that are not all 0; got {dict(distribution)}")
         found.append(shares / shares.sum())
     return found
-
-
-def _relative_entropy(p: np.ndarray, q: np.ndarray, base: float) -> float:
-    from scipy.stats import entropy
-
-    # Rounding can leave equal distributions an epsilon below 0.
-    return max(0.0, float(entropy(p, q, base=base)))
