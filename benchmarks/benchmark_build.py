@@ -81,7 +81,7 @@ def run_stage(stage: str, folder: Path) -> dict[str, float]:
             manifest=str(folder / "clips/manifest.jsonl"), out=str(out), name="generated", shard_mb=64
         )
         begin = time.perf_counter()
-        items = build(config).items
+        items = build(config)["items"]
     elif stage == "validate":
         import scipy.stats  # noqa: F401
         import torchaudio  # noqa: F401
@@ -90,7 +90,7 @@ def run_stage(stage: str, folder: Path) -> dict[str, float]:
         report = validate(out)
         items = report.items
         if report.count("error"):
-            sys.exit("\n".join(report.lines(5)))
+            sys.exit("\n".join(report.lines()))
     else:
         import pyarrow.parquet  # noqa: F401
 

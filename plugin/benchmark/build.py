@@ -4,35 +4,38 @@ Same manifest content, media and config: same bytes, whatever the machine's fold
 that was stopped resumes at the first shard that is missing.
 """
 
-import contextlib
 import hashlib
 import io
 import json
-import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from fractions import Fraction
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import av
+import jinja2
 import numpy as np
+import pyarrow
+import pyarrow.parquet
+import soundfile
 import yaml
+from filelock import FileLock
+from tqdm import tqdm
 
 from ..data.manifest import MEDIA_FIELDS, Clip, Media, read_manifest
 from ..model.media import load_audio, load_image, load_video, open_av
-from ..utils import InputError, atomic_file
+from ..utils import InputError, atomic_file, check_new, read_json, sha256_of_file
 from .questions import BuildConfig, Positions, Question, make_questions
-from .schema import FORMAT, INFO_FILE, MEDIA, sha256_of_medium, suffix_of
-
-logger = logging.getLogger(__name__)
+from .schema import FORMAT, INFO_FILE, MEDIA, WORKERS, sha256_of_medium, suffix_of
 
 # Raise it when the same questions give other bytes than before.
 WRITING = 1
-# Media of the clips in a row group, 1e6 bytes. Two groups are in memory: one is written, the next is decoded.
+# Media of the clips in a row group, 1e6 bytes. One group is in memory.
 ROW_GROUP_MB = 8.0
 # A dictionary holds each medium of a row group once, however many items show it.
 DICTIONARY_BYTES = 1 << 30
@@ -44,75 +47,52 @@ _TICKS_HZ = 90_000
 # Fields of a clip that its items carry.
 _KEPT = ("id", "valence", "arousal", "art_form", "license", "source")
 
-Encoded = dict[str, Any]
-"""A medium as the shards hold it: {"bytes", "path"}."""
 
-
-@dataclass(frozen=True)
-class Built:
-    """folder: the finished benchmark. items, clips: how many. counts: what was left out or widened, by name."""
-
-    folder: Path
-    items: int
-    clips: int
-    shards: int
-    counts: dict[str, int]
-
-
-def build(config: BuildConfig, workers: int | None = None, progress: bool = False) -> Built:
+def build(config: BuildConfig) -> dict[str, Any]:
     """Builds a benchmark; the folder gets its name when all of it is there.
 
-    Args:
-        workers: threads that decode and copy media (default: one a core, eight at most).
+    Returns:
+        The content of its benchmark.json.
 
     Raises:
         InputError: naming the clip or the field, and the remedy; `out` holds something else.
     """
-    from filelock import FileLock
-    from tqdm import tqdm
-
-    workers = workers or min(8, os.cpu_count() or 1)
     out = Path(config.out).expanduser().absolute()
-    need = {"audio": ("audio",), "visual": ("visual",), "av": ("audio", "visual")}
-    needs = sorted({name for modality in config.modalities for name in need[modality]})
-    clips = read_manifest(config.manifest, split=config.split, need=needs)
-    hashes = _hash_media(clips, workers, progress)
+    need = [name for name, other in (("audio", "visual"), ("visual", "audio")) if set(config.modalities) - {other}]
+    clips = read_manifest(config.manifest, split=config.split, need=need)
+    media = list(dict.fromkeys(m for clip in clips for f in MEDIA_FIELDS if (m := getattr(clip, f)) is not None))
+    with ThreadPoolExecutor(WORKERS) as pool:
+        hashes = dict(zip(media, pool.map(sha256_of_medium, media)))
     clips, dropped = _without_duplicates(clips, hashes, config)
     questions, counts, positions = make_questions(clips, config)
     counts += dropped
-    _check_ids(questions, config.modalities)
     key = _key(questions, hashes, config)
     info = _info(questions, counts, positions, config, key)
     labels = sorted({label for question in questions for label in question.distribution or ()})
+    shards = _groups([list(found) for _, found in groupby(questions, lambda q: q.clip.id)], config.shard_mb)
+    names = [f"data/test-{i:05d}-of-{len(shards):05d}.parquet" for i in range(len(shards))]
     out.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(out.with_name(f".{out.name}.lock")):
-        if not _is_built(out, key):
+        built = (out / INFO_FILE).is_file() and read_json(out / INFO_FILE, "about the benchmark")
+        if not built or built.get("build_key") != key:
+            check_new(out, "out")
             partial = out.with_name(f".{out.name}.{key}.partial")
-            _remove_stale(out, partial)
-            shards = plan_shards(questions, config.shard_mb)
-            with tqdm(total=sum(map(len, shards)), desc="benchmark", unit="clip", disable=not progress) as bar:
-                paths = write_shards(shards, partial, labels, config.modalities, workers, bar.update)
-            info["shards"] = {f"data/{path.name}": sha256_of_medium(str(path)) for path in paths}
-            _write(partial / "README.md", card(info))
+            for stale in out.parent.glob(f".{out.name}.{'?' * 16}.partial"):
+                if stale != partial:  # of a stopped build of other questions
+                    shutil.rmtree(stale)
+            (partial / "data").mkdir(parents=True, exist_ok=True)
+            for name, shard in zip(names, tqdm(shards, desc="benchmark", unit="shard", disable=None)):
+                if not (partial / name).is_file():  # what is there is complete
+                    _write_shard(shard, partial / name, labels, config.modalities)
+            info["shards"] = {name: sha256_of_file(partial / name) for name in names}
             # The order of the fields is for readers, and part of the bytes.
-            _write(partial / INFO_FILE, json.dumps(info, indent=2, ensure_ascii=False) + "\n")
+            texts = {"README.md": card(info), INFO_FILE: json.dumps(info, indent=2, ensure_ascii=False) + "\n"}
+            for name, text in texts.items():
+                (partial / name).write_text(text, encoding="utf-8", newline="\n")
             for leftover in partial.rglob("*.tmp"):  # of a build that was killed
                 leftover.unlink()
-            if out.exists():
-                out.rmdir()  # empty: checked by _is_built
             os.replace(partial, out)
-    found = len(list(out.glob("data/*.parquet")))
-    return Built(out, info["items"], info["clips"], found, dict(counts))
-
-
-def _hash_media(clips: Sequence[Clip], workers: int, progress: bool) -> dict[Media, str]:
-    """SHA-256 of every medium, each file read once."""
-    from tqdm import tqdm
-
-    media = list(dict.fromkeys(m for clip in clips for f in MEDIA_FIELDS if (m := getattr(clip, f)) is not None))
-    with ThreadPoolExecutor(workers) as pool:
-        found = pool.map(sha256_of_medium, media)
-        return dict(zip(media, tqdm(found, total=len(media), desc="hashing", unit="file", disable=not progress)))
+    return read_json(out / INFO_FILE, "about the benchmark")
 
 
 def _same_media(clip: Clip, hashes: dict[Media, str]) -> dict[str, Any]:
@@ -141,32 +121,8 @@ def _without_duplicates(
     return kept, counts
 
 
-def _check_ids(questions: Sequence[Question], modalities: Sequence[str]) -> None:
-    """No two items may get one id: clip "a-content" and clip "a" could.
-
-    Raises:
-        InputError: naming both clips.
-    """
-    clips: dict[str, str] = {}
-    for question in questions:
-        for modality in modalities:
-            item = _item_id(question, modality)
-            if clips.setdefault(item, question.clip.id) != question.clip.id:
-                raise InputError(
-                    f"the clips {clips[item]!r} and {question.clip.id!r} would both get the item {item!r}; rename one."
-                )
-
-
-def _item_id(question: Question, modality: str) -> str:
-    return f"{question.clip.id}-{question.aspect}-{modality}"
-
-
 def _key(questions: Sequence[Question], hashes: dict[Media, str], config: BuildConfig) -> str:
     """Stands for everything that the bytes depend on, the writing libraries' versions among it."""
-    import av
-    import pyarrow
-    import soundfile
-
     versions = [FORMAT, WRITING, pyarrow.__version__, av.__version__, soundfile.__libsndfile_version__]
     digest = hashlib.sha256(json.dumps([versions, config.rules()], sort_keys=True).encode())
     for question in questions:
@@ -186,7 +142,7 @@ def _info(questions: Sequence[Question], counts: Counter, positions: Positions, 
         "description": config.description,
         "items": len(questions) * len(config.modalities),
         "clips": len(clips),
-        # Declared only where every clip has one: then another is an error.
+        # Only where every clip has one.
         "art_forms": art_forms if art_forms and all(clip.art_form for clip in clips.values()) else None,
         "answers": {
             aspect: dict(sorted(Counter(q.answer for q in questions if q.aspect == aspect).items()))
@@ -198,36 +154,6 @@ def _info(questions: Sequence[Question], counts: Counter, positions: Positions, 
         "rules": config.rules(),
         "build_key": key,
     }
-
-
-def _is_built(out: Path, key: str) -> bool:
-    """Whether `out` is this very benchmark; False where it is not there or empty."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return False
-    try:
-        found = json.loads((out / INFO_FILE).read_text(encoding="utf-8")).get("build_key")
-    except (OSError, ValueError, AttributeError):
-        found = None
-    if found != key:
-        raise InputError(
-            f"{out} exists and holds something else than this benchmark (build_key {found!r}, not {key!r}); name a "
-            "new folder or remove it."
-        )
-    logger.info("%s is already built.", out)
-    return True
-
-
-def _remove_stale(out: Path, partial: Path) -> None:
-    """Folders that stopped builds of other questions have left."""
-    for path in out.parent.glob(f".{out.name}.{'?' * 16}.partial"):
-        if path != partial:
-            logger.info("Removing %s: it was begun for other questions.", path)
-            shutil.rmtree(path)
-
-
-def _write(path: Path, text: str) -> None:
-    with atomic_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 # ---- media: audio without images, an image or video without audio
@@ -251,8 +177,6 @@ def audio_of(clip: Clip) -> tuple[bytes, str]:
     waveform = load_audio(clip.audio, sampling_rate=rate_hz, name=name, **part)
     if whole and alone:
         return _bytes_and_suffix(clip.audio)
-    import soundfile
-
     buffer = io.BytesIO()
     soundfile.write(buffer, np.clip(waveform, -1, 1), rate_hz, format="FLAC", subtype="PCM_16")
     return buffer.getvalue(), ".flac"
@@ -280,16 +204,12 @@ def visual_of(clip: Clip) -> tuple[bytes, str]:
 
 
 def _bytes_and_suffix(source: Media) -> tuple[bytes, str]:
-    if isinstance(source, bytes):
-        return source, suffix_of(None, source)
-    content = Path(source).read_bytes()
+    content = source if isinstance(source, bytes) else Path(source).read_bytes()
     return content, suffix_of(source, content)
 
 
 def _track(source: Media, kind: str, clip: Clip, name: str) -> tuple[int, bool, bool]:
     """Sampling rate (of audio), whether the clip is the whole file, whether the file holds no other track."""
-    import av
-
     try:
         with open_av(source) as container:
             streams = [stream for stream in container.streams if stream.type == kind]
@@ -306,8 +226,6 @@ def _track(source: Media, kind: str, clip: Clip, name: str) -> tuple[int, bool, 
 
 def _video_track(source: Media) -> bytes | None:
     """The video track in an mp4, not coded again; None where mp4 does not take its codec."""
-    import av
-
     buffer = io.BytesIO()
     try:
         with open_av(source) as old, av.open(buffer, "w", format="mp4", options={"fflags": "+bitexact"}) as new:
@@ -324,8 +242,6 @@ def _video_track(source: Media) -> bytes | None:
 
 def _coded_part(source: Media, start_s: float, end_s: float | None) -> bytes:
     """The frames from `start_s` to `end_s`, coded again with their times; an odd last row or column is cut."""
-    import av
-
     buffer = io.BytesIO()
     with open_av(source) as old, av.open(buffer, "w", format="mp4", options={"fflags": "+bitexact"}) as new:
         track = old.streams.video[0]
@@ -370,130 +286,77 @@ def features(labels: Sequence[str]):
     return Features(columns | dict.fromkeys(("art_form", "license", "source"), text))
 
 
-def plan_shards(questions: Sequence[Question], shard_mb: float) -> list[list[list[Question]]]:
-    """Shards of clips of questions: clips in their order, up to `shard_mb` of media a shard, one clip at least."""
-    by_clip: dict[str, list[Question]] = {}
-    for question in questions:
-        by_clip.setdefault(question.clip.id, []).append(question)
-    return list(_filled(by_clip.values(), shard_mb))
-
-
-def _filled(clips: Iterable[list[Question]], most_mb: float) -> Iterator[list[list[Question]]]:
-    """Groups of clips in their order, up to `most_mb` of media a group, one clip at least."""
-    group: list[list[Question]] = []
+def _groups(clips: Sequence[list[Question]], most_mb: float) -> list[list[list[Question]]]:
+    """Groups of clips, each a list of its questions, in their order: up to `most_mb` of media, one clip at least."""
+    groups: list[list[list[Question]]] = []
     filled = 0
     for questions in clips:
-        clip = questions[0].clip
-        media = [medium for medium in (clip.audio, clip.image, clip.video) if medium is not None]
+        media = [medium for name in MEDIA_FIELDS if (medium := getattr(questions[0].clip, name)) is not None]
         size = sum(len(medium) if isinstance(medium, bytes) else os.path.getsize(medium) for medium in media)
-        if group and filled + size > most_mb * 1e6:
-            yield group
-            group, filled = [], 0
-        group.append(questions)
+        if not groups or filled + size > most_mb * 1e6:
+            groups.append([])
+            filled = 0
+        groups[-1].append(questions)
         filled += size
-    if group:
-        yield group
+    return groups
 
 
-def write_shards(
-    shards: Sequence[list[list[Question]]],
-    folder: Path,
-    labels: Sequence[str],
-    modalities: Sequence[str],
-    workers: int,
-    done: Callable[[int], object],
-) -> list[Path]:
-    """Writes `folder/data/test-*.parquet`; a shard that is there is complete and stays.
-
-    Args:
-        labels: of the distributions.
-        workers: threads that decode and copy media.
-        done: called with the number of clips after every row group.
-
-    Raises:
-        InputError: a medium cannot be decoded; the clip is named. Shards that were finished stay.
-    """
-    (folder / "data").mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"data/test-{i:05d}-of-{len(shards):05d}.parquet" for i in range(len(shards))]
-    pool = ThreadPoolExecutor(workers)
-    try:
-        for shard, path in zip(shards, paths):
-            if path.is_file():
-                done(len(shard))
-            else:
-                _write_shard(shard, path, labels, modalities, pool, done)
-    finally:
-        pool.shutdown(cancel_futures=True)
-    return paths
-
-
-def _write_shard(shard, path: Path, labels, modalities, pool: ThreadPoolExecutor, done) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
+def _write_shard(
+    shard: Sequence[list[Question]], path: Path, labels: Sequence[str], modalities: Sequence[str]
+) -> None:
+    """One parquet file of clips of questions; `labels` are those of the distributions."""
     schema = features(labels).arrow_schema
-    groups = list(_filled(shard, ROW_GROUP_MB))
     with (
+        ThreadPoolExecutor(WORKERS) as pool,
         atomic_file(path) as temporary,
-        contextlib.closing(
-            pyarrow.parquet.ParquetWriter(
-                temporary,
-                schema,
-                compression="zstd",
-                compression_level=1,
-                use_dictionary=[f"{column}.bytes" for column in MEDIA],
-                dictionary_pagesize_limit=DICTIONARY_BYTES,
-                write_statistics=False,
-            )
+        pyarrow.parquet.ParquetWriter(
+            temporary,
+            schema,
+            compression="zstd",
+            compression_level=1,
+            use_dictionary=[f"{column}.bytes" for column in MEDIA],
+            dictionary_pagesize_limit=DICTIONARY_BYTES,
+            write_statistics=False,
         ) as writer,
     ):
-        waiting = pool.map(lambda clip: _encode(clip[0].clip, modalities), groups[0])
-        for group, following in zip(groups, [*groups[1:], []]):
-            encoded = list(waiting)
-            # Media of the next group are decoded while this one is written.
-            waiting = pool.map(lambda clip: _encode(clip[0].clip, modalities), following)
-            rows = [row for clip, media in zip(group, encoded) for row in _rows(clip, *media, labels, modalities)]
+        for group in _groups(shard, ROW_GROUP_MB):
+            media = pool.map(lambda questions: _media(questions[0].clip, modalities), group)
+            rows = [row for questions, found in zip(group, media) for row in _rows(questions, found, modalities)]
             writer.write_table(pyarrow.Table.from_pylist(rows, schema=schema))
-            done(len(group))
 
 
-def _encode(clip: Clip, modalities: Sequence[str]) -> tuple[Encoded | None, Encoded | None]:
-    """A clip's audio and its image or video, as the shards hold them; None where no modality needs it."""
+def _media(clip: Clip, modalities: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """{column: {"bytes", "path"}} of a clip's media that a modality needs, as the shards hold them."""
+    found = {}
+    if set(modalities) - {"visual"}:
+        found["audio"] = audio_of(clip)
+    if set(modalities) - {"audio"}:
+        found[str(clip.visual)] = visual_of(clip)
+    return {
+        column: {"bytes": content, "path": f"{hashlib.sha256(content).hexdigest()[:16]}{suffix}"}
+        for column, (content, suffix) in found.items()
+    }
 
-    def encoded(content: bytes, suffix: str) -> Encoded:
-        return {"bytes": content, "path": f"{hashlib.sha256(content).hexdigest()[:16]}{suffix}"}
 
-    audio = encoded(*audio_of(clip)) if set(modalities) & {"audio", "av"} else None
-    visual = encoded(*visual_of(clip)) if set(modalities) & {"visual", "av"} else None
-    return audio, visual
-
-
-def _rows(questions: Sequence[Question], audio: Encoded | None, visual: Encoded | None, labels, modalities):
-    """The items of one clip; each carries the media of its modality, and nothing else."""
+def _rows(
+    questions: Sequence[Question], media: Mapping[str, dict[str, Any]], modalities: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    """The items of one clip; each carries the media of its modality, and nothing else. Absent columns are null."""
     for question in questions:
         clip = question.clip
         for modality in modalities:
-            row = {
-                "id": _item_id(question, modality),
+            yield {
+                "id": f"{clip.id}-{question.aspect}-{modality}",
                 "clip_id": clip.id,
                 "modality": modality,
                 "aspect": question.aspect,
                 "question": question.text,
                 "options": list(question.options),
                 "answer": question.answer,
-                "audio": audio if modality != "visual" else None,
-                "image": visual if modality != "audio" and clip.visual == "image" else None,
-                "video": visual if modality != "audio" and clip.visual == "video" else None,
-                "valence": clip.valence,
-                "arousal": clip.arousal,
-                "art_form": clip.art_form,
-                "license": clip.license,
-                "source": clip.source,
+                **{c: m for c, m in media.items() if modality == "av" or (c == "audio") == (modality == "audio")},
+                "emotion_distribution": question.distribution,
+                **{name: getattr(clip, name) for name in _KEPT[1:]},
             }
-            if labels:
-                votes = question.distribution
-                row["emotion_distribution"] = {label: votes.get(label) for label in labels} if votes else None
-            yield row
 
 
 # ---- data set card
@@ -508,7 +371,7 @@ _HUB_LICENCES = frozenset(
 
 def card(info: Mapping[str, Any]) -> str:
     """README.md of a benchmark, from the content of its benchmark.json; YAML front matter for the Hub."""
-    rules, [licence, *others] = info["rules"], sorted(info["licenses"])
+    licence, *others = sorted(info["licenses"])
     known = not others and licence.lower() in _HUB_LICENCES
     matter = {
         "pretty_name": info["name"],
@@ -519,52 +382,6 @@ def card(info: Mapping[str, Any]) -> str:
         "configs": [{"config_name": "default", "data_files": [{"split": "test", "path": "data/test-*.parquet"}]}],
     }
     front = yaml.safe_dump(matter, sort_keys=False, allow_unicode=True)
-    lines = [f"---\n{front}---", "", f"# {info['name']}", ""]
-    lines += [info["description"], ""] if info["description"] else []
-    lines += [
-        f"{info['items']} multiple-choice items about {info['clips']} clips, version {info['version']}: "
-        f"{' and '.join(rules['aspects'])} under {', '.join(rules['modalities'])}. Every clip has the same questions "
-        "with the same options under each modality, so that modalities are compared in pairs. Audio files hold no "
-        "video and videos no audio track; each item carries only the media of its modality.",
-        "",
-        "```bash",
-        "export ARTEMO_DATASET=OWNER/NAME",
-        "lmms-eval --model vaemotionllm --model_args pretrained=MODEL --tasks artemo --output_path scores",
-        "```",
-        "",
-        "## Answers",
-        "",
-    ]
-    for aspect, answers in info["answers"].items():
-        lines += [f"| {aspect} | questions |", "| --- | ---: |"]
-        lines += [f"| {_cell(answer)} | {count} |" for answer, count in answers.items()] + [""]
-    if info["art_forms"]:
-        lines += [f"Art forms: {', '.join(info['art_forms'])}.", ""]
-    lines += ["## Rules", "", f"- {rules['options']} options; each position holds the answer equally often."]
-    if "content" in rules["aspects"]:
-        pool = "of the same art form" + (", or of all where it has too few" * (rules["content_pool"] == "widen"))
-        lines.append(f"- Content: distractors are contents {pool}.")
-    if "emotion" in rules["aspects"]:
-        bands = ", ".join(f"{low:g} to {high:g}" for low, high in rules["emotion_distances"])
-        lines += [
-            f"- Emotion: one distractor from each band of distances in the valence-arousal space: {bands}. Where sets "
-            "allow it, this holds whichever of the options is the answer, so that the rule does not give it away.",
-            f"- A label that over {rules['max_vote_share']:.0%} of a clip's annotators chose is no distractor for it.",
-            "- Where there are several annotators, the answer is the strongest emotion, and `emotion_distribution` "
-            "keeps the shares.",
-            "",
-            "| emotion | valence | arousal |",
-            "| --- | ---: | ---: |",
-            *(f"| {_cell(k)} | {v:.3f} | {a:.3f} |" for k, (v, a) in info["emotion_positions"].items()),
-        ]
-    lines.append("")
-    if info["counts"]:
-        lines += ["Left out or widened:", ""]
-        lines += [f"- {name.replace('_', ' ')}: {count}" for name, count in info["counts"].items()] + [""]
-    lines += ["## Licences of the clips", ""]
-    lines += [f"- {name}: {count} clips" for name, count in info["licenses"].items()]
-    return "\n".join(lines) + "\n"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    text = Path(__file__).with_name("benchmark_card.jinja").read_text(encoding="utf-8")
+    template = jinja2.Template(text, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    return template.render(info, front=front)

@@ -54,8 +54,6 @@ def control_audio(benchmark: Benchmark, kind: str) -> dict[str, str]:
     if kind == "mismatch":
         partners = mismatched_partners(items)
         return {clip: audio[partner] for clip, partner in partners.items()}
-    if kind not in KINDS:
-        raise InputError(f"there is no control {kind!r}; allowed are {', '.join(KINDS)}.")
     folder = cache_dir() / "controls" / _key(benchmark.folder, audio) / kind
     folder.mkdir(parents=True, exist_ok=True)
     return {clip: _written(folder, clip, source, kind) for clip, source in audio.items()}
@@ -76,10 +74,7 @@ def _written(folder: Path, clip: str, source: str, kind: str) -> str:
     if not path.exists():
         import soundfile
 
-        try:
-            waveform = load_audio(source, sampling_rate=RATE_HZ)
-        except InputError as error:
-            raise InputError(f"clip {clip!r}: {error}") from error
+        waveform = load_audio(source, sampling_rate=RATE_HZ, name=f"clip {clip!r}: {source}")
         with atomic_file(path) as temporary:
             # 16 bits suffice: at NOISE_RMS full scale is ten standard deviations away.
             soundfile.write(temporary, replaced(waveform, clip, kind), RATE_HZ, subtype="PCM_16", format="WAV")

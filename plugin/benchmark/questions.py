@@ -14,18 +14,17 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, get_type_hints
 
 import numpy as np
+from pydantic import Field, TypeAdapter, ValidationError
 
 from ..config_file import build_config, read_config
 from ..data.manifest import SPLITS, Clip
 from ..model.inputs import MODALITIES
 from ..utils import InputError
-from .schema import ASPECTS
+from .schema import ASPECTS, Aspect, Coordinate, Modality, Share, Text
 
-# What to do with a clip that a rule cannot use: end the build and name it, or leave it out and count it.
-POLICIES = ("refuse", "drop")
 # All combinations of distractors are tried up to here, beyond it this many that are drawn.
 MOST_SETS = 3000
 
@@ -63,75 +62,45 @@ class BuildConfig:
         shard_mb: media in a parquet shard, in 1e6 bytes; a clip is never divided.
     """
 
-    manifest: str = ""
-    out: str = ""
-    name: str = ""
+    manifest: Text = ""
+    out: Text = ""
+    name: Text = ""
     version: str = "1"
     description: str = ""
-    split: str = "benchmark"
-    seed: int = 0
-    aspects: list[str] = field(default_factory=lambda: list(ASPECTS))
-    modalities: list[str] = field(default_factory=lambda: list(MODALITIES))
-    options: int = 4
-    content_question: str = "What is the subject of this artwork?"
-    emotion_question: str = "Which emotion does this artwork express?"
-    emotion_distances: list[list[float]] = field(default_factory=lambda: [[0.2, 1.2], [0.6, 1.8], [1.2, 2.83]])
-    emotion_positions: dict[str, list[float]] | None = None
-    max_vote_share: float = 0.2
-    content_pool: str = "refuse"
-    ties: str = "refuse"
-    unlabelled: str = "refuse"
-    duplicates: str = "refuse"
-    shard_mb: float = 256.0
+    split: Annotated[str, Field(pattern=f"^({'|'.join(SPLITS)})$")] = "benchmark"
+    seed: Annotated[int, Field(ge=0)] = 0
+    aspects: Annotated[list[Aspect], Field(min_length=1)] = field(default_factory=lambda: list(ASPECTS))
+    modalities: Annotated[list[Modality], Field(min_length=1)] = field(default_factory=lambda: list(MODALITIES))
+    options: Annotated[int, Field(ge=2, le=26)] = 4
+    content_question: Text = "What is the subject of this artwork?"
+    emotion_question: Text = "Which emotion does this artwork express?"
+    emotion_distances: list[list[Share]] = field(default_factory=lambda: [[0.2, 1.2], [0.6, 1.8], [1.2, 2.83]])
+    emotion_positions: dict[str, Annotated[list[Coordinate], Field(min_length=2, max_length=2)]] | None = None
+    max_vote_share: Annotated[float, Field(ge=0, lt=0.5)] = 0.2
+    content_pool: Literal["refuse", "widen"] = "refuse"
+    # Of a clip that a rule cannot use: end the build and name it, or leave it out and count it.
+    ties: Literal["refuse", "drop"] = "refuse"
+    unlabelled: Literal["refuse", "drop"] = "refuse"
+    duplicates: Literal["refuse", "drop"] = "refuse"
+    shard_mb: Annotated[float, Field(gt=0)] = 256.0
 
     def __post_init__(self):
-        for name in ("manifest", "out", "name", "content_question", "emotion_question"):
-            if not getattr(self, name):
-                raise InputError(f"config field `{name}` is missing; give it in the file or as {name}=VALUE.")
-        for name, allowed in (("aspects", ASPECTS), ("modalities", MODALITIES)):
-            values = getattr(self, name)
-            self._check(
-                isinstance(values, list) and bool(values) and set(values) <= set(allowed),
-                name,
-                f"allowed is a list of {', '.join(allowed)}",
+        for name, hint in get_type_hints(type(self), include_extras=True).items():
+            try:
+                TypeAdapter(hint).validate_python(getattr(self, name))
+            except ValidationError as error:
+                message = f"config field `{name}` is {getattr(self, name)!r}: {error.errors()[0]['msg']}."
+                raise InputError(message) from None
+        # In the schema's order and once each, so that the order in the file changes nothing.
+        self.aspects = [aspect for aspect in ASPECTS if aspect in self.aspects]
+        self.modalities = [modality for modality in MODALITIES if modality in self.modalities]
+        bands = self.emotion_distances
+        fit = len(bands) == self.options - 1 and all(len(band) == 2 and band[0] < band[1] for band in bands)
+        if "emotion" in self.aspects and not fit:
+            raise InputError(
+                f"config field `emotion_distances` is {bands!r}; {self.options} options need {self.options - 1} bands "
+                "[low, high] with low < high, one a distractor."
             )
-            # In the schema's order and once each, so that the order in the file changes nothing.
-            setattr(self, name, [value for value in allowed if value in values])
-        for name, allowed in (
-            ("split", SPLITS), ("ties", POLICIES), ("unlabelled", POLICIES), ("duplicates", POLICIES),
-            ("content_pool", ("refuse", "widen")),
-        ):  # fmt: skip
-            self._check(getattr(self, name) in allowed, name, f"allowed are {', '.join(allowed)}")
-        self._check(2 <= self.options <= 26, "options", "allowed is 2 to 26")
-        self._check(self.seed >= 0, "seed", "give a whole number from 0")
-        self._check(self.shard_mb > 0, "shard_mb", "give a number above 0")
-        self._check(0 <= self.max_vote_share < 0.5, "max_vote_share", "allowed is 0 to below 0.5")
-        if "emotion" in self.aspects:
-            self._check_positions()
-
-    def _check(self, fits: bool, name: str, remedy: str) -> None:
-        if not fits:
-            raise InputError(f"config field `{name}` is {getattr(self, name)!r}; {remedy}.")
-
-    def _check_positions(self) -> None:
-        bands, positions = self.emotion_distances, self.emotion_positions
-        self._check(
-            isinstance(bands, list) and len(bands) == self.options - 1,
-            "emotion_distances",
-            f"{self.options} options need {self.options - 1} bands [low, high], one a distractor",
-        )
-        for band in bands:
-            if not _is_numbers(band, 2) or not 0 <= band[0] < band[1]:
-                raise InputError(
-                    f"config field `emotion_distances` holds {band!r}; a band is [low, high] with 0 <= low < high; "
-                    f"the diagonal of the valence-arousal space is {math.sqrt(8):.2f} long."
-                )
-        self._check(positions is None or isinstance(positions, dict), "emotion_positions", "give label: [v, a]")
-        for label, position in (positions or {}).items():
-            if not _is_numbers(position, 2) or max(abs(value) for value in position) > 1:
-                raise InputError(
-                    f"config field `emotion_positions`: {label!r} is {position!r}; give [valence, arousal] in [-1, 1]."
-                )
 
     def rules(self) -> dict[str, Any]:
         """Every field that shapes the items, without the paths of this machine."""
@@ -146,14 +115,6 @@ def read_build_config(path: str, overrides: Sequence[str] = ()) -> BuildConfig:
     """
     fields = ", ".join(known.name for known in dataclasses.fields(BuildConfig))
     return build_config(BuildConfig, read_config(path, overrides, "benchmark"), f"the fields are {fields}.")
-
-
-def _is_numbers(value: object, count: int) -> bool:
-    return (
-        isinstance(value, list | tuple)
-        and len(value) == count
-        and all(isinstance(number, int | float) and not isinstance(number, bool) for number in value)
-    )
 
 
 # ---- distractors
@@ -228,12 +189,9 @@ def nearest_to_bands(
 
 
 def _candidates(answer: str, positions: Positions, bands, rng: np.random.Generator) -> Iterator[Labels]:
+    others = [label for label in sorted(positions) if label != answer]
     inside = [
-        [
-            label
-            for label in sorted(positions)
-            if label != answer and low <= math.dist(positions[answer], positions[label]) <= high
-        ]
+        [label for label in others if low <= math.dist(positions[answer], positions[label]) <= high]
         for low, high in bands
     ]
     if not all(inside):
@@ -276,13 +234,8 @@ class Question:
     distribution: dict[str, float] | None = None
 
 
-class Drawn(NamedTuple):
-    """votes: {label: share}, where there are several annotators."""
-
-    clip: Clip
-    answer: str
-    distractors: list[str]
-    votes: dict[str, float] | None = None
+# clip id -> (answer, distractors, {label: share of the votes} where there are several annotators)
+Drawn = dict[str, tuple[str, list[str], dict[str, float] | None]]
 
 
 def make_questions(clips: Sequence[Clip], config: BuildConfig) -> tuple[list[Question], Counter, Positions]:
@@ -298,77 +251,69 @@ def make_questions(clips: Sequence[Clip], config: BuildConfig) -> tuple[list[Que
         InputError: naming the clip, the rule and the remedy.
     """
     counts: Counter = Counter()
-    drawn: dict[str, list[Drawn]] = {}
-    emotions: Positions = {}
-    if "content" in config.aspects:
-        drawn["content"] = _content(clips, config, counts)
-    if "emotion" in config.aspects:
-        drawn["emotion"], emotions = _emotion(clips, config, counts)
-    by_clip: dict[str, list[Question]] = defaultdict(list)
-    for aspect, found in drawn.items():
-        if not found:
+    positions: Positions = {}
+    by_clip: dict[str, list[Question]] = {clip.id: [] for clip in clips}
+    for aspect in config.aspects:
+        if aspect == "content":
+            drawn, text = _content(clips, config, counts), config.content_question
+        else:
+            (drawn, positions), text = _emotion(clips, config, counts), config.emotion_question
+        if not drawn:
             raise InputError(
                 f"no clip of the split {config.split!r} has the label `{aspect}`; add labels to the manifest, or "
                 f"leave {aspect!r} out of `aspects`."
             )
         rng = np.random.default_rng([config.seed, ASPECTS.index(aspect)])
-        answer_positions = rng.permutation(np.arange(len(found)) % config.options)
-        text = config.content_question if aspect == "content" else config.emotion_question
-        for (clip, answer, distractors, votes), at in zip(found, answer_positions):
+        answer_positions = rng.permutation(np.arange(len(drawn)) % config.options)
+        answered = [clip for clip in clips if clip.id in drawn]
+        for clip, at in zip(answered, answer_positions):
+            answer, distractors, votes = drawn[clip.id]
             options = (*distractors[:at], answer, *distractors[at:])
             by_clip[clip.id].append(Question(clip, aspect, text, options, answer, votes))
-    return [question for clip in clips for question in by_clip[clip.id]], counts, emotions
+    return [question for clip in clips for question in by_clip[clip.id]], counts, positions
 
 
-def _content(clips: Sequence[Clip], config: BuildConfig, counts: Counter) -> list[Drawn]:
+def _content(clips: Sequence[Clip], config: BuildConfig, counts: Counter) -> Drawn:
     """Each clip with a content; distractors are contents of its art form."""
     # By the normalised text, so that "Rain" and "the rain" are never both options.
     texts: dict[str, str] = {}
     pools: dict[str | None, Counter] = defaultdict(Counter)
-    for clip in clips:
-        if clip.content is None:
-            _leave_out(clip, "content", config, counts)
-            continue
-        texts.setdefault(normalised(clip.content), clip.content)
-        pools[clip.art_form][normalised(clip.content)] += 1
+    labelled = _labelled(clips, "content", config, counts)
+    for clip in labelled:
+        texts.setdefault(normalised(str(clip.content)), str(clip.content))
+        pools[clip.art_form][normalised(str(clip.content))] += 1
     every = sum(pools.values(), Counter())
     needed = config.options - 1
-    dealer = _dealer(config, "content")
-    drawn: dict[str, Drawn] = {}
-    for clip in _shuffled([clip for clip in clips if clip.content is not None], dealer):
+    dealer = Dealer(np.random.default_rng([config.seed, ASPECTS.index("content"), 1]))
+    drawn: Drawn = {}
+    for clip in _shuffled(labelled, dealer):
         answer = normalised(str(clip.content))
-        pool = {key: count for key, count in pools[clip.art_form].items() if key != answer}
-        if len(pool) < needed:
-            if config.content_pool == "refuse":
-                raise InputError(
-                    f"clip {clip.id!r}: the art form {clip.art_form!r} has {len(pool)} other contents, and "
-                    f"{needed} distractors are needed. Lower `options`, or set content_pool=widen to take those of "
-                    "all art forms."
-                )
+        pool = pools[clip.art_form]
+        if len(pool) <= needed and config.content_pool == "widen":
             counts["content_pool_widened"] += 1
-            pool = {key: count for key, count in every.items() if key != answer}
-            if len(pool) < needed:
-                raise InputError(
-                    f"clip {clip.id!r}: the manifest has {len(pool)} other contents in all, and {needed} distractors "
-                    "are needed. Lower `options`."
-                )
-        chosen = dealer.deal(answer, drawn_sets(pool, needed, dealer.rng))
-        drawn[clip.id] = Drawn(clip, str(clip.content), [texts[key] for key in chosen])
-    return [drawn[clip.id] for clip in clips if clip.id in drawn]
+            pool = every
+        if len(pool) <= needed:
+            raise InputError(
+                f"clip {clip.id!r}: {needed} distractors are needed, and the art form {clip.art_form!r} has "
+                f"{len(pool) - 1} other contents. Lower `options`, or set content_pool=widen to take those of all art "
+                "forms."
+            )
+        others = {content: count for content, count in pool.items() if content != answer}
+        chosen = dealer.deal(answer, drawn_sets(others, needed, dealer.rng))
+        drawn[clip.id] = (str(clip.content), [texts[content] for content in chosen], None)
+    return drawn
 
 
-def _emotion(clips: Sequence[Clip], config: BuildConfig, counts: Counter) -> tuple[list[Drawn], Positions]:
+def _emotion(clips: Sequence[Clip], config: BuildConfig, counts: Counter) -> tuple[Drawn, Positions]:
     """Each clip with one strongest emotion; distractors by their distances, and the positions these come from."""
     answers: dict[str, tuple[str, dict[str, float] | None]] = {}
-    for clip in clips:
-        if clip.emotion is None:
-            _leave_out(clip, "emotion", config, counts)
-        elif (found := strongest(clip, config, counts)) is not None:
+    for clip in _labelled(clips, "emotion", config, counts):
+        if (found := strongest(clip, config, counts)) is not None:
             answers[clip.id] = found
     positions = label_positions(clips, {clip: answer for clip, (answer, _) in answers.items()}, config)
-    dealer, bands = _dealer(config, "emotion"), config.emotion_distances
+    dealer, bands = Dealer(np.random.default_rng([config.seed, ASPECTS.index("emotion"), 1])), config.emotion_distances
     sets = {label: banded_sets(label, positions, bands, dealer.rng) for label in positions}
-    drawn: dict[str, Drawn] = {}
+    drawn: Drawn = {}
     for clip in _shuffled([clip for clip in clips if clip.id in answers], dealer):
         answer, votes = answers[clip.id]
         free = _free(clip, answer, votes or {}, positions, config)
@@ -376,9 +321,8 @@ def _emotion(clips: Sequence[Clip], config: BuildConfig, counts: Counter) -> tup
         if not mutual:
             counts["emotion_one_sided" if one_sided else "emotion_outside_band"] += 1
         nearest = [] if mutual or one_sided else [nearest_to_bands(answer, sorted(free), positions, bands)]
-        allowed = mutual or one_sided or nearest
-        drawn[clip.id] = Drawn(clip, answer, dealer.deal(answer, allowed), votes)
-    return [drawn[clip.id] for clip in clips if clip.id in drawn], positions
+        drawn[clip.id] = (answer, dealer.deal(answer, mutual or one_sided or nearest), votes)
+    return drawn, positions
 
 
 def _free(clip: Clip, answer: str, votes: Mapping[str, float], positions: Positions, config: BuildConfig) -> set[str]:
@@ -425,11 +369,6 @@ def label_positions(clips: Sequence[Clip], answers: Mapping[str, str], config: B
         if clip.id in answers and clip.valence is not None and clip.arousal is not None:
             points[answers[clip.id]].append((clip.valence, clip.arousal))
     given = config.emotion_positions or {}
-    if unknown := sorted(set(given) - set(answers.values())):
-        raise InputError(
-            f"config field `emotion_positions` names {unknown[0]!r}, which is no clip's emotion; the emotions are "
-            f"{', '.join(sorted(set(answers.values())))}."
-        )
     positions: Positions = {}
     for label in sorted(set(answers.values())):
         if label in given:
@@ -445,17 +384,18 @@ def label_positions(clips: Sequence[Clip], answers: Mapping[str, str], config: B
     return positions
 
 
-def _leave_out(clip: Clip, aspect: str, config: BuildConfig, counts: Counter) -> None:
-    if config.unlabelled == "refuse":
-        raise InputError(
-            f"clip {clip.id!r} has no label `{aspect}`. Add it, leave {aspect!r} out of `aspects`, or set "
-            "unlabelled=drop to leave such questions out."
-        )
-    counts[f"{aspect}_unlabelled_dropped"] += 1
-
-
-def _dealer(config: BuildConfig, aspect: str) -> Dealer:
-    return Dealer(np.random.default_rng([config.seed, ASPECTS.index(aspect), 1]))
+def _labelled(clips: Sequence[Clip], aspect: str, config: BuildConfig, counts: Counter) -> list[Clip]:
+    """The clips with the label of an aspect; what becomes of the others is `config.unlabelled`."""
+    labelled = [clip for clip in clips if getattr(clip, aspect) is not None]
+    if len(labelled) < len(clips):
+        if config.unlabelled == "refuse":
+            first = next(clip.id for clip in clips if getattr(clip, aspect) is None)
+            raise InputError(
+                f"clip {first!r} has no label `{aspect}`. Add it, leave {aspect!r} out of `aspects`, or set "
+                "unlabelled=drop to leave such questions out."
+            )
+        counts[f"{aspect}_unlabelled_dropped"] = len(clips) - len(labelled)
+    return labelled
 
 
 def _shuffled(clips: Sequence[Clip], dealer: Dealer) -> list[Clip]:

@@ -6,18 +6,29 @@ their hash. Nothing that a shard holds becomes part of a file name but one of a 
 """
 
 import hashlib
-import json
 import logging
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field, TypeAdapter, ValidationError
+
+from ..data.manifest import parse_medium
 from ..model.inputs import MODALITIES
-from ..utils import InputError, atomic_file, cache_dir, read_json, sha256_of_file, write_json_lines
+from ..utils import (
+    InputError,
+    atomic_file,
+    cache_dir,
+    read_json,
+    read_json_lines,
+    sha256_of_file,
+    sha256_of_json,
+    write_json_lines,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -29,10 +40,13 @@ FORMAT = 1
 UNPACKING = 1
 # Items that are in memory at once while shards are unpacked: each may hold a video.
 BATCH_ITEMS = 8
+# Threads that hash, decode and copy media. Each holds one clip.
+WORKERS = min(8, os.cpu_count() or 1)
 
 ASPECTS = ("content", "emotion")
 REQUIRED = ("id", "clip_id", "modality", "aspect", "question", "options", "answer")
 MEDIA = ("audio", "image", "video")
+_MEDIA_OF = {"audio": (["audio"],), "visual": (["image"], ["video"]), "av": (["audio", "image"], ["audio", "video"])}
 OPTIONAL = (*MEDIA, "valence", "arousal", "emotion_distribution", "art_form", "license", "source")
 SUFFIXES = frozenset(
     ".wav .flac .mp3 .ogg .opus .aif .aiff .m4a .aac .mp4 .m4v .mov .webm .mkv .avi .png .jpg .jpeg .webp .gif .bmp "
@@ -44,6 +58,12 @@ _BEGINNINGS = (
     (0, b"\x89PNG", ".png"), (0, b"\xff\xd8\xff", ".jpg"), (8, b"WEBP", ".webp"), (0, b"GIF8", ".gif"),
     (4, b"ftyp", ".mp4"), (0, b"\x1aE\xdf\xa3", ".mkv"),
 )  # fmt: skip
+
+Text = Annotated[str, Field(min_length=1)]
+Modality = Annotated[str, Field(pattern=f"^({'|'.join(MODALITIES)})$")]
+Aspect = Annotated[str, Field(pattern=f"^({'|'.join(ASPECTS)})$")]
+Share = Annotated[float, Field(ge=0, strict=True)]
+Coordinate = Annotated[float, Field(ge=-1, le=1, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -61,22 +81,25 @@ class Item:
         emotion_distribution: label -> share of the annotators, or None.
     """
 
-    id: str
-    clip_id: str
-    modality: str
-    aspect: str
-    question: str
-    options: tuple[str, ...]
-    answer: str
+    id: Text
+    clip_id: Text
+    modality: Modality
+    aspect: Aspect
+    question: Text
+    options: Annotated[tuple[Text, ...], Field(min_length=2, max_length=26)]
+    answer: Text
     audio: str | None = None
     image: str | None = None
     video: str | None = None
-    valence: float | None = None
-    arousal: float | None = None
-    emotion_distribution: dict[str, float] | None = None
+    valence: Coordinate | None = None
+    arousal: Coordinate | None = None
+    emotion_distribution: dict[str, Share] | None = None
     art_form: str | None = None
     license: str | None = None
     source: str | None = None
+
+
+_ITEM = TypeAdapter(Item)
 
 
 @dataclass(frozen=True)
@@ -111,8 +134,8 @@ def load(folder: str | Path) -> Benchmark:
         InputError: naming the file and line, the item, the column, what was found and what is allowed.
     """
     folder, info = open_folder(folder)
-    items: list[Item] = []
-    for _, _, item in read_items(folder, info):
+    items = []
+    for _, item in read_items(folder):
         if isinstance(item, InputError):
             raise item
         items.append(item)
@@ -130,8 +153,14 @@ def open_folder(folder: str | Path) -> tuple[Path, dict]:
     folder = Path(folder).expanduser().absolute()
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; name a benchmark folder that holds {ITEMS_FILE}.")
+    info_file = folder / INFO_FILE
+    info = read_json(info_file, "about the benchmark") if info_file.is_file() else {}
     # Before anything is unpacked: of a newer format nothing is known.
-    info = read_info(folder / INFO_FILE)
+    if (found := info.get("format", FORMAT)) != FORMAT:
+        raise InputError(
+            f"{info_file}: this release of vaemotionllm reads format {FORMAT} and not {found!r}. If that is newer, "
+            "upgrade the package, or take an older revision of the benchmark."
+        )
     if not (folder / ITEMS_FILE).is_file():
         shards = sorted(path for path in folder.glob(SHARDS) if path.is_file())
         if not shards:
@@ -143,190 +172,64 @@ def open_folder(folder: str | Path) -> tuple[Path, dict]:
     return folder, info
 
 
-def read_items(folder: Path, info: dict) -> Iterator[tuple[int, object, Item | InputError]]:
-    """(line number, row, item) of each line of `test.jsonl` that is not empty.
+def read_items(folder: Path) -> Iterator[tuple[str, Item | InputError]]:
+    """(id, item) of each line of `test.jsonl` that is not empty.
 
-    The item is an InputError where the row is not JSON, holds a value that is not allowed, or repeats an id. The
-    benchmark's art forms are those that `info` declares; without any, every art form is allowed.
+    The item is an InputError where the row holds a value that is not allowed, or repeats an id.
 
     Raises:
-        InputError: the file is not UTF-8.
+        InputError: a line is no JSON object in UTF-8.
     """
     lines: dict[str, int] = {}
     for number, row in enumerate_rows(folder):
+        found = str(row.get("id"))
+        where = f"{where_of(folder, number)} (item {found!r})"
         try:
-            if isinstance(row, InputError):
-                raise row
-            item = parse_item(row, folder, where_of(folder, number), info.get("art_forms"))
+            item = _item(row, folder, where)
             if lines.setdefault(item.id, number) != number:
-                raise InputError(
-                    f"{where_of(folder, number)}: the id {item.id!r} is that of line {lines[item.id]}; ids must be "
-                    "unique."
-                )
+                raise InputError(f"{where}: the id is that of line {lines[item.id]}; ids must be unique.")
         except InputError as error:
-            yield number, row, error
+            yield found, error
         else:
-            yield number, row, item
+            yield found, item
 
 
-def enumerate_rows(folder: Path) -> Iterator[tuple[int, "object | InputError"]]:
-    """(line number, row) of each line of `test.jsonl` that is not empty; an InputError where it is not JSON.
-
-    Raises:
-        InputError: the file is not UTF-8.
-    """
-    path = folder / ITEMS_FILE
-    try:
-        # Only a newline ends an item: others, such as U+2028, may stand inside a JSON string.
-        with open(path, encoding="utf-8", newline="\n") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    try:
-                        row = json.loads(line)
-                    except ValueError as error:
-                        row = InputError(f"{where_of(folder, number)}: not valid JSON ({error}).")
-                    yield number, row
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 ({error}); save it in that encoding.") from error
+def enumerate_rows(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, row) of each line of `test.jsonl` that is not empty."""
+    return read_json_lines(folder / ITEMS_FILE, "line")
 
 
 def where_of(folder: Path, number: int) -> str:
     return f"{folder / ITEMS_FILE}, line {number}"
 
 
-def parse_item(row: object, folder: Path, where: str, art_forms: Sequence[str] | None = None) -> Item:
-    """One row as an `Item`, with absolute media paths; see `load` for the errors.
-
-    `art_forms` are those that the benchmark declares; with None every art form is allowed.
-    """
-    if not isinstance(row, dict):
-        raise InputError(f"{where}: a JSON object is expected, found {type(row).__name__}.")
-    missing = [column for column in REQUIRED if row.get(column) is None]
-    if missing:
+def _item(row: dict[str, Any], folder: Path, where: str) -> Item:
+    """One row as an `Item`, with absolute media paths; see `load` for the errors."""
+    try:
+        item = _ITEM.validate_python(row)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        column = ".".join(map(str, wrong["loc"]))
+        found = f"; found {wrong['input']!r}" if wrong["type"] != "missing" else ""
+        raise InputError(f"{where}: column {column!r}: {wrong['msg']}{found}.") from None
+    shares = item.emotion_distribution
+    if shares is not None and not math.isclose(sum(shares.values()), 1, abs_tol=1e-3):
+        raise InputError(f"{where}: the shares of column 'emotion_distribution' do not sum to 1: {shares}.")
+    if len(set(item.options)) < len(item.options) or item.answer not in item.options:
         raise InputError(
-            f"{where} (item {row.get('id')!r}): the column {missing[0]!r} is missing. Required are "
-            f"{', '.join(REQUIRED)}; found {', '.join(row)}."
+            f"{where}: the options are {list(item.options)} and the answer is {item.answer!r}; different options are "
+            "needed, and the answer among them."
         )
-    where = f"{where} (item {row['id']!r})"
-    for column, (fits, allowed) in _RULES.items():
-        _check(fits(row.get(column)), where, column, row.get(column), allowed)
-    options, art_form = row["options"], row.get("art_form")
-    _check(row["answer"] in options, where, "answer", row["answer"], f"one of the item's options {options}")
-    declared = f"one that {INFO_FILE} declares in `art_forms`: {', '.join(art_forms or ())}"
-    _check(art_forms is None or art_form is None or art_form in art_forms, where, "art_form", art_form, declared)
-    media: dict[str, Any] = {column: _resolve(row.get(column), folder, where, column) for column in MEDIA}
-    _check_modality(row["modality"], media, where)
-    rest: dict[str, Any] = {column: row.get(column) for column in OPTIONAL if column not in MEDIA}
-    return Item(
-        **{column: row[column] for column in REQUIRED if column != "options"}, options=tuple(options), **media, **rest
-    )
-
-
-def _check(fits: bool, where: str, column: str, value: object, allowed: str) -> None:
-    if not fits:
-        raise InputError(f"{where}: column {column!r} is {value!r}; allowed is {allowed}.")
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and value != ""
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_distribution(value: object) -> bool:
-    return (
-        isinstance(value, dict)
-        and bool(value)
-        and all(_is_number(share) and share >= 0 for share in value.values())
-        and math.isclose(sum(value.values()), 1, abs_tol=1e-3)
-    )
-
-
-def _are_options(value: object) -> bool:
-    return (
-        isinstance(value, list)
-        and all(map(_is_text, value))
-        and 2 <= len(value) <= 26
-        and len(set(value)) == len(value)
-    )
-
-
-# Column -> (whether a value fits, what is allowed).
-_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    **dict.fromkeys(("id", "clip_id", "question", "answer"), (_is_text, "a string that is not empty")),
-    "modality": (lambda value: value in MODALITIES, f"one of {', '.join(MODALITIES)}"),
-    "aspect": (lambda value: value in ASPECTS, f"one of {', '.join(ASPECTS)}"),
-    "options": (_are_options, "a list of 2 to 26 different strings"),
-    **dict.fromkeys(
-        ("valence", "arousal"),
-        (lambda value: value is None or (_is_number(value) and -1 <= value <= 1), "a number in [-1, 1], or null"),
-    ),
-    "emotion_distribution": (
-        lambda value: value is None or _is_distribution(value),
-        "an object label -> share whose shares sum to 1, or null",
-    ),
-    **dict.fromkeys(
-        ("art_form", "license", "source"),
-        (lambda value: value is None or isinstance(value, str), "a string, or null"),
-    ),
-}
-
-
-def _resolve(value: object, folder: Path, where: str, column: str) -> str | None:
-    if value is None:
-        return None
-    _check(_is_text(value), where, column, value, "a path relative to the benchmark folder, or null")
-    # As in the manifest, links are not followed: the Hub's cache links every file to a blob outside the snapshot.
-    relative = os.path.normpath(str(value))
-    path = Path(os.path.abspath(folder)) / relative
-    if os.path.isabs(relative) or relative.split(os.sep)[0] == "..":
+    media: dict[str, Any] = {name: parse_medium(getattr(item, name), name, where, folder) for name in MEDIA}
+    # Each modality carries exactly its media: an image in an audio-only item would leak the answer.
+    given = [column for column in MEDIA if media[column]]
+    if given not in _MEDIA_OF[item.modality]:
+        needed = " or ".join(" and ".join(columns) for columns in _MEDIA_OF[item.modality])
         raise InputError(
-            f"{where}: column {column!r} is {value!r}, which lies outside {folder}; copy the file into it."
+            f"{where}: the modality {item.modality!r} needs {needed} and no other medium; given are "
+            f"{', '.join(given) or 'none'}."
         )
-    if not path.is_file():
-        raise InputError(f"{where}: column {column!r} names {value!r}, but there is no file {path}.")
-    return str(path)
-
-
-def _check_modality(modality: str, media: dict[str, str | None], where: str) -> None:
-    """Each modality carries exactly its media: an image in an audio-only item would leak the answer."""
-    visual = [column for column in ("image", "video") if media[column]]
-    if len(visual) > 1:
-        raise InputError(f"{where}: both 'image' and 'video' are set; an item has one of them.")
-    for needs, has, columns in (
-        (modality != "visual", media["audio"] is not None, "'audio'"),
-        (modality != "audio", bool(visual), "'image' or 'video'"),
-    ):
-        if needs and not has:
-            raise InputError(f"{where}: the modality {modality!r} needs {columns}, which is null.")
-        if has and not needs:
-            raise InputError(f"{where}: the modality {modality!r} must not carry {columns}; set it to null.")
-
-
-def read_info(path: Path) -> dict:
-    """The content of benchmark.json, {} where there is none.
-
-    Raises:
-        InputError: no JSON object, another format, a field of a wrong type.
-    """
-    if not path.is_file():
-        return {}
-    info = read_json(path, "about the benchmark")
-    found = info.get("format", FORMAT)
-    if isinstance(found, int) and found > FORMAT:
-        raise InputError(
-            f"{path}: format {found} is newer than format {FORMAT}, the newest that this release of vaemotionllm "
-            "reads. Upgrade the package vaemotionllm, or take an older revision of the benchmark."
-        )
-    if found != FORMAT:
-        raise InputError(f"{path}: format {found!r} is not known; this release reads format {FORMAT}.")
-    forms = info.get("art_forms")
-    strings = isinstance(forms, list) and bool(forms) and all(isinstance(form, str) and form for form in forms)
-    if forms is not None and not strings:
-        raise InputError(f"{path}: `art_forms` is {forms!r}; allowed is a list of strings that is not empty, or null.")
-    return info
+    return replace(item, **media)
 
 
 # ---- parquet shards
@@ -335,18 +238,19 @@ def read_info(path: Path) -> dict:
 def _unpacked(folder: Path, shards: Sequence[Path]) -> Path:
     """The folder in the cache that holds what the shards embed, made where it is not there yet.
 
-    It is found by the content of the shards and of benchmark.json; an unpacking that was killed resumes. Memory holds
-    `BATCH_ITEMS` items at a time, beside one row group's dictionary of media.
+    It is found by name, size and time of change of the shards and of benchmark.json; an unpacking that was killed
+    resumes. Memory holds `BATCH_ITEMS` items at a time, beside one row group's dictionary of media.
 
     Raises:
-        InputError: a shard that is no readable parquet file, lacks a column, or does not embed its media.
+        InputError: a shard that is no readable parquet file, or does not embed its media.
     """
     from filelock import FileLock
 
     root = cache_dir() / "benchmarks"
     root.mkdir(parents=True, exist_ok=True)
     info = folder / INFO_FILE
-    out = root / _key([*shards, *([info] if info.is_file() else [])], root)
+    states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in (*shards, info) if path.is_file()]
+    out = root / sha256_of_json([UNPACKING, states])[:24]
     with FileLock(root / f".{out.name}.lock"):
         if out.is_dir():
             return out
@@ -362,25 +266,11 @@ def _unpacked(folder: Path, shards: Sequence[Path]) -> Path:
     return out
 
 
-def _key(files: Sequence[Path], root: Path) -> str:
-    """Stands for what the files hold. Their content is hashed once, and again where size or time of change differ."""
-    states = [(path.name, str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    memo = root / f".{hashlib.sha256(json.dumps(states).encode()).hexdigest()[:24]}.key"
-    if memo.is_file() and len(key := memo.read_text()) == 24:
-        return key
-    digest = hashlib.sha256(f"{UNPACKING}".encode())
-    for path in files:
-        digest.update(f"{path.name} {sha256_of_file(path)}\n".encode())
-    with atomic_file(memo) as temporary:
-        temporary.write_text(digest.hexdigest()[:24])
-    return digest.hexdigest()[:24]
-
-
 def _plain_rows(shard: Path, out: Path) -> Iterator[dict[str, Any]]:
     """Rows of a shard as in `test.jsonl`; their media are written below `out`."""
     for row in _embedded_rows(shard):
         for column in MEDIA:
-            row[column] = _written(row.get(column), column, f"{shard} (item {row['id']!r})", out)
+            row[column] = _written(row.get(column), f"{shard} (item {row.get('id')!r})", out)
         if isinstance(shares := row.get("emotion_distribution"), dict):
             # A struct has every label in every row, the absent ones as None.
             row["emotion_distribution"] = {k: v for k, v in shares.items() if v is not None} or None
@@ -394,20 +284,14 @@ def _embedded_rows(shard: Path) -> Iterator[dict[str, Any]]:
 
     try:
         with pyarrow.parquet.ParquetFile(shard) as file:
-            found = file.schema_arrow.names
-            if missing := [column for column in REQUIRED if column not in found]:
-                raise InputError(
-                    f"{shard}: the column {missing[0]!r} is missing. Required are {', '.join(REQUIRED)}; found "
-                    f"{', '.join(found)}."
-                )
-            known = [column for column in (*REQUIRED, *OPTIONAL) if column in found]
+            known = [column for column in (*REQUIRED, *OPTIONAL) if column in file.schema_arrow.names]
             for batch in file.iter_batches(batch_size=BATCH_ITEMS, columns=known):
                 yield from batch.to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{shard} is not a readable parquet file: {error}") from error
 
 
-def _written(value: object, column: str, where: str, out: Path) -> str | None:
+def _written(value: object, where: str, out: Path) -> str | None:
     """Writes one embedded medium and returns its path relative to the benchmark folder."""
     name: object = None
     if isinstance(value, dict):
@@ -415,10 +299,7 @@ def _written(value: object, column: str, where: str, out: Path) -> str | None:
     if value is None and name is None:
         return None
     if not isinstance(value, bytes):
-        raise InputError(
-            f"{where}: column {column!r} embeds no bytes (path {name!r}). Shards must embed their media; a benchmark "
-            f"of separate files is a folder with {ITEMS_FILE}."
-        )
+        raise InputError(f"{where}: {name or value!r} is no embedded medium; shards must embed their media.")
     relative = f"media/{hashlib.sha256(value).hexdigest()}{suffix_of(name, value)}"
     if not (out / relative).is_file():
         with atomic_file(out / relative) as temporary:

@@ -4,16 +4,14 @@ And `vaemotionllm nano`, which builds the embedded default.
 """
 
 import argparse
-import sys
 from collections import Counter
 from pathlib import Path
 
 from ..benchmark import schema
 from ..nano import select
-from ..utils import InputError, write_json
+from ..utils import write_json
 
 NAME = "a benchmark folder, OWNER/NAME on the Hub, or nano for the embedded set"
-WORKERS = "threads that decode; default: one a core, 8 at most"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,14 +22,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     validate = actions.add_parser("validate", help="check a benchmark: items, media, duplicates, balance, licences")
     validate.set_defaults(do=_validate)
     validate.add_argument("name", metavar="DIR_OR_HUB_NAME", help=NAME)
-    validate.add_argument("--json", type=Path, metavar="FILE", help="write all issues, measures and thresholds there")
+    validate.add_argument("--json", type=Path, metavar="FILE", help="write all issues there")
     validate.add_argument("--no-media", action="store_true", help="check the items alone; decode nothing")
     validate.add_argument(
         "--against",
-        metavar="MANIFEST_OR_DIR",
-        help="look for the benchmark's media among a manifest's train and validation clips, or in another benchmark",
+        metavar="MANIFEST",
+        help="look for the benchmark's media among a manifest's train and validation clips",
     )
-    validate.add_argument("--workers", type=int, metavar="N", help=WORKERS)
 
     build = actions.add_parser("build", help="make a benchmark from a manifest of annotated clips")
     build.set_defaults(do=_build)
@@ -39,7 +36,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config", required=True, metavar="FILE.yaml", help="a YAML file, or the name of one in configs/benchmark/"
     )
     build.add_argument("overrides", nargs="*", metavar="key=value", help="single fields, such as seed=1")
-    build.add_argument("--workers", type=int, metavar="N", help=WORKERS)
 
     push = actions.add_parser("push", help="upload a benchmark folder to the Hub as a data set")
     push.set_defaults(do=_push)
@@ -56,8 +52,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int | None:
-    if (workers := getattr(args, "workers", None)) is not None and workers < 1:
-        raise InputError(f"--workers is {workers}; at least 1 is needed.")
     if getattr(args, "json", None):
         args.json.parent.mkdir(parents=True, exist_ok=True)
     return args.do(args)
@@ -80,7 +74,7 @@ def _validate(args: argparse.Namespace) -> int:
     """0: no error; 1: errors were found. What cannot be read at all ends with 2, as every bad argument."""
     from ..benchmark.validate import validate
 
-    report = validate(select.find(args.name), not args.no_media, args.against, args.workers, sys.stderr.isatty())
+    report = validate(select.find(args.name), not args.no_media, args.against)
     if args.json:
         write_json(args.json, report.as_dict())
     for line in report.lines():
@@ -97,10 +91,11 @@ def _build(args: argparse.Namespace) -> None:
     from ..benchmark.build import build
     from ..benchmark.questions import read_build_config
 
-    built = build(read_build_config(args.config, args.overrides), args.workers, sys.stderr.isatty())
-    for name, count in sorted(built.counts.items()):
+    config = read_build_config(args.config, args.overrides)
+    built = build(config)
+    for name, count in built["counts"].items():
         print(f"{name.replace('_', ' ')}: {count}")
-    print(f"{built.folder}: {built.items} items about {built.clips} clips in {built.shards} shards")
+    print(f"{config.out}: {built['items']} items about {built['clips']} clips in {len(built['shards'])} shards")
 
 
 def _push(args: argparse.Namespace) -> None:

@@ -122,11 +122,11 @@ def test_shards_without_bytes_or_columns_are_refused(folder, tmp_path):
     def path_only(row):
         return row | {"image": row["image"] and {"bytes": None, "path": "media/clip-0.png"}}
 
-    with pytest.raises(InputError, match="item 'clip-0-content-visual'.*'image' embeds no bytes"):
+    with pytest.raises(InputError, match="item 'clip-0-content-visual'.*media/clip-0.png.*must embed their media"):
         schema.load(write_shards(folder, tmp_path / "a", path_only))
     (tmp_path / "b/data").mkdir(parents=True)
     pq.write_table(pa.table({"id": ["x"]}), tmp_path / "b/data/test-00000.parquet")
-    with pytest.raises(InputError, match="the column 'clip_id' is missing"):
+    with pytest.raises(InputError, match="column 'clip_id': Field required"):
         schema.load(tmp_path / "b")
     (tmp_path / "b/data/test-00000.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(InputError, match="is not a readable parquet file"):
@@ -150,33 +150,22 @@ def test_a_newer_format_is_refused_with_what_to_upgrade(folder, tmp_path, kind):
     copy = write_shards(folder, tmp_path / "a", format=schema.FORMAT + 1)
     if kind == "plain":
         (copy / schema.ITEMS_FILE).write_text("")
-    with pytest.raises(InputError, match="format 2 is newer than format 1.*Upgrade the package vaemotionllm"):
+    with pytest.raises(InputError, match="reads format 1 and not 2.*upgrade the package"):
         schema.load(copy)
     assert not os.path.exists(tmp_path / "cache")
 
 
 @pytest.mark.parametrize("value", ["one", 0, None, [2], 1.5])
 def test_other_formats_are_not_known(folder, tmp_path, value):
-    with pytest.raises(InputError, match="is not known; this release reads format 1"):
+    with pytest.raises(InputError, match="reads format 1 and not"):
         schema.load(write_shards(folder, tmp_path / "a", format=value))
-
-
-def test_an_unknown_art_form_is_an_error_only_where_art_forms_are_declared(folder, tmp_path):
-    assert schema.load(write_shards(folder, tmp_path / "a")).items[0].art_form == "painting"
-    assert schema.load(write_shards(folder, tmp_path / "b", art_forms=["painting"])).items
-    with pytest.raises(
-        InputError, match="'art_form' is 'painting'; allowed is one that benchmark.json.*: film, dance"
-    ):
-        schema.load(write_shards(folder, tmp_path / "c", art_forms=["film", "dance"]))
-    with pytest.raises(InputError, match="`art_forms` is 'film'; allowed is a list of strings"):
-        schema.load(write_shards(folder, tmp_path / "d", art_forms="film"))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"options": ["rain"], "answer": "rain"}, "column 'options' is .'rain'.; allowed is a list of 2 to 26"),
-        ({"answer": "snow"}, "column 'answer' is 'snow'; allowed is one of the item's options"),
+        ({"options": ["rain"], "answer": "rain"}, "column 'options': Tuple should have at least 2 items"),
+        ({"answer": "snow"}, "the answer is 'snow'; different options"),
     ],
 )
 def test_options_of_one_and_answers_beyond_the_options_are_refused(folder, tmp_path, change, message):
