@@ -26,19 +26,20 @@ LEVEL = 0.9
 _FEWEST_CLIPS = 30  # below, a quantile of 0.9 rests on two or three clips
 
 
-def wilson(correct: int, n: int) -> tuple[float, float]:
+def wilson(correct: int, n: int, level: float = CONFIDENCE) -> tuple[float, float]:
     """Wilson's score interval of a proportion.
 
     Args:
         correct: number of successes, 0 <= correct <= n.
         n: number of trials, at least 1.
+        level: confidence level.
 
     Returns:
         Lower and upper end, inside [0, 1].
 
     Reference: E. B. Wilson, 1927, "Probable inference, the law of succession, and statistical inference".
     """
-    interval = stats.binomtest(correct, n).proportion_ci(CONFIDENCE, method="wilson")
+    interval = stats.binomtest(correct, n).proportion_ci(level, method="wilson")
     return float(interval.low), float(interval.high)
 
 
@@ -94,33 +95,36 @@ def _drawn(rng: np.random.Generator, n_clips: int, draws: int) -> np.ndarray:
     return rng.multinomial(n_clips, np.full(n_clips, 1 / n_clips), size=draws).astype(np.float64)
 
 
-def percentile_interval(draws: np.ndarray) -> tuple[float, float]:
+def percentile_interval(draws: np.ndarray, level: float = CONFIDENCE) -> tuple[float, float]:
     """Percentile interval of bootstrap draws; draws that are not finite (0 / 0) are left out."""
     finite = draws[np.isfinite(draws)]
     if not len(finite):
         return float("nan"), float("nan")
-    low, high = np.quantile(finite, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    low, high = np.quantile(finite, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
-def clustered_mean(clips: Sequence[str], values: Sequence[float]) -> tuple[float, float]:
+def clustered_mean(clips: Sequence[str], values: Sequence[float], level: float = CONFIDENCE) -> tuple[float, float]:
     """Bootstrap interval of a mean that draws whole clips: for a cell with more than one item a clip."""
     sums, counts, names = clip_means(clips, values)
     with np.errstate(invalid="ignore", divide="ignore"):
         drawn = bootstrap(len(names), lambda weights: (weights @ sums) / (weights @ counts))
-    return percentile_interval(drawn)
+    return percentile_interval(drawn, level)
 
 
-def accuracy_interval(clips: Sequence[str], scores: Sequence[float]) -> tuple[str, tuple[float, float]]:
+def accuracy_interval(
+    clips: Sequence[str], scores: Sequence[float], level: float = CONFIDENCE
+) -> tuple[str, tuple[float, float]]:
     """Name and ends of the interval of an accuracy: Wilson's with one item a clip, else a bootstrap by clip.
 
     Args:
         clips: the clip of each item.
         scores: 1.0 where the item was answered right, else 0.0.
+        level: confidence level.
     """
     if len(set(clips)) == len(clips):
-        return "wilson", wilson(round(sum(scores)), len(scores))
-    return "bootstrap by clip", clustered_mean(clips, scores)
+        return "wilson", wilson(round(sum(scores)), len(scores), level)
+    return "bootstrap by clip", clustered_mean(clips, scores, level)
 
 
 def paired(
