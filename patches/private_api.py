@@ -22,18 +22,19 @@ PRIVATE = [
     ),
     (
         "ProcessorMixin", "_merge_kwargs", ("tokenizer_init_kwargs",),
-        "called: arguments of a call by modality, checked. When it moves: take what `ProcessorMixin.__call__` calls.",
-    ),
-    (
-        "ProcessorMixin", "_check_special_mm_tokens", ("text", "text_inputs", "modalities"),
-        "called: text and ids hold as many placeholders. When it moves: count `audio_token_id` in the ids.",
+        "overridden, and called on the backbone's: arguments of a call by modality. When it moves: override what "
+        "`ProcessorMixin.__call__` calls.",
     ),
     (
         "ProcessorMixin", "_process_images", ("images",),
-        "called: features of one image and its placeholders. When it moves: call the processor with an image and its "
-        "placeholder, and take the features from what it returns.",
+        "overridden, and called on the backbone's: features of images and their placeholders. When it moves: call the "
+        "backbone's processor with an image and its placeholder, and take the features from what it returns.",
     ),
-    ("ProcessorMixin", "_process_videos", ("videos",), "called, as `_process_images`."),
+    ("ProcessorMixin", "_process_videos", ("videos",), "as `_process_images`."),
+    (
+        "ProcessorMixin", "_process_audio", ("audio",),
+        "overridden: features of audio and their placeholders. When it moves: override what `__call__` calls.",
+    ),
     (
         "Trainer", "_run_epoch", None,
         "overridden: a finished run takes no further step. When it moves: stop in `on_train_begin`.",

@@ -65,18 +65,6 @@ def weight_files(name: str | Path, **where) -> list[str]:
     raise OSError(f"{name} holds no {SAFE_WEIGHTS_NAME} and no {SAFE_WEIGHTS_INDEX_NAME}.")
 
 
-def check_files(name: str | Path, files: Iterable[str], remedy: str, **where) -> None:
-    """Checks that a folder or Hub repository has files that the library would do without in silence.
-
-    Raises:
-        InputError: naming the file that is not there.
-        OSError: the name or its revision cannot be found.
-    """
-    for file in files:
-        if cached_file(str(name), file, _raise_exceptions_for_missing_entries=False, **where) is None:
-            raise InputError(f"{name} holds no {file}; {remedy}.")
-
-
 class Weights(Mapping[str, torch.Tensor]):
     """Tensors of safetensors files by name, each read when it is needed.
 

@@ -20,8 +20,8 @@ from .media import audio_duration_s, load_audio, load_image, load_video, resampl
 
 # Keys of a media item in a conversation that may hold the medium, in the order in which they are looked at.
 SOURCE_KEYS = {kind: (kind, "url", "path", "bytes", "base64") for kind in ("image", "video", "audio")}
-# Whether the audio of a video is taken as well: a field of its item, and the same by its newer name in transformers.
-AUDIO_IN_VIDEO = ("use_audio_in_video", "load_audio_from_video")
+# Whether the audio of a video is taken as well, a field of its item.
+AUDIO_IN_VIDEO = "use_audio_in_video"
 
 FRAMES_ALLOWED = "allowed is (frames, height, width, 3), or a list of images."
 
@@ -172,27 +172,26 @@ def _with_audio(content: Sequence[Any], use_audio: bool, message: str) -> list[A
     after_video = False  # whose audio is used, and so is in `found` where it has any
     for number, item in enumerate(content):
         item = as_media_item(item)
-        if not isinstance(item, Mapping):
-            found.append(item)
-            after_video = False
-            continue
-        name, kind = f"{message}, item {number}", item.get("type")
+        name, kind = f"{message}, item {number}", item.get("type") if isinstance(item, Mapping) else None
         if after_video and kind == "audio" and all(item.get(key) is None for key in SOURCE_KEYS["audio"]):
             after_video = False
             continue
-        stated = [item[key] for key in AUDIO_IN_VIDEO if item.get(key) is not None]
-        if stated and kind != "video":
-            raise InputError(f"{name}: {AUDIO_IN_VIDEO[0]} belongs to a video, not to {kind!r}.")
-        if stated and not isinstance(stated[0], bool):
-            raise InputError(f"{name}: {AUDIO_IN_VIDEO[0]} is {stated[0]!r}; allowed are True and False.")
-        item = {key: value for key, value in item.items() if key not in AUDIO_IN_VIDEO}
-        after_video = kind == "video" and (stated[0] if stated else use_audio)
-        source = item_source(item, "video", name) if after_video else None
-        if source is None:
-            found += [item, {"type": "audio"}] if after_video else [item]
+        after_video = False
+        if kind == "video":
+            stated = item.get(AUDIO_IN_VIDEO)
+            after_video = use_audio if stated is None else stated
+            if after_video not in (True, False):
+                raise InputError(f"{name}: {AUDIO_IN_VIDEO} is {stated!r}; allowed are True and False.")
+            item = {key: value for key, value in item.items() if key != AUDIO_IN_VIDEO}
+        if not after_video:
+            found.append(item)
             continue
+        source = item_source(item, "video", name)
         # An open file can be read once, so both items get what was read; all else that is stated holds for both.
         rest = {key: value for key, value in item.items() if key not in SOURCE_KEYS["video"]}
+        if source is None:  # of a conversation that is only rendered
+            found += [item, {"type": "audio"}]
+            continue
         found.append({**rest, "video": source})
         # Frames that were decoded already have no audio.
         if is_file(source) and audio_duration_s(source, called(name, source)) is not None:

@@ -1,27 +1,18 @@
 """Processor of VAEmotionLLM: the backbone's own processor, plus audio."""
 
-import difflib
-import logging
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import torch
 import transformers
-from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
-from transformers import (
-    AutoConfig,
-    AutoFeatureExtractor,
-    AutoProcessor,
-    BatchFeature,
-    GenerationConfig,
-    ProcessorMixin,
-    processing_utils,
-)
-from transformers.processing_utils import MultiModalData, ProcessingKwargs, Unpack
+from transformers import AutoConfig, AutoFeatureExtractor, AutoProcessor, BatchFeature, ProcessorMixin
+from transformers.processing_utils import MultiModalData
+from transformers.utils import cached_file, logging
 
 from .audio_projector import (
     check_audio_tower,
@@ -31,10 +22,9 @@ from .audio_projector import (
     tokens_in_window,
     window_samples,
 )
-from .checkpoint import check_files, hub_arguments
+from .checkpoint import hub_arguments
 from .inputs import InputError
 from .media_sources import (
-    AUDIO_IN_VIDEO,
     RoundedLog10,
     called,
     is_file,
@@ -51,10 +41,8 @@ AUDIO_TOKEN = "<|audio_pad|>"
 
 # What a call may say about the choice of frames: the backbone's processor gets frames that are chosen.
 _FRAME_ARGUMENTS = ("num_frames", "fps", "do_sample_frames", "video_metadata")
-# What precedes a control token that `sanitize_control_tokens` found in a user's words, which is no placeholder.
-_MARK = getattr(processing_utils, "_CONTROL_TOKEN_START", None)
 
-logger = logging.getLogger(__name__)
+logger = logging.get_logger(__name__)
 
 
 def add_audio_token(tokenizer) -> int:
@@ -87,31 +75,6 @@ class ModelInputs(BatchFeature):
     of_vaemotionllm = True
 
 
-class VAEmotionLLMAudioKwargs(TypedDict, total=False):
-    """Arguments of a call about its audio, also as `audio_kwargs`.
-
-    Args:
-        sampling_rate: rate in Hz of the samples that come without one; the tower's if not given.
-        truncation: whether audio longer than the processor's `max_audio_s` is cut instead of refused. It counts in
-            `audio_kwargs` alone: beside it, `truncation` is the text's.
-        return_tensors: "pt" or "np", for audio alone; where there is text, its `return_tensors` counts.
-    """
-
-    sampling_rate: int | None
-    truncation: bool | None
-    return_tensors: str | None
-
-
-class VAEmotionLLMProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]
-    """Arguments of a call of [`VAEmotionLLMProcessor`], beside what all processors of transformers know.
-
-    Args:
-        audio_kwargs: see [`VAEmotionLLMAudioKwargs`].
-    """
-
-    audio_kwargs: VAEmotionLLMAudioKwargs
-
-
 class VAEmotionLLMProcessor(ProcessorMixin):
     r"""Turns text, images, videos and audio into the inputs of [`VAEmotionLLMForConditionalGeneration`].
 
@@ -126,8 +89,6 @@ class VAEmotionLLMProcessor(ProcessorMixin):
         num_frames: frames taken from a video file, evenly over its length.
         chat_template: Jinja template of the conversation.
     """
-
-    valid_processor_kwargs = VAEmotionLLMProcessorKwargs
 
     def __init__(
         self,
@@ -149,7 +110,6 @@ class VAEmotionLLMProcessor(ProcessorMixin):
         self.samples_per_token = samples_per_token
         self.max_audio_s = max_audio_s
         self.num_frames = num_frames
-        self._cut_was_logged = False
         self.audio_token_id = add_audio_token(tokenizer)
         super().__init__(image_processor, tokenizer, video_processor, feature_extractor, chat_template=chat_template)
 
@@ -211,23 +171,14 @@ class VAEmotionLLMProcessor(ProcessorMixin):
         files = ["processor_config.json", "tokenizer_config.json", "tokenizer.json"]
         if kwargs.get("chat_template") is None:
             files.append("chat_template.jinja")
-        remedy = "the folder is incomplete: fetch or copy it again, or save the processor into it"
-        check_files(pretrained_model_name_or_path, files, remedy, **hub_arguments(kwargs))
+        name, where = str(pretrained_model_name_or_path), hub_arguments(kwargs)
+        for file in files:  # without one the library would fall back on something else in silence
+            if cached_file(name, file, _raise_exceptions_for_missing_entries=False, **where) is None:
+                raise InputError(
+                    f"{name} holds no {file}; the folder is incomplete: fetch or copy it again, or save the processor "
+                    "into it."
+                )
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-
-    def save_pretrained(self, save_directory, **kwargs):
-        """Saves the parts, the chat template and this code; see `ProcessorMixin.save_pretrained`."""
-        # Where the code is, for `trust_remote_code`, is written into each part as well; kept there, it would make this
-        # processor differ from the one that is loaded.
-        parts = [vars(part) for part in (self, self.image_processor, self.video_processor, self.feature_extractor)]
-        before = [part.get("auto_map") for part in parts]
-        try:
-            return super().save_pretrained(save_directory, **kwargs)
-        finally:
-            for part, auto_map in zip(parts, before, strict=True):
-                part.pop("auto_map", None)
-                if auto_map is not None:
-                    part["auto_map"] = auto_map
 
     # ---- what transformers reads from a processor
 
@@ -245,6 +196,14 @@ class VAEmotionLLMProcessor(ProcessorMixin):
     def video_token(self) -> str:
         """The backbone's placeholder for a video."""
         return self.vlm_processor.video_token
+
+    @property
+    def image_token_id(self) -> int:
+        return self.vlm_processor.image_token_id
+
+    @property
+    def video_token_id(self) -> int:
+        return self.vlm_processor.video_token_id
 
     @property
     def sampling_rate(self) -> int:
@@ -287,22 +246,13 @@ class VAEmotionLLMProcessor(ProcessorMixin):
             ]
         return data
 
-    def post_process_image_text_to_text(self, generated_outputs, skip_special_tokens: bool = True, **kwargs):
-        """Texts of generated ids (B, T), as the backbone's processor decodes them."""
-        return self.vlm_processor.post_process_image_text_to_text(
-            generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs
-        )
+    @property
+    def unused_input_names(self) -> list[str]:
+        return self.vlm_processor.unused_input_names
 
     # ---- texts and media in one call
 
-    def __call__(
-        self,
-        images: Any = None,
-        text: str | Sequence[str] | None = None,
-        videos: Any = None,
-        audio: Any = None,
-        **kwargs: Unpack[VAEmotionLLMProcessorKwargs],
-    ) -> BatchFeature:
+    def __call__(self, images: Any = None, text: Any = None, videos: Any = None, audio: Any = None, **kwargs):
         """Inputs for the model.
 
         Media are files (a path, a `file://` or `data:` URL, bytes) or decoded: PIL images, arrays, tensors. They come
@@ -316,101 +266,39 @@ class VAEmotionLLMProcessor(ProcessorMixin):
                 of these is given; `video_metadata` may state their rate.
             audio: audio of any rate and number of channels: (samples,), (channels, samples), (samples, channels), or
                 {"array": samples, "sampling_rate": Hz}.
-            **kwargs: what [`VAEmotionLLMProcessorKwargs`] has: `sampling_rate`, `padding`, `padding_side`,
-                `return_tensors`, `num_frames`, `audio_kwargs`, `text_kwargs`, ...
+            **kwargs: what the backbone's processor takes: `padding`, `padding_side`, `return_tensors`, `num_frames`,
+                `text_kwargs`, ...; `sampling_rate` in Hz of the samples that come without one, the tower's if not
+                given; and `audio_kwargs={"truncation": True}`, which cuts audio longer than `max_audio_s`.
 
         Returns:
             `ModelInputs`; with audio they also hold `input_features` (W, ...) and `audio_num_tokens` (W,).
-            `count_tokens` gives the number of tokens that each medium became.
 
         Raises:
-            InputError: an argument that is not known, a medium that cannot be used, audio longer than `max_audio_s`, a
-                number of media that differs from the placeholders'. It names the sample and the medium.
+            InputError: an argument that is not known, a medium that cannot be used, audio longer than `max_audio_s`.
+                It names the medium.
+            ValueError: a number of media that differs from the placeholders'.
         """
-        if images is None and text is None and videos is None and audio is None:
-            raise InputError("Nothing was given; give at least one of text, images, videos and audio.")
-        vlm = self.vlm_processor
-        merged = self._checked_arguments(vlm, kwargs)
-        texts = None if text is None else [text] if isinstance(text, str) else list(text)
-        if texts is not None and not all(isinstance(sample, str) for sample in texts):
-            raise InputError("text must be a string or a list of strings.")
-        placed = _placed_media(texts, {"image": images, "video": videos, "audio": audio}, self._placeholders(vlm))
-
-        # Beside `audio_kwargs`, `truncation` is the text's.
-        truncation = bool((kwargs.get("audio_kwargs") or {}).get("truncation"))
-        sampling_rate = merged["audio_kwargs"].get("sampling_rate")
-        encoded = [self.encode_audio(medium, sampling_rate, truncation, name) for medium, name in placed["audio"]]
-        rest = {key: value for key, value in kwargs.items() if key not in ("audio_kwargs", "sampling_rate")}
         if videos is not None:
-            rest, videos = self._chosen_frames(rest, placed["video"])
-        if images is not None:
-            images = _like(images, [read_image(medium, name) for medium, name in placed["image"]])
-        if texts is None and images is None and videos is None:
-            return ModelInputs(_join_inputs(encoded), tensor_type=merged["audio_kwargs"].get("return_tensors"))
+            kwargs, videos = self._chosen_frames(kwargs, _in_a_row(videos, _is_frame))
+        return ModelInputs(super().__call__(images, text, videos, audio, **kwargs))
 
-        # Audio first, since the backbone's processor leaves its placeholders alone.
-        offsets: list[list[dict]] = []
-        if texts is not None:
-            texts, offsets = self.get_text_with_replacements(texts, [], [], [audio.replacement for audio in encoded])
-        inputs = vlm(images=images, text=None if texts is None else list(texts), videos=videos, **rest)
-        if texts is not None:
-            self._check_special_mm_tokens(texts, inputs, modalities=["audio"])
-        if "text_replacement_offsets" in inputs and encoded:
-            later = inputs["text_replacement_offsets"] or [[] for _ in offsets]
-            inputs["text_replacement_offsets"] = [_both(*changes) for changes in zip(offsets, later, strict=True)]
-        tensor_type = merged["text_kwargs"].get("return_tensors")
-        return ModelInputs({**inputs, **BatchFeature(_join_inputs(encoded), tensor_type=tensor_type)})
-
-    def apply_chat_template(self, conversation, *args, processor_kwargs: dict | None = None, **kwargs):
+    def apply_chat_template(self, conversation, *args, load_audio_from_video: bool = False, **kwargs):
         """A conversation, or several, as text or as inputs for the model; see `ProcessorMixin.apply_chat_template`.
 
         Media items hold what `__call__` takes, under their kind, `url`, `path`, `bytes` or `base64`; an audio item may
         have a `sampling_rate` of its own. Of a video item with `use_audio_in_video` the audio is used as well, as if
-        an audio item with the same file followed it; `use_audio_in_video=True` here holds for all items that do not
-        state it, and `load_audio_from_video` is the same by its name in transformers. An audio item without a source
-        after such a video marks the place of its audio. A video without an audio track gives no audio tokens.
+        an audio item with the same file followed it. An audio item without a source after such a video marks the place
+        of its audio. A video without an audio track gives no audio tokens.
 
         Args:
             conversation: messages, or a list of conversations.
-            processor_kwargs: arguments of `__call__`.
+            load_audio_from_video: whether the audio is used of videos whose item does not state it.
             **kwargs: as in `ProcessorMixin.apply_chat_template`.
         """
-        processor_kwargs = dict(processor_kwargs or {})
-        given = [
-            source.pop(name) for source in (kwargs, processor_kwargs) for name in AUDIO_IN_VIDEO if name in source
-        ]
-        if any(answer not in (True, False, None) for answer in given):
-            raise InputError(
-                f"{AUDIO_IN_VIDEO[0]} is {given}; allowed are True and False. For single videos state it in their "
-                f'item: {{"type": "video", "path": FILE, "{AUDIO_IN_VIDEO[0]}": True}}.'
-            )
         conversations, is_batched = self._normalize_conversations(conversation)
-        conversations = with_video_audio(conversations, use_audio=any(given))
+        conversations = with_video_audio(conversations, load_audio_from_video)
         conversation = conversations if is_batched else conversations[0]
-        return super().apply_chat_template(conversation, *args, processor_kwargs=processor_kwargs, **kwargs)
-
-    def count_tokens(self, inputs: Mapping[str, Any]) -> list[dict[str, int]]:
-        """How many tokens of each modality the samples of a batch have.
-
-        Args:
-            inputs: what the processor returned: `input_ids` (B, T), and `attention_mask` where there is padding.
-
-        Returns:
-            For each sample {"text", "image", "video", "audio"}, whose sum is its length without padding. Audio counts
-            the two boundary tokens of each window as well; tokens that frame an image or a video are text. A video
-            whose audio was to be used and that has none shows as `audio` 0.
-        """
-        vlm = self.vlm_processor
-        ids = {"image": vlm.image_token_id, "video": vlm.video_token_id, "audio": self.audio_token_id}
-        masks = inputs.get("attention_mask")
-        found = []
-        for row, sample in enumerate(inputs["input_ids"]):
-            tokens = torch.as_tensor(sample)
-            if masks is not None:
-                tokens = tokens[torch.as_tensor(masks[row]).bool()]
-            counts = {kind: int((tokens == token_id).sum()) for kind, token_id in ids.items()}
-            found.append({"text": len(tokens) - sum(counts.values()), **counts})
-        return found
+        return super().apply_chat_template(conversation, *args, **kwargs)
 
     # ---- media by themselves, and batches of them
 
@@ -422,7 +310,7 @@ class VAEmotionLLMProcessor(ProcessorMixin):
         Args:
             waveform: a file or samples, as `__call__` takes them.
             sampling_rate: rate of samples that come without one, in Hz; `self.sampling_rate` if not given.
-            truncation: whether to cut what is longer than `max_audio_s`; the first cut is logged.
+            truncation: whether to cut what is longer than `max_audio_s`, which is logged once.
             name: what errors call it.
         """
         waveform = local_source(waveform, name)
@@ -430,14 +318,8 @@ class VAEmotionLLMProcessor(ProcessorMixin):
         waveform, dropped_s = to_waveform(
             waveform, sampling_rate, self.sampling_rate, self.max_audio_s, truncation=truncation, name=name
         )
-        if dropped_s and not self._cut_was_logged:
-            self._cut_was_logged = True
-            logger.warning(
-                "%s: the last %.1f s were cut off, since max_audio_s is %g. Later cuts are not logged.",
-                name,
-                dropped_s,
-                self.max_audio_s,
-            )
+        if dropped_s:
+            logger.warning_once(f"Audio is cut to max_audio_s, {self.max_audio_s:g} s; not logged again.")
         windows = np.split(waveform, range(self.window_samples, len(waveform), self.window_samples))
         # Kaldi's filter banks need one frame of 25 ms; what is shorter is filled up with silence.
         shortest = self.sampling_rate * 25 // 1000
@@ -459,10 +341,8 @@ class VAEmotionLLMProcessor(ProcessorMixin):
 
     def encode_image(self, image) -> MediaFeatures:
         """Features of one PIL image, and the placeholders that stand for it."""
-        vlm = self.vlm_processor
-        arguments = self._vlm_arguments(vlm, "images_kwargs")
-        inputs, (replacement,) = vlm._process_images([image], **arguments)
-        return MediaFeatures("image", vlm.image_token, replacement, _tensors(inputs))
+        inputs, (replacement,) = self._process_images([image], **self._vlm_arguments("images_kwargs"))
+        return MediaFeatures("image", self.image_token, replacement, _tensors(inputs))
 
     def encode_video(self, frames: np.ndarray, fps: float, indices: Sequence[int]) -> MediaFeatures:
         """Features of one video.
@@ -472,10 +352,9 @@ class VAEmotionLLMProcessor(ProcessorMixin):
             fps: frames a second of the file.
             indices: (F,) number of each frame in the file.
         """
-        vlm = self.vlm_processor
-        arguments = self._vlm_arguments(vlm, "videos_kwargs", **video_arguments([(frames, fps, indices)]))
-        inputs, (replacement,) = vlm._process_videos([frames], **arguments)
-        return MediaFeatures("video", vlm.video_token, replacement, _tensors(inputs))
+        arguments = self._vlm_arguments("videos_kwargs", **video_arguments([(frames, fps, indices)]))
+        inputs, (replacement,) = self._process_videos([frames], **arguments)
+        return MediaFeatures("video", self.video_token, replacement, _tensors(inputs))
 
     def encode_media(self, kind: str, source) -> MediaFeatures:
         """Features of one image, video or audio, as `__call__` and `apply_chat_template` give them.
@@ -506,138 +385,96 @@ class VAEmotionLLMProcessor(ProcessorMixin):
         Raises:
             InputError: the texts' placeholders and the media do not match.
         """
-        vlm, texts = self.vlm_processor, list(texts)
-        for kind, token in self._placeholders(vlm).items():
-            replacements = [medium.replacement for medium in media if medium.kind == kind]
-            split = [_split(text, token) for text in texts]
-            _check_counts(kind, token, [len(parts) - 1 for parts in split], len(replacements))
-            rest = iter(replacements)
-            texts = [parts[0] + "".join(next(rest) + part for part in parts[1:]) for parts in split]
+        replacements: dict[str, list[str]] = {"image": [], "video": [], "audio": []}
+        for medium in media:
+            replacements[medium.kind].append(medium.replacement)
+        for kind, given in replacements.items():
+            token = getattr(self, f"{kind}_token")
+            held = sum(text.count(token) for text in texts)
+            if held != len(given):
+                raise InputError(
+                    f"The texts hold {held} {kind} placeholders ({token}) and {len(given)} {kind} inputs were given; "
+                    "there must be as many of the one as of the other."
+                )
+        texts, _ = self.get_text_with_replacements(list(texts), *replacements.values())
         inputs = self.tokenizer(texts, **{"padding": True, "return_tensors": "pt", **tokenizer_kwargs})
-        if vlm.return_mm_token_type_ids:
-            token_types = vlm.create_mm_token_type_ids(inputs["input_ids"].tolist())
+        if self.vlm_processor.return_mm_token_type_ids:
+            token_types = self.create_mm_token_type_ids(inputs["input_ids"].tolist())
             inputs["mm_token_type_ids"] = torch.tensor(token_types)
         return ModelInputs({**inputs, **_join_inputs(media)})
 
-    # ---- private
+    # ---- what `ProcessorMixin` calls: text, images and videos are the backbone's affair
 
-    @staticmethod
-    def _placeholders(vlm: ProcessorMixin) -> dict[str, str]:
-        """Kind -> placeholder token."""
-        return {"image": vlm.image_token, "video": vlm.video_token, "audio": AUDIO_TOKEN}
+    def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
+        """Files are read here: the library's own loaders download, and need torchcodec."""
+        count = itertools.count()
+        vlm = self.vlm_processor
+        images, text, videos, _ = vlm.prepare_inputs_layout(_read_images(images, count), text, videos, **kwargs)
+        return images, text, videos, None if audio is None else _in_a_row(audio, _is_sample)
 
-    def _vlm_arguments(self, vlm: ProcessorMixin, kind: str, **arguments) -> dict:
-        """What the backbone's processor would hand to one of its parts, its own defaults included."""
-        merged = vlm._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, return_tensors="pt", **arguments)
-        return merged[kind]
+    def _process_images(self, images, **kwargs):
+        return self.vlm_processor._process_images(images, **kwargs)
 
-    def _checked_arguments(self, vlm: ProcessorMixin, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments of a call by modality; an InputError for one that is not known or has a wrong value.
+    def _process_videos(self, videos, **kwargs):
+        return self.vlm_processor._process_videos(videos, **kwargs)
 
-        transformers warns once of an argument that it does not know and runs without it: a `sampling_rate` that was
-        mistyped would change the audio.
-        """
-        theirs = vlm.valid_processor_kwargs.__annotations__
-        kinds = {
-            "text_kwargs": (theirs["text_kwargs"],),
-            "images_kwargs": (theirs["images_kwargs"], vlm.image_processor.valid_kwargs),
-            "videos_kwargs": (theirs["videos_kwargs"], vlm.video_processor.valid_kwargs),
-            "audio_kwargs": (VAEmotionLLMAudioKwargs,),
-        }
-        known = {"common_kwargs", *kinds, *theirs}
-        for modality, of in kinds.items():
-            inner = {name for kind in of for name in kind.__annotations__}
-            _check_names(f"{modality} of {type(self).__name__}", kwargs.get(modality) or {}, inner)
-            known |= inner
-        _check_names(type(self).__name__, kwargs, known)
-        if kwargs.get("sampling_rate") and (kwargs.get("audio_kwargs") or {}).get("sampling_rate"):
+    def _process_audio(self, audio, **kwargs):
+        encoded = [self.encode_audio(medium, **kwargs, name=f"audio {n}") for n, medium in enumerate(audio)]
+        return _join_inputs(encoded), [medium.replacement for medium in encoded]
+
+    def create_mm_token_type_ids(self, input_ids):
+        return self.vlm_processor.create_mm_token_type_ids(input_ids)
+
+    def _merge_kwargs(self, *args, audio_kwargs=None, sampling_rate=None, **kwargs):
+        """Arguments by modality: the backbone's with its defaults, and ours of the audio."""
+        merged = self.vlm_processor._merge_kwargs(*args, **kwargs)
+        known = {"common_kwargs", "tokenizer_init_kwargs", *merged}
+        known.update(*(part for part in merged.values() if isinstance(part, dict)))
+        if unknown := sorted(set(kwargs) - known):
+            # The library warns once and runs without it: a `sampling_rate` that was mistyped would change the audio.
+            raise InputError(f"{type(self).__name__} has no argument {', '.join(map(repr, unknown))}.")
+        audio_kwargs = dict(audio_kwargs or {})
+        if sampling_rate is not None and audio_kwargs.setdefault("sampling_rate", sampling_rate) != sampling_rate:
             raise InputError("sampling_rate was given twice, in audio_kwargs and beside it; give it once.")
-        try:
-            return self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
-        except (StrictDataclassError, TypeError) as error:
-            raise InputError(f"The arguments cannot be used: {' '.join(str(error).split())}") from error
+        return {**merged, "audio_kwargs": audio_kwargs}
 
-    def _chosen_frames(
-        self, kwargs: Mapping[str, Any], videos: Sequence[tuple[Any, str]]
-    ) -> tuple[dict[str, Any], list[np.ndarray]]:
-        """A call's arguments for the backbone's processor, and its videos (with their names) as chosen frames."""
+    def _vlm_arguments(self, kind: str, **kwargs) -> dict:
+        """What the backbone's processor would hand to one of its parts, its own defaults included."""
+        init_kwargs = self.tokenizer.init_kwargs
+        return self._merge_kwargs(tokenizer_init_kwargs=init_kwargs, return_tensors="pt", **kwargs)[kind]
+
+    def _chosen_frames(self, kwargs: dict[str, Any], videos: Sequence[Any]) -> tuple[dict[str, Any], list[np.ndarray]]:
+        """A call's arguments for the backbone's processor, and its videos as chosen frames."""
         nested = dict(kwargs.get("videos_kwargs") or {})
-        rest: dict[str, Any] = {**kwargs, "videos_kwargs": nested}
+        rest = {**kwargs, "videos_kwargs": nested}
         choice: dict[str, Any] = {}
         for source in (nested, rest):  # beside `videos_kwargs` counts more than in it
             choice |= {name: source.pop(name) for name in _FRAME_ARGUMENTS if name in source}
         about = choice.pop("video_metadata", None)
-        rows = about if isinstance(about, (list, tuple)) else [about] * len(videos)
-        about = [one for row in rows for one in (row if isinstance(row, (list, tuple)) else [row])]
+        about = [None] * len(videos) if about is None else _in_a_row(about, lambda metadata: False)
         if len(about) != len(videos):
             raise InputError(f"video_metadata has {len(about)} entries for {len(videos)} videos; give one for each.")
         chosen = [
-            read_video(video, name, self.num_frames, **choice, video_metadata=metadata)
-            for (video, name), metadata in zip(videos, about, strict=True)
+            read_video(video, f"video {n}", self.num_frames, **choice, video_metadata=metadata)
+            for n, (video, metadata) in enumerate(zip(videos, about, strict=True))
         ]
         return {**rest, **video_arguments(chosen)}, [frames for frames, _, _ in chosen]
 
     def _multimodal_inputs_from_conversations(self, conversations, audio_loading_params, load_audio_from_video=False):
-        # The library's loaders need torchcodec or change with what is installed; `__call__` reads files by ours, which
-        # give the same samples everywhere.
         media = media_of(conversations)
         return media["image"], media["video"], [audio for row in media["audio"] for audio in row], {}
 
 
-def _check_names(of: str, given: Mapping[str, Any], known: set[str]) -> None:
-    for name in given:
-        if name not in known:
-            close = ["audio"] if name == "audios" else difflib.get_close_matches(name, sorted(known), 1)
-            if name in AUDIO_IN_VIDEO:
-                hint = "it belongs to `apply_chat_template`, or to the video's item in the conversation."
-            elif hasattr(GenerationConfig(), name):
-                hint = "it belongs to `generate`, in a pipeline to its `generate_kwargs`."
-            elif close:
-                hint = f"did you mean {close[0]!r}?"
-            else:
-                hint = f"neither it nor the chat template knows it. Known are {', '.join(sorted(known))}."
-            raise InputError(f"{of}: there is no argument {name!r}; {hint}")
+def _in_a_row(media: Any, is_part: Callable[[Any], bool]) -> list:
+    """The media of a call, which may come alone, in a list, or in a list for each text.
 
-
-def _placed_media(
-    texts: Sequence[str] | None, given: Mapping[str, Any], tokens: Mapping[str, str]
-) -> dict[str, list[tuple[Any, str]]]:
-    """Kind -> the media of a call, each with what errors call it, by its placeholder's sample: "sample 1, audio 0"."""
-    placed = {}
-    for kind, media in given.items():
-        rows, flat = _rows_of(media, kind)
-        if texts is None:
-            placed[kind] = [(medium, f"{kind} {number}") for number, medium in enumerate(flat)]
-            continue
-        counts = [len(_split(text, tokens[kind])) - 1 for text in texts]
-        if rows is not None and len(rows) == len(counts) and rows != counts:
-            row = next(row for row, (one, other) in enumerate(zip(rows, counts)) if one != other)
-            raise InputError(
-                f"sample {row}: its text holds {counts[row]} {kind} placeholders ({tokens[kind]}) and {rows[row]} "
-                f"{kind} inputs were given for it; there must be as many of the one as of the other."
-            )
-        _check_counts(kind, tokens[kind], counts, len(flat))
-        names = [f"sample {row}, {kind} {n}" for row, count in enumerate(counts) for n in range(count)]
-        placed[kind] = list(zip(flat, names, strict=True))
-    return placed
-
-
-def _rows_of(media: Any, kind: str) -> tuple[list[int] | None, list]:
-    """How many media each text has, where they come in a list for each, and all of them in a row."""
-    if media is None:
-        return None, []
-    if not isinstance(media, (list, tuple)):
-        # A batch in one array or tensor, or one medium.
-        batched = {"image": 4, "video": 5}.get(kind, -1)
-        return None, list(media) if getattr(media, "ndim", None) == batched else [media]
-    is_part = {"video": _is_frame, "audio": _is_sample}.get(kind, lambda medium: False)
-    if media and is_part(media[0]):
-        return None, [media]  # one video as its frames, one audio as its samples
-    if media and all(isinstance(row, (list, tuple)) for row in media):
-        if any(row and is_part(row[0]) for row in media):
-            return None, list(media)
-        return [len(row) for row in media], [medium for row in media for medium in row]
-    return None, list(media)
+    `is_part` says of an object whether a list of such ones is one medium.
+    """
+    if not isinstance(media, (list, tuple)) or (media and is_part(media[0])):
+        return [media]
+    if not all(isinstance(row, (list, tuple)) for row in media) or any(row and is_part(row[0]) for row in media):
+        return list(media)
+    return [medium for row in media for medium in row]
 
 
 def _is_frame(medium: Any) -> bool:
@@ -649,43 +486,11 @@ def _is_sample(value: Any) -> bool:
     return np.isscalar(value) and not isinstance(value, (str, bytes))
 
 
-def _check_counts(kind: str, token: str, counts: Sequence[int], given: int) -> None:
-    if sum(counts) != given:
-        held = ", ".join(f"sample {row}: {count}" for row, count in enumerate(counts) if count) or "none"
-        raise InputError(
-            f"The text holds {sum(counts)} {kind} placeholders ({token}; {held}) and {given} {kind} inputs were "
-            "given; there must be as many of the one as of the other."
-        )
-
-
-def _split(text: str, token: str) -> list[str]:
-    """The text between the placeholders."""
-    if not _MARK:
-        return text.split(token)
-    marked, stand_in = _MARK + token, _MARK + "\0"
-    return [piece.replace(stand_in, marked) for piece in text.replace(marked, stand_in).split(token)]
-
-
-def _both(first: list[dict], second: list[dict]) -> list[dict]:
-    """The replacements of two rounds in a text as one: `span` before both, and `new_span` after both."""
-    # By their position in the text between the rounds.
-    changes = [(change["new_span"][0], True, change) for change in first]
-    changes += [(change["span"][0], False, change) for change in second]
-    found, gained = [], {True: 0, False: 0}  # characters that the text grew by in each round, up to here
-    for begin, is_first, change in sorted(changes, key=lambda each: each[0]):
-        length, new_length = len(change["text"]), len(change["replacement"])
-        before, after = begin - gained[True], begin + gained[False]
-        found.append({**change, "span": (before, before + length), "new_span": (after, after + new_length)})
-        gained[is_first] += new_length - length
-    return found
-
-
-def _like(given: Any, flat: list) -> Any:
-    """A flat list in the form of what was given: a list for each text, or one list."""
-    if isinstance(given, (list, tuple)) and given and all(isinstance(row, (list, tuple)) for row in given):
-        rest = iter(flat)
-        return [[next(rest) for _ in row] for row in given]
-    return flat
+def _read_images(images: Any, count: Iterator[int]) -> Any:
+    """The images of a call, read, in the form in which they were given: some backbones tile a single one alone."""
+    if isinstance(images, (list, tuple)):
+        return [_read_images(image, count) for image in images]
+    return None if images is None else read_image(images, f"image {next(count)}")
 
 
 def _tensors(inputs) -> dict[str, torch.Tensor]:

@@ -47,6 +47,13 @@ def sound(path):
 HEARD = {"use_audio_in_video": True}
 
 
+def encode_heard(processor, conversations):
+    return processor.apply_chat_template(
+        conversations, tokenize=True, return_dict=True, add_generation_prompt=True, return_tensors="pt",
+        load_audio_from_video=True, processor_kwargs={"padding": True},
+    )  # fmt: skip
+
+
 def assert_equal(found, expected):
     assert set(found) == set(expected)
     for key, tensor in expected.items():
@@ -71,7 +78,7 @@ def test_a_film_that_is_heard_is_a_film_and_its_sound(processor, films):
         user(SHORT_AUDIO, video(other, **HEARD), IMAGE, video(film, **HEARD), SHORT_AUDIO, text("Four?")),
     ]
     assert_equal(encode(processor, by_item), expected)
-    audio = [count["audio"] for count in processor.count_tokens(expected)]
+    audio = (expected["input_ids"] == processor.audio_token_id).sum(1).tolist()
     assert audio[0] > 0 and audio[1] == audio[2] == 0 and audio[3] > audio[0]
     with films["film"].open("rb") as file:
         opened = encode(processor, [user({"type": "video", "video": file, **HEARD}, text("One?"))])
@@ -83,11 +90,7 @@ def test_a_film_that_is_heard_is_a_film_and_its_sound(processor, films):
         user(video(film, use_audio_in_video=False), text("Three?")),
         user(SHORT_AUDIO, video(other), IMAGE, video(film), SHORT_AUDIO, text("Four?")),
     ]
-    assert_equal(encode(processor, by_call, **HEARD), expected)
-    arguments = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "add_generation_prompt": True}
-    for name in ("use_audio_in_video", "load_audio_from_video"):
-        found = processor.apply_chat_template(by_call, **arguments, processor_kwargs={"padding": True}, **{name: True})
-        assert_equal(found, expected)
+    assert_equal(encode_heard(processor, by_call), expected)
     assert [item.get("use_audio_in_video") for item in by_call[2][0]["content"]] == [False, None], "input was changed"
 
 
@@ -100,7 +103,7 @@ def test_an_empty_audio_item_is_the_place_of_a_film_s_sound(processor, films):
         user(video(film), {"type": "audio"}, sound(film), text("?")),
     ]
     plain = [user(video(film), text("?")), user(video(silent), text("?")), user(video(film), sound(film), text("?"))]
-    assert_equal(encode(processor, marked, **HEARD), encode(processor, plain, **HEARD))
+    assert_equal(encode_heard(processor, marked), encode_heard(processor, plain))
 
 
 def test_rendered_text_holds_a_placeholder_for_each_film_that_is_heard(processor, films):
@@ -111,7 +114,7 @@ def test_rendered_text_holds_a_placeholder_for_each_film_that_is_heard(processor
 
     assert rendered(video(film, **HEARD)) == rendered(video(film), sound(film))
     assert rendered(video(silent, **HEARD)) == rendered(video(silent))
-    assert rendered({"type": "video"}, use_audio_in_video=True) == rendered({"type": "video"}, {"type": "audio"})
+    assert rendered({"type": "video"}, load_audio_from_video=True) == rendered({"type": "video"}, {"type": "audio"})
 
 
 def test_a_call_with_text_takes_the_audio_of_videos_as_audio(processor, films):
@@ -125,8 +128,6 @@ def test_a_call_with_text_takes_the_audio_of_videos_as_audio(processor, films):
     turns = [user({"type": "audio"}, unsaid, {"type": "audio"}, text("?")), user(unsaid, unsaid, text("?"))]
     texts = processor.apply_chat_template(turns, add_generation_prompt=True)
     audio, paths = [SHORT_AUDIO["audio"]] * 2, [[str(film)], [str(silent), other.read_bytes()]]
-    with pytest.raises(InputError, match="it belongs to `apply_chat_template`"):
-        processor(text=texts, videos=paths, audio=audio, use_audio_in_video=True)
     texts = processor.apply_chat_template(conversations, add_generation_prompt=True)
     found = processor(
         text=texts, videos=paths, audio=[audio[0], str(film), audio[1]], padding=True, return_tensors="pt"
@@ -137,9 +138,8 @@ def test_a_call_with_text_takes_the_audio_of_videos_as_audio(processor, films):
 def test_what_cannot_be_heard_is_no_error_and_no_silence(processor, films, tmp_path):
     frames = np.zeros((4, 56, 56, 3), np.uint8)
     for content in (video(films["silent"]), {"type": "video", "video": frames}):
-        assert_equal(
-            encode(processor, [user(content, text("?"))], **HEARD), encode(processor, [user(content, text("?"))])
-        )
+        turns = [user(content, text("?"))]
+        assert_equal(encode_heard(processor, turns), encode(processor, turns))
     # A track without anything in it is none.
     empty = write_video(tmp_path / "empty.mkv", 1.0, sound_s=0.0)
     assert audio_duration_s(empty) is None
@@ -152,7 +152,6 @@ def test_what_cannot_be_heard_is_no_error_and_no_silence(processor, films, tmp_p
 @pytest.mark.parametrize(
     ("item", "words"),
     [
-        ({"type": "image", "path": "a.png", **HEARD}, "sample 1, message 0, item 0: use_audio_in_video belongs to a"),
         ({"type": "video", "path": "/no.mp4", **HEARD}, "/no.mp4.*not found"),
         ({"type": "video", "path": "https://a.org/a.mp4", **HEARD}, "Download the file"),
         ({"type": "video", "path": "a.mp4", "use_audio_in_video": "yes"}, "is 'yes'; allowed are True and False"),
@@ -167,10 +166,10 @@ def test_a_film_s_long_sound_is_refused_or_cut_as_any_other(folder, films):
     processor = VAEmotionLLMProcessor.from_pretrained(folder)
     processor.max_audio_s = 1.0
     conversation = [user(video(films["film"], **HEARD), text("?"))]
-    with pytest.raises(InputError, match=r"sample 0, audio 0 \(.*film.mp4\): .*2\.\d s long"):
+    with pytest.raises(InputError, match=r"audio 0 \(.*film.mp4\): .*2\.\d s long"):
         encode(processor, conversation)
     inputs = encode(processor, conversation, audio_kwargs={"truncation": True})
-    assert processor.count_tokens(inputs)[0]["audio"] == 16_000 // processor.samples_per_token + 2
+    assert (inputs["input_ids"] == processor.audio_token_id).sum() == 16_000 // processor.samples_per_token + 2
 
 
 @torch.no_grad()
