@@ -4,12 +4,10 @@ import base64
 import binascii
 import io
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
-from urllib.request import url2pathname
 
 import numpy as np
 import torch
@@ -27,7 +25,6 @@ FRAMES_ALLOWED = "allowed is (frames, height, width, 3), or a list of images."
 
 # Audio in floats may go over 1 a little, 40 dB never: it is integers that were converted and not scaled.
 _LOUDEST = 100.0
-_SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+)://|(data):")
 
 
 # ---- files
@@ -55,32 +52,29 @@ def local_source(source: Any, name: str) -> Any:
         InputError: a URL of another scheme. Nothing is downloaded here: who serves the conversations of others would
             let them reach every host that the server can reach.
     """
-    if isinstance(source, str) and (match := _SCHEME.match(source)):
-        scheme = (match[1] or match[2]).lower()
-        if scheme == "data":
-            head, _, content = source.partition(",")
-            if not head.endswith(";base64"):
-                raise InputError(f"{name}: {head[:50]!r} is no data URL with base64; give data:KIND/TYPE;base64,....")
-            return _decoded(content, name)
+    if isinstance(source, str) and source.startswith("data:"):
+        head, _, content = source.partition(",")
+        if not head.endswith(";base64"):
+            raise InputError(f"{name}: {head[:50]!r} is no data URL with base64; give data:KIND/TYPE;base64,....")
+        return _decoded(content, name)
+    if isinstance(source, str) and "://" in source:
         parts = urlsplit(source)
-        if scheme == "file":
-            if parts.netloc not in ("", "localhost"):
-                raise InputError(f"{name}: {source!r} names the host {parts.netloc!r}; give file:///PATH or the path.")
-            return url2pathname(unquote(parts.path)) if os.name == "nt" else unquote(parts.path)
+        if parts.scheme == "file" and parts.netloc in ("", "localhost"):
+            return unquote(parts.path)
         # Without user and query, which may hold a secret.
         raise InputError(
-            f"{name}: {scheme}://{parts.hostname or ''}{parts.path} is not opened: media are read from this machine "
-            "alone. Download the file and give its path, a file:// URL or its bytes."
+            f"{name}: {parts.scheme}://{parts.hostname or ''}{parts.path} is not opened: media are read from this "
+            "machine alone. Download the file and give its path, a file:// URL or its bytes."
         )
     if isinstance(source, (bytearray, memoryview)):
         return bytes(source)
     if isinstance(source, io.IOBase):
         return source.read()
     if isinstance(source, Mapping) and "array" not in source:
-        found = [source[key] for key in ("bytes", "path") if source.get(key) is not None]
-        if not found:
+        found = source.get("path") if source.get("bytes") is None else source["bytes"]
+        if found is None:
             raise InputError(f"{name}: a mapping with {sorted(source)} holds no `bytes`, `path` or `array`.")
-        return local_source(found[0], name)
+        return local_source(found, name)
     if hasattr(source, "get_all_samples"):  # the decoder that the datasets library gives for an audio
         samples = source.get_all_samples()
         return {"array": samples.data, "sampling_rate": samples.sample_rate}
@@ -97,12 +91,12 @@ def _decoded(text: str, name: str) -> bytes:
 # ---- conversations
 
 
-def as_media_item(item: Any) -> Any:
+def as_media_item(item: Mapping[str, Any]) -> Mapping[str, Any]:
     """A part of a message in the form of the OpenAI API (`audio_url`, `video_url`, `input_audio`) as a media item.
 
     A template would leave such a part out without a word. transformers itself turns `image_url` round.
     """
-    form = item.get("type") if isinstance(item, Mapping) else None
+    form = item.get("type")
     if form not in ("audio_url", "video_url", "input_audio") or form not in item:
         return item
     rest, about = {key: value for key, value in item.items() if key not in ("type", form)}, item[form]
@@ -123,7 +117,7 @@ def item_source(item: Mapping[str, Any], kind: str, name: str) -> Any:
         # In a mapping even where no rate is stated, so that samples in a list are not taken for several audios.
         inner = source if isinstance(source, Mapping) else {"array": source}
         rate = item.get("sampling_rate")
-        return {"array": inner["array"], "sampling_rate": inner.get("sampling_rate") if rate is None else rate}
+        return inner if rate is None else {**inner, "sampling_rate": rate}
     return source
 
 
@@ -132,18 +126,18 @@ def media_of(conversations: Sequence[Sequence[dict]]) -> dict[str, list[list[Any
     found: dict[str, list[list[Any]]] = {kind: [[] for _ in conversations] for kind in SOURCE_KEYS}
     for row, conversation in enumerate(conversations):
         for number, message in enumerate(conversation):
-            content = message.get("content")
-            for position, item in enumerate(content if isinstance(content, (list, tuple)) else []):
+            for position, item in enumerate(_items_of(message)):
                 name = f"sample {row}, message {number}, item {position}"
-                kind = item.get("type") if isinstance(item, Mapping) else "text"
-                if kind is None:
-                    raise InputError(
-                        f"{name}: it has {sorted(item)} and no `type`; give one of 'text', 'image', 'video' and "
-                        "'audio'."
-                    )
-                if kind in found and (source := item_source(item, kind, name)) is not None:
-                    found[kind][row].append(source)
+                if "type" not in item:
+                    raise InputError(f"{name}: it has {sorted(item)} and no `type`, such as 'text' or 'audio'.")
+                if item["type"] in found and (source := item_source(item, item["type"], name)) is not None:
+                    found[item["type"]][row].append(source)
     return found
+
+
+def _items_of(message: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    content = message.get("content") or []
+    return [] if isinstance(content, str) else content
 
 
 def with_video_audio(conversations: Sequence[Sequence[dict]], use_audio: bool) -> list[list[dict]]:
@@ -154,44 +148,35 @@ def with_video_audio(conversations: Sequence[Sequence[dict]], use_audio: bool) -
 
     Args:
         conversations: lists of messages.
-        use_audio: whether the audio is used of videos whose item does not state it under one of `AUDIO_IN_VIDEO`.
+        use_audio: whether the audio is used of videos whose item does not state it under `AUDIO_IN_VIDEO`.
     """
-    return [
-        [
-            {**message, "content": _with_audio(message["content"], use_audio, f"sample {row}, message {number}")}
-            if isinstance(message.get("content"), (list, tuple))
-            else message
-            for number, message in enumerate(conversation)
-        ]
-        for row, conversation in enumerate(conversations)
-    ]
+    found: list[list[dict]] = []
+    for row, conversation in enumerate(conversations):
+        found.append([])
+        for number, message in enumerate(conversation):
+            if items := _items_of(message):
+                message = {**message, "content": _with_audio(items, use_audio, f"sample {row}, message {number}")}
+            found[row].append(message)
+    return found
 
 
-def _with_audio(content: Sequence[Any], use_audio: bool, message: str) -> list[Any]:
-    found: list[Any] = []
-    after_video = False  # whose audio is used, and so is in `found` where it has any
+def _with_audio(content: Sequence[Mapping[str, Any]], use_audio: bool, message: str) -> list[Mapping[str, Any]]:
+    found: list[Mapping[str, Any]] = []
+    after_video: Any = False  # whose audio is used, and so is in `found` where it has any
     for number, item in enumerate(content):
-        item = as_media_item(item)
-        name, kind = f"{message}, item {number}", item.get("type") if isinstance(item, Mapping) else None
-        if after_video and kind == "audio" and all(item.get(key) is None for key in SOURCE_KEYS["audio"]):
+        item, name = as_media_item(item), f"{message}, item {number}"
+        if after_video and item.get("type") == "audio" and all(item.get(key) is None for key in SOURCE_KEYS["audio"]):
             after_video = False
             continue
-        after_video = False
-        if kind == "video":
-            stated = item.get(AUDIO_IN_VIDEO)
-            after_video = use_audio if stated is None else stated
-            if after_video not in (True, False):
-                raise InputError(f"{name}: {AUDIO_IN_VIDEO} is {stated!r}; allowed are True and False.")
-            item = {key: value for key, value in item.items() if key != AUDIO_IN_VIDEO}
-        if not after_video:
-            found.append(item)
+        after_video = item.get("type") == "video" and item.get(AUDIO_IN_VIDEO, use_audio)
+        if after_video not in (True, False):
+            raise InputError(f"{name}: {AUDIO_IN_VIDEO} is {after_video!r}; allowed are True and False.")
+        source = item_source(item, "video", name) if after_video else None
+        if source is None:
+            found += [item, {"type": "audio"}] if after_video else [item]
             continue
-        source = item_source(item, "video", name)
         # An open file can be read once, so both items get what was read; all else that is stated holds for both.
         rest = {key: value for key, value in item.items() if key not in SOURCE_KEYS["video"]}
-        if source is None:  # of a conversation that is only rendered
-            found += [item, {"type": "audio"}]
-            continue
         found.append({**rest, "video": source})
         # Frames that were decoded already have no audio.
         if is_file(source) and audio_duration_s(source, called(name, source)) is not None:
@@ -310,7 +295,7 @@ def to_waveform(
         audio, sampling_rate = audio["array"], sampling_rate if own_rate is None else own_rate
     waveform = _mono(audio, name)
     rate = to_hz if sampling_rate is None else sampling_rate
-    if isinstance(rate, bool) or not isinstance(rate, (int, np.integer)) or rate < 1:
+    if not isinstance(rate, (int, np.integer)) or rate < 1:
         raise InputError(f"{name}: the sampling rate is {rate!r}; a whole number of Hz, at least 1, is needed.")
     seconds = len(waveform) / rate
     dropped_s = max(0.0, seconds - max_s)
