@@ -33,9 +33,6 @@ from .transformers_api import CACHE, check_transformers, given_cache
 
 check_transformers()
 
-# What a backbone's forward takes of images and videos.
-VISUAL_INPUTS = ("pixel_values", "pixel_values_videos", "mm_encoder_outputs")
-
 
 class ModalityOutput(NamedTuple):
     """What the Supervisor gives for one modality: (B,) valence and arousal, (B, K) logits or None; see `of`."""
@@ -85,8 +82,6 @@ class VAEmotionLLMOutput(ModelOutput):
         Raises:
             ValueError: another modality, or an output that was made with the adapter off.
         """
-        if modality not in MODALITIES:
-            raise ValueError(f"{modality!r} is no modality; allowed are {', '.join(map(repr, MODALITIES))}.")
         if self.valence is None or self.arousal is None:
             raise ValueError("the output holds no emotion: the adapter was off. Call the model with use_adapter=True.")
         column, logits = MODALITIES.index(modality), self.emotion_logits
@@ -161,18 +156,13 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
         Raises:
             ValueError: a field that does not exist, or a value of a wrong type.
-            InputError: an audio encoder of another type, or a loaded backbone without a name.
+            InputError: an audio encoder of another type.
         """
         check_config_fields(config_fields)
         audio_config = AutoConfig.from_pretrained(audio)
         check_audio_tower(audio_config)
         backbone = vlm if isinstance(vlm, PreTrainedModel) else None
         name = str(vlm) if backbone is None else backbone.name_or_path
-        if not name:
-            raise InputError(
-                "the loaded backbone has no name_or_path, from which its tokenizer is read; load it by "
-                "from_pretrained, or give its folder or Hub name in place of the model."
-            )
         revision = commit_of(name) if backbone is None else getattr(backbone.config, "_commit_hash", None)
         pinned = {} if revision is None else {"revision": revision}
         tokenizer = AutoTokenizer.from_pretrained(name, **pinned)
@@ -292,8 +282,8 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def set_emotion_labels(self, labels: Sequence[str] | None) -> None:
         """Makes the Supervisor give probabilities for these labels, in this order; None for no label.
 
-        All else stays as it is, the heads of labels that stay too; those of new ones start untrained, and a
-        calibration goes. Labels that are there already in this order change nothing.
+        Their heads start untrained, all else stays as it is, and a calibration goes. Labels that are there already in
+        this order change nothing.
 
         Raises:
             ValueError: fewer than two, or the same twice.
@@ -305,18 +295,10 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             return
         config = type(self.config).from_dict({**self.config.to_dict(), "emotion_labels": labels})  # which checks them
         supervisor = self.emotion_adapter.supervisor
-        new = type(supervisor)(config).labels
-        if new is not None and labels is not None:
-            new.to(next(supervisor.parameters()))
-            before = self.config.emotion_labels or []
-            kept = [(number, before.index(label)) for number, label in enumerate(labels) if label in before]
-            for number, head in enumerate(new):
-                self._init_weights(head)
-                with torch.no_grad():
-                    for to, of in kept:
-                        head.weight[to] = supervisor.labels[number].weight[of]
-                        head.bias[to] = supervisor.labels[number].bias[of]
-        supervisor.labels = new
+        heads = type(supervisor)(config).labels
+        supervisor.labels = (
+            None if heads is None else heads.to(next(supervisor.parameters())).apply(self._init_weights)
+        )
         self.config.emotion_labels, self.config.emotion_calibration = labels, None
 
     def get_output_embeddings(self) -> nn.Module:
@@ -432,12 +414,8 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: audio features and placeholders do not match.
         """
-        adapter_on = self.config.adapter_enabled if use_adapter is None else use_adapter
-        media = (input_features, audio_states, *(value for name, value in kwargs.items() if name in VISUAL_INPUTS))
-        # A graph of text alone leaves out the adapter, whose operations depend on where the media are.
-        text_graph = torch.compiler.is_compiling() and all(value is None for value in media)
         injection = self._prepare_injection(
-            input_ids, input_features, audio_num_tokens, adapter_on and not text_graph, audio_states, inputs_embeds
+            input_ids, input_features, audio_num_tokens, use_adapter, audio_states, inputs_embeds
         )
         if packing:
             if response_mask is None or attention_mask is None:
@@ -475,7 +453,7 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             cache=output.get(CACHE),
             hidden_states=output.hidden_states,
             attentions=output.attentions,
-            **(self._no_emotion(output[0]) if text_graph and adapter_on else self._emotion(injection)),
+            **self._emotion(injection),
         )
 
     @torch.no_grad()
@@ -512,7 +490,7 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             None if kwargs.get("inputs_embeds") is None else kwargs["inputs_embeds"][:, cached:],
         )
         if injection is not None:
-            self._check_passes(injection, kwargs)
+            self._check_passes(kwargs)
         backbone_ids = self._backbone_ids(input_ids)
         with self._entered(injection):
             generated = self.vlm.generate(input_ids=backbone_ids, **kwargs)
@@ -554,26 +532,16 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         return predict_emotion(self, processor, clips, batch_size)
 
-    def _check_passes(self, injection: MediaInjection, generate_options: Mapping) -> None:
+    def _check_passes(self, generate_options: Mapping) -> None:
         """Refuses ways to generate in which a pass over the prompt would lack what the media need."""
         config = generate_options.get("generation_config") or self.generation_config
-
-        def option(name: str):
-            return generate_options.get(name, getattr(config, name, None))
-
-        if option("assistant_early_exit") is not None or option("assistant_model") is self.vlm:
-            raise ValueError(
-                "The model was given as its own assistant (assistant_model or assistant_early_exit), but its decoder "
-                "takes audio and the adapter once. Give another model, or generate without audio and with "
-                "use_adapter=False."
-            )
-        mixed = injection.audio_mask.any(1) & injection.visual_mask.any(1)
-        if option("prefill_chunk_size") and injection.enhancers and self.config.enhancer_context and bool(mixed.any()):
-            raise ValueError(
-                f"prefill_chunk_size is {option('prefill_chunk_size')}, which cuts the prompt into passes of its own, "
-                "but in a sample with audio and visual the Enhancer needs both at once. Leave it out, or give "
-                "use_adapter=False."
-            )
+        for name in ("prefill_chunk_size", "assistant_early_exit", "assistant_model"):
+            value = generate_options.get(name, getattr(config, name, None))
+            if value is self.vlm or (value is not None and name != "assistant_model"):
+                raise ValueError(
+                    f"{name} was given, but the decoder takes audio and the adapter once, and whole: leave it out, "
+                    "give another model as the assistant, or generate without audio and with use_adapter=False."
+                )
 
     def _entered(self, injection: MediaInjection | None):
         return contextlib.nullcontext() if injection is None else injection.entered(self.vlm.get_decoder())
@@ -591,8 +559,8 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         without_audio = input_features is None and audio_states is None
         if without_audio and not use_adapter:
             # Placeholders without features must not pass as ordinary tokens.
-            if input_ids is not None:
-                _refuse_placeholders((input_ids == self.config.audio_token_id).any())
+            if input_ids is not None and bool((input_ids == self.config.audio_token_id).any()):
+                raise ValueError("input_ids hold audio placeholders but no input_features were given.")
             return None
         if input_ids is None and inputs_embeds is None:
             if without_audio:
@@ -601,12 +569,6 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         audio_mask, visual_mask = self._media_masks(input_ids, inputs_embeds)
         audio_embeds = None
         if not without_audio:
-            if input_ids is None and self.config.audio_token_id >= self.config.get_text_config().vocab_size:
-                raise ValueError(
-                    f"Audio needs input_ids, which hold its placeholders; only inputs_embeds were given. The "
-                    f"placeholder's id {self.config.audio_token_id} lies beyond the vocabulary of "
-                    f"{self.config.get_text_config().vocab_size}, so no embedding marks where audio is."
-                )
             audio_embeds = self.get_audio_features(
                 input_features, audio_num_tokens, audio_states, return_dict=True
             ).pooler_output
@@ -625,13 +587,11 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         audio, visual = self.config.audio_token_id, self.config.visual_token_ids
         if input_ids is not None:
             return input_ids == audio, torch.isin(input_ids, torch.tensor(visual, device=input_ids.device))
-        table = self.get_input_embeddings()
-        nowhere = torch.zeros(inputs_embeds.shape[:2], dtype=torch.bool, device=inputs_embeds.device)
+        table, size = self.get_input_embeddings(), self.config.get_text_config().vocab_size
 
         def positions_of(token_ids: list[int]) -> torch.Tensor:
-            known = [token_id for token_id in token_ids if token_id < self.config.get_text_config().vocab_size]
-            rows = table(torch.tensor(known, dtype=torch.long, device=inputs_embeds.device))  # (n, D)
-            return sum(((inputs_embeds == row).all(-1) for row in rows), start=nowhere)
+            known = torch.tensor([i for i in token_ids if i < size], dtype=torch.long, device=inputs_embeds.device)
+            return (inputs_embeds.unsqueeze(2) == table(known)).all(-1).any(-1)  # (B, T, n, D) -> (B, T)
 
         return positions_of([audio]), positions_of(visual)
 
@@ -645,13 +605,6 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             states[::copies], injection.audio_mask, injection.visual_mask
         )
         return {"valence": valence, "arousal": arousal, "emotion_logits": logits}
-
-    def _no_emotion(self, states: torch.Tensor) -> dict[str, torch.Tensor | None]:
-        """What the Supervisor gives for samples without media: NaN."""
-        labels = self.config.emotion_labels
-        nothing = torch.full((states.shape[0], len(MODALITIES), len(labels or ())), torch.nan, device=states.device)
-        valence = nothing.new_full(nothing.shape[:2], torch.nan)
-        return {"valence": valence, "arousal": valence.clone(), "emotion_logits": nothing if labels else None}
 
 
 def _new_audio_tower(config: PreTrainedConfig) -> PreTrainedModel:
@@ -675,15 +628,6 @@ def _cached_length(input_ids, given, attention_mask=None, inputs_embeds=None, **
     if inputs_embeds is None and attention_mask is not None and attention_mask.shape[1] != input_ids.shape[1]:
         return 0  # the mask is that of the whole conversation: the ids are the new ones
     return int(given.get_seq_length())
-
-
-def _refuse_placeholders(placeholders: torch.Tensor) -> None:
-    """Raises where a batch without audio holds (a bool scalar) placeholders of audio."""
-    message = "input_ids hold audio placeholders but no input_features were given."
-    if torch.compiler.is_compiling():
-        torch._assert_async(~placeholders, message)
-    elif bool(placeholders):
-        raise ValueError(message)
 
 
 VAEmotionLLMForConditionalGeneration.register_for_auto_class("AutoModel")

@@ -184,25 +184,18 @@ def test_proposed_tokens_do_not_change_what_is_decided(loaded, conversation, way
 def test_the_model_is_no_assistant_of_its_own(qwen):
     model, processor = qwen
     for options in ({"assistant_model": model}, {"assistant_model": model.vlm}, {"assistant_early_exit": 1}):
-        with pytest.raises(ValueError, match="given as its own assistant .* use_adapter=False"):
+        with pytest.raises(ValueError, match=f"{next(iter(options))} was given, .* use_adapter=False"):
             model.generate(**encode(processor, MIXED[0]), **options, max_new_tokens=2)
 
 
-@pytest.mark.parametrize("size", [1, 7, 1000])
+@pytest.mark.parametrize("size", [1, 1000])
 def test_a_prefill_in_chunks(loaded, size):
     model, processor = loaded
-    options = {"prefill_chunk_size": size, **steps(model, STEPS), "return_dict_in_generate": True}
-    both = encode(processor, *MIXED)
-    with pytest.raises(ValueError, match=f"prefill_chunk_size is {size}, .* needs both at once"):
-        model.generate(**both, **options)
-    # No sample with sound and sight; or the Enhancer off.
-    for inputs, adapter in ((encode(processor, MIXED[0], MIXED[3]), True), (both, False)):
-        generated = model.generate(**inputs, **options, use_adapter=adapter)
-        assert torch.equal(new_tokens(generated, inputs), greedy(model, inputs, STEPS, use_adapter=adapter))
-    assert generated.get("valence") is None
-    inputs = encode(processor, MIXED[0], MIXED[3])
-    generated = model.generate(**inputs, **options)
-    torch.testing.assert_close(generated.valence, model(**inputs).valence, equal_nan=True, rtol=1e-4, atol=1e-5)
+    inputs, options = encode(processor, MIXED[1], MIXED[3]), {"prefill_chunk_size": size, **steps(model, STEPS)}
+    with pytest.raises(ValueError, match="prefill_chunk_size was given"):
+        model.generate(**inputs, **options)
+    generated = model.generate(**inputs, **options, use_adapter=False)
+    assert torch.equal(new_tokens(generated, inputs), greedy(model, inputs, STEPS, use_adapter=False))
 
 
 def conversation_of(model, processor, adapter: bool):
