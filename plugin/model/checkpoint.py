@@ -10,7 +10,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForImageTextToText, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
-from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, extract_commit_hash
 from transformers.utils.hub import get_checkpoint_shard_files
 
@@ -23,13 +22,6 @@ HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "
 BACKBONE = "vlm."
 """What the names of the backbone's weights begin with."""
 
-# First letters of config fields -> the parameters whose number or form they decide.
-_FORMS = {
-    "enhancer_": "emotion_adapter.enhancers.",
-    "supervisor_": "emotion_adapter.supervisor.",
-    "emotion_labels": "emotion_adapter.supervisor.",
-    "projector_": "audio_projector.",
-}
 # Fields of a config that `from_pretrained` takes for itself.
 _NOT_FOR_THE_CONFIG = {"attn_implementation", "dtype", "experts_implementation", "quantization_config", "torch_dtype"}
 # Values of each tensor in a fingerprint, evenly over it: any training changes some, and they are cheap to read.
@@ -97,9 +89,6 @@ class Weights(Mapping[str, torch.Tensor]):
     def __len__(self) -> int:
         return len(self._of)
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._of[name].get_slice(name).get_shape())
-
 
 def fingerprint(weights: Mapping[str, torch.Tensor]) -> str:
     """Hash of names, dtypes, shapes and some values of each tensor, the same however they are spread over files."""
@@ -139,11 +128,9 @@ class Backbone:
             )
         try:
             self.weights = Weights(weight_files(name, **self.where))
-        except InputError as error:
-            raise InputError(f"the backbone {self.label} cannot be read: {error}") from error
         except (OSError, ValueError) as error:
             raise InputError(
-                f"the weights of the backbone {self.label} cannot be fetched: {' '.join(str(error).split())} Give "
+                f"the weights of the backbone {self.label} cannot be read: {' '.join(str(error).split())} Give "
                 "another backbone_name or backbone_revision to from_pretrained where they have moved."
             ) from error
         self.fingerprint = fingerprint(self.weights)
@@ -207,23 +194,11 @@ def load_checkpoint(
         raise InputError("use_safetensors is False; weights are read from safetensors alone, which hold no code.")
     where = hub_arguments(kwargs)
     alone = _config_without_backbone(cls, name, config, where, kwargs)
-    backbone = None
     try:
         if alone is None:
             model, info = load(name, *model_args, config=config, output_loading_info=True, **kwargs)
-            if not model.config.backbone_included:  # of a PEFT adapter's base the library reads the folder alone
-                raise InputError(
-                    f"the adapter '{name}' is for a model that was saved without its backbone: load it by AutoModel, "
-                    "or the model first and the adapter onto it by PeftModel.from_pretrained."
-                )
         else:
-            for argument in ("state_dict", "variant"):
-                if kwargs.get(argument) is not None:
-                    raise InputError(
-                        f"{argument} was given, and the model '{name}' was saved without its backbone, from whose "
-                        "files and its own the weights are put together; leave it out, or save the model whole first."
-                    )
-            backbone, state_dict = _joined_weights(name, alone, where)
+            state_dict = _joined_weights(name, alone, where)
             if kwargs.get("generation_config") is None:
                 kwargs["generation_config"] = _generation_config(name, where)
             kwargs = {key: value for key, value in kwargs.items() if key not in where}
@@ -235,26 +210,27 @@ def load_checkpoint(
             model.config.backbone_included, model.config.backbone_fingerprint = True, None
             if path := adapter.pop("_adapter_model_path", None):  # by which AutoModel came to this model
                 model.load_adapter(path, adapter_name=kwargs.get("adapter_name"), adapter_kwargs=adapter)
-            if model.all_tied_weights_keys and "disk" in getattr(model, "hf_device_map", {}).values():
-                # The library finds a tied weight on the disk again in whole files alone.
-                raise InputError(
-                    f"the model '{name}' was saved without its backbone, whose tied weights cannot be offloaded to "
-                    "the disk from there: save it whole first, or give a device_map without the disk."
-                )
     except InputError:
         raise
     except Exception as error:
-        if problem := _damage(cls, name, alone or config, where, backbone):
+        if problem := _damage(name, where):
             raise InputError(f"the model '{name}' cannot be loaded: {problem}") from error
         raise
+    if not model.config.backbone_included:  # of a PEFT adapter's base the library reads the folder alone
+        raise InputError(
+            f"the adapter '{name}' is for a model that was saved without its backbone: load it by AutoModel, or the "
+            "model first and the adapter onto it by PeftModel.from_pretrained."
+        )
     # Of quantised weights the library's report has other names, and with an adapter it is the adapter's.
     adapted = alone is None and getattr(model, "_hf_peft_config_loaded", False)
-    if (
-        getattr(model, "hf_quantizer", None) is None
-        and not adapted
-        and not kwargs.get("ignore_mismatched_sizes", False)
-    ):
-        _check_complete(name, model.config, info["missing_keys"], where)
+    exempt = adapted or getattr(model, "hf_quantizer", None) is not None or kwargs.get("ignore_mismatched_sizes")
+    if (missing := sorted(info["missing_keys"])) and not exempt:
+        raise InputError(
+            f"the model '{name}' cannot be loaded: {len(missing)} of its weights are not there, "
+            f"{', '.join(missing[:3])} among them, and would be random numbers. The folder is incomplete, or its "
+            "config.json is another model's: fetch or save it again. EmoAdapter gets another form by "
+            "`reset_emotion_adapter` and `set_emotion_labels`; ignore_mismatched_sizes=True loads it all the same."
+        )
     return model, info
 
 
@@ -271,11 +247,6 @@ def without_backbone(
         InputError: a backbone that is not known, cannot be read, or was changed.
     """
     config = model.config
-    if any(tensor.is_meta for tensor in state_dict.values()):
-        raise InputError(
-            "some weights are offloaded to the disk, where they cannot be compared with the backbone's; load the "
-            "model without that, or use `vaemotionllm push --audio-only` on its folder."
-        )
     backbone = Backbone(config.backbone_name, config.backbone_revision)
     held = {name.removeprefix(BACKBONE): tensor for name, tensor in state_dict.items() if name.startswith(BACKBONE)}
     tied = model.vlm.all_tied_weights_keys  # written once, under the name that they are tied to
@@ -300,8 +271,8 @@ def _config_without_backbone(cls, name, config, where, kwargs: dict) -> VAEmotio
     return cls.config_class.from_pretrained(source, **where, **fields)
 
 
-def _joined_weights(name, config: VAEmotionLLMConfig, where) -> tuple[Backbone, dict[str, torch.Tensor]]:
-    """The backbone, and its weights with those of the folder as one state dict, mapped from the files."""
+def _joined_weights(name, config: VAEmotionLLMConfig, where) -> dict[str, torch.Tensor]:
+    """The backbone's weights with those of the folder as one state dict, mapped from the files."""
     own = Weights(weight_files(name, **where))
     there = {key: value for key, value in where.items() if key in HUB_ARGUMENTS}
     backbone = Backbone(config.backbone_name, config.backbone_revision, **there)
@@ -311,7 +282,7 @@ def _joined_weights(name, config: VAEmotionLLMConfig, where) -> tuple[Backbone, 
             "that it was trained with. Give the backbone_name and backbone_revision that were; "
             "backbone_fingerprint=None takes these all the same."
         )
-    return backbone, {**own, **{BACKBONE + key: tensor for key, tensor in backbone.weights.items()}}
+    return {**own, **{BACKBONE + key: tensor for key, tensor in backbone.weights.items()}}
 
 
 def _generation_config(name, where) -> GenerationConfig | None:
@@ -321,52 +292,12 @@ def _generation_config(name, where) -> GenerationConfig | None:
         return None
 
 
-def _damage(cls, name, config, where, backbone: Backbone | None) -> str | None:
+def _damage(name, where) -> str | None:
     """What is wrong with the weight files of a model that could not be loaded; None where nothing is found."""
-    where = {key: value for key, value in where.items() if key != "force_download"}  # they have just come
     try:
-        weights = Weights(weight_files(name, **where))
+        Weights(weight_files(name, **{key: value for key, value in where.items() if key != "force_download"}))
     except InputError as error:
         return str(error)
-    except (OSError, ValueError):
-        return None  # nothing to look at: the library's own words say what is not there
-    if is_deepspeed_zero3_enabled():
-        return None  # a model that is made now would be sharded
-    shapes = {key: weights.shape(key) for key in weights}
-    if backbone is not None:
-        shapes |= {BACKBONE + key: backbone.weights.shape(key) for key in backbone.weights}
-    if not isinstance(config, PreTrainedConfig):
-        config = cls.config_class.from_pretrained(name if config is None else config, **where)
-    with torch.device("meta"):
-        model = cls(config)
-    expected = {
-        key: tuple(tensor.shape) for key, tensor in revert_weight_conversion(model, model.state_dict()).items()
-    }
-    other = [key for key, shape in shapes.items() if key in expected and shape != expected[key]]
-    if not other:
-        return None
-    return (
-        f"{len(other)} of its weights have other shapes than the config says, {other[0]} "
-        f"{shapes[other[0]]} and not {expected[other[0]]} among them. Where no field of it was "
-        "given here, config.json or weights were altered: fetch or copy them again."
-    )
-
-
-def _check_complete(name, config: VAEmotionLLMConfig, missing, where) -> None:
-    """Raises InputError where weights were left at random but those that the caller gave another form."""
-    missing = sorted(missing)
-    if not missing:
-        return
-    saved = type(config).from_pretrained(name, **where)
-    changed = [
-        field for field in VAEmotionLLMConfig.__annotations__ if getattr(saved, field) != getattr(config, field)
-    ]
-    new = tuple(part for start, part in _FORMS.items() if any(field.startswith(start) for field in changed))
-    missing = [key for key in missing if not key.startswith(new)]
-    if missing:
-        raise InputError(
-            f"the model '{name}' cannot be loaded: {len(missing)} of its weights are not there, "
-            f"{', '.join(missing[:3])} among them, and would be random numbers. The folder is incomplete, or its "
-            "config.json is another model's. Fetch or save it again; ignore_mismatched_sizes=True loads it all the "
-            "same."
-        )
+    except OSError:
+        pass  # nothing to look at: the library's own words say what is not there
+    return None
