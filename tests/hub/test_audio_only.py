@@ -159,10 +159,8 @@ def test_an_adapter_of_peft_finds_its_model_whole(alone, tmp_path):
         Model.from_pretrained(tmp_path / "adapter")
 
 
-def test_offloading_to_the_disk(alone, tmp_path):
+def test_offloading_to_the_disk(tmp_path):
     places = {"vlm": "disk", "audio_tower": "cpu", "audio_projector": "cpu", "emotion_adapter": "cpu"}
-    with pytest.raises(InputError, match="tied weights cannot be offloaded to the disk from there: save it whole"):
-        AutoModel.from_pretrained(alone, device_map=places, offload_folder=tmp_path / "tied")
     untied = tiny.make_vaemotionllm(tmp_path, "qwen3_vl")
     write_audio_only(untied, tmp_path / "alone")
     model = AutoModel.from_pretrained(tmp_path / "alone", device_map=places, offload_folder=tmp_path / "offload")
