@@ -1,6 +1,8 @@
 """Checkpoints: their weight files, loading with every gap an error, and models saved without their backbone."""
 
+import contextlib
 import copy
+import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -67,16 +69,11 @@ class Weights(Mapping[str, torch.Tensor]):
     def __init__(self, files: Iterable[str | Path]):
         self._of: dict[str, safe_open] = {}
         for file in map(Path, files):
-            if not file.is_file():
-                raise InputError(
-                    f"the weight file {file} is not there, and the index beside it names it: the folder is "
-                    "incomplete. Fetch or copy it again."
-                )
             try:
                 opened = safe_open(file, framework="pt")
             except (SafetensorError, OSError) as error:
                 raise InputError(
-                    f"the weight file {file} is cut off or altered ({error}). Fetch or copy it again."
+                    f"the weight file {file} is cut off or altered, or not there ({error}). Fetch or copy it again."
                 ) from error
             self._of.update(dict.fromkeys(opened.keys(), opened))
 
@@ -199,8 +196,8 @@ def load_checkpoint(
             model, info = load(name, *model_args, config=config, output_loading_info=True, **kwargs)
         else:
             state_dict = _joined_weights(name, alone, where)
-            if kwargs.get("generation_config") is None:
-                kwargs["generation_config"] = _generation_config(name, where)
+            with contextlib.suppress(OSError):  # a folder without one
+                kwargs.setdefault("generation_config", GenerationConfig.from_pretrained(name, **where))
             kwargs = {key: value for key, value in kwargs.items() if key not in where}
             adapter = dict(kwargs.pop("adapter_kwargs", None) or {})
             model, info = load(
@@ -266,7 +263,7 @@ def _config_without_backbone(cls, name, config, where, kwargs: dict) -> VAEmotio
         return None
     if saved.get("backbone_included", True):
         return None
-    names = cls.config_class.known_names() - _NOT_FOR_THE_CONFIG
+    names = {field.name for field in dataclasses.fields(cls.config_class)} - _NOT_FOR_THE_CONFIG
     fields = {key: kwargs.pop(key) for key in list(kwargs) if key in names}
     return cls.config_class.from_pretrained(source, **where, **fields)
 
@@ -285,17 +282,10 @@ def _joined_weights(name, config: VAEmotionLLMConfig, where) -> dict[str, torch.
     return {**own, **{BACKBONE + key: tensor for key, tensor in backbone.weights.items()}}
 
 
-def _generation_config(name, where) -> GenerationConfig | None:
-    try:
-        return GenerationConfig.from_pretrained(name, **where)
-    except OSError:
-        return None
-
-
 def _damage(name, where) -> str | None:
     """What is wrong with the weight files of a model that could not be loaded; None where nothing is found."""
     try:
-        Weights(weight_files(name, **{key: value for key, value in where.items() if key != "force_download"}))
+        Weights(weight_files(name, **where))
     except InputError as error:
         return str(error)
     except OSError:

@@ -1,28 +1,16 @@
 """Configuration of VAEmotionLLM."""
 
-import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import field, fields
+from collections.abc import Sequence
+from dataclasses import field
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-logger = logging.getLogger(__name__)
-
 FORMAT_VERSION = 1
 """Of the folders that this code writes; it reads this one and older ones. Raise it with any change of the files that
 older code would misread."""
-
-
-# What the library, its Trainer and its quantizers write into a config.json beside the fields of its base class.
-_LIBRARY_FIELDS = {
-    "_name_or_path", "attn_implementation", "auto_map", "bos_token_id", "eos_token_id", "experts_implementation",
-    "fusion_config", "model_type", "name_or_path", "num_labels", "output_attentions", "pad_token_id",
-    "per_layer_config", "pretraining_tp", "quantization_config", "tie_last_hidden_states", "tie_word_embeddings",
-    "torch_dtype", "transformers_weights", "use_cache",
-}  # fmt: skip
 
 
 @strict
@@ -57,7 +45,7 @@ class VAEmotionLLMConfig(PreTrainedConfig):
         backbone_fingerprint: hash of names, shapes and some values of the weights that are to be fetched.
 
     Raises:
-        ValueError: a value that is not allowed, a field that does not exist, or a newer format.
+        ValueError: a value that is not allowed, or a newer format.
     """
 
     model_type = "vaemotionllm"
@@ -94,13 +82,6 @@ class VAEmotionLLMConfig(PreTrainedConfig):
                 "trust_remote_code=True runs the code that was saved beside the weights, which reads them."
             )
         self.format_version = FORMAT_VERSION  # of what is saved next
-        if unknown := self._unknown(kwargs):  # which the library would take in silence, a misspelt one among them
-            own = ", ".join(sorted(type(self).__annotations__))
-            raise ValueError(
-                f"{unknown[0]!r} is no field of a VAEmotionLLM's config; fields are {own}, and those of every "
-                "model of transformers. Correct or remove it; if a newer version wrote the folder, upgrade with "
-                "`pip install -U vaemotionllm`."
-            )
         backbone_given = self.vlm_config is not None
         super().__post_init__(**kwargs)
         for name in ("projector_stride", "enhancer_rank", "supervisor_hidden_size"):
@@ -119,25 +100,6 @@ class VAEmotionLLMConfig(PreTrainedConfig):
         # Weight tying is the backbone's affair; the top-level flag must agree or loading would untie it.
         self.tie_word_embeddings = bool(getattr(self.vlm_config, "tie_word_embeddings", False))
 
-    @classmethod
-    def known_names(cls) -> set[str]:
-        """Names that a config.json may have: our fields and the library's."""
-        return {known.name for known in fields(cls)} | _LIBRARY_FIELDS
-
-    @classmethod
-    def _unknown(cls, names: Iterable[str]) -> list[str]:
-        return sorted(name for name in set(names) - cls.known_names() if not name.startswith("_"))
-
-    def save_pretrained(self, save_directory, *args, **kwargs):
-        """As of every config. What was set and is no field is left out with a warning: it could not be loaded."""
-        left = {name: self.__dict__.pop(name) for name in self._unknown(self.to_diff_dict())}
-        if left:
-            logger.warning("Not saved, since they are no fields of a VAEmotionLLM's config: %s.", ", ".join(left))
-        try:
-            return super().save_pretrained(save_directory, *args, **kwargs)
-        finally:
-            self.__dict__.update(left)
-
     def get_text_config(self, decoder=None, encoder=None):
         return self.vlm_config.get_text_config(decoder=decoder, encoder=encoder)
 
@@ -152,13 +114,16 @@ class VAEmotionLLMConfig(PreTrainedConfig):
 VAEmotionLLMConfig.register_for_auto_class()
 
 
+def _fields(*starts: str) -> tuple[str, ...]:
+    return tuple(name for name in VAEmotionLLMConfig.__annotations__ if name.startswith(starts))
+
+
 # What the form of EmoAdapter hangs on, but for the Supervisor's labels.
-EMOTION_ADAPTER_FIELDS = tuple(
-    name for name in VAEmotionLLMConfig.__annotations__ if name.startswith(("enhancer_", "supervisor_"))
-)
+EMOTION_ADAPTER_FIELDS = _fields("enhancer_", "supervisor_")
+_NEW_MODEL_FIELDS = _fields("projector_", "adapter_", "enhancer_", "supervisor_", "emotion_labels")
 
 
-def check_config_fields(fields: dict, allowed: Sequence[str] | None = None) -> None:
+def check_config_fields(fields: dict, allowed: Sequence[str] = _NEW_MODEL_FIELDS) -> None:
     """Checks the fields that a caller may choose; the library would take unknown names in silence.
 
     Args:
@@ -168,13 +133,6 @@ def check_config_fields(fields: dict, allowed: Sequence[str] | None = None) -> N
     Raises:
         ValueError: naming the field and what is allowed.
     """
-    if allowed is None:
-        allowed = sorted(
-            name
-            for name in VAEmotionLLMConfig.__annotations__
-            if name not in ("vlm_config", "audio_config", "audio_token_id", "emotion_calibration", "format_version")
-            and not name.startswith("backbone_")
-        )
     for name in fields:
         if name not in allowed:
             raise ValueError(f"{name!r} is no field to choose here; fields are {', '.join(allowed)}.")

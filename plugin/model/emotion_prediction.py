@@ -1,6 +1,5 @@
 """Emotion predictions of clips for each modality, with confidence, intervals and the conflict of audio and visual."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import log, sqrt
@@ -61,20 +60,10 @@ def check_supervisor(model) -> None:
 
 
 @torch.inference_mode()
-def run_supervisor(
+def _run_supervisor(
     model, processor, modality: str, media: Sequence[Sequence[Any]]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """The Supervisor's outputs for clips that are given with the media of one modality alone.
-
-    Args:
-        model: a VAEmotionLLM.
-        processor: its processor.
-        modality: "audio", "visual" or "av".
-        media: for each of B clips its `MediaFeatures`, visual before audio, as in training.
-
-    Returns:
-        valence and arousal (B,), and logits (B, K) or None without labels; float32 on the CPU.
-    """
+    """Valence and arousal (B,), and logits (B, K) or None, on the CPU, of B clips with the media of one modality."""
     conversations = [
         [{"role": "user", "content": [*({"type": part.kind} for part in parts), {"type": "text", "text": PROMPT}]}]
         for parts in media
@@ -97,7 +86,7 @@ def predict_emotion(
     See `VAEmotionLLMForConditionalGeneration.predict_emotion`.
     """
     check_supervisor(model)
-    clips = [clips] if isinstance(clips, (Mapping, str, bytes, os.PathLike)) else list(clips)
+    clips = [clips] if isinstance(clips, Mapping) else list(clips)
     found: list[EmotionPrediction] = []
     for begin in range(0, len(clips), batch_size):
         batch = [_encode(processor, clip, begin + n) for n, clip in enumerate(clips[begin : begin + batch_size])]
@@ -118,10 +107,10 @@ def _encode(processor, clip: Mapping[str, Any], number: int) -> dict[str, Any]:
         )
     encoded = {}
     for kind in kinds:
-        given = getattr(clip[kind], "kind", None) == kind  # encoded already
-        encoded["audio" if kind == "audio" else "visual"] = (
-            clip[kind] if given else processor.encode_media(kind, clip[kind])
-        )
+        medium = clip[kind]
+        if getattr(medium, "kind", None) != kind:  # not encoded yet
+            medium = processor.encode_media(kind, medium)
+        encoded["audio" if kind == "audio" else "visual"] = medium
     return encoded
 
 
@@ -133,9 +122,9 @@ def _predict_batch(model, processor, encoded: list[dict[str, Any]]) -> list[Emot
         if not rows:
             continue
         media = [[encoded[row][name] for name in needed] for row in rows]
-        valence, arousal, logits = run_supervisor(model, processor, modality, media)
+        valence, arousal, logits = _run_supervisor(model, processor, modality, media)
         for n, row in enumerate(rows):
-            found[row][modality] = calibrated_emotion(
+            found[row][modality] = _calibrated_emotion(
                 model.config, modality, valence[n].item(), arousal[n].item(), None if logits is None else logits[n]
             )
     return [
@@ -144,7 +133,7 @@ def _predict_batch(model, processor, encoded: list[dict[str, Any]]) -> list[Emot
     ]
 
 
-def calibrated_emotion(
+def _calibrated_emotion(
     config, modality: str, valence: float, arousal: float, logits: torch.Tensor | None
 ) -> ModalityEmotion:
     """The Supervisor's output with what `config.emotion_calibration` makes of it: temperature and intervals."""

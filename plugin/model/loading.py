@@ -43,9 +43,10 @@ def load_model(
     """The model in evaluation mode on its device; float32 on a CPU where `dtype` is "auto"."""
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     kind = torch.float32 if dtype == "auto" and target.type == "cpu" else dtype
-    arguments = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     try:
-        model = VAEmotionLLMForConditionalGeneration.from_pretrained(pretrained, dtype=kind, **arguments)
+        model = VAEmotionLLMForConditionalGeneration.from_pretrained(
+            pretrained, dtype=kind, attn_implementation=attn_implementation
+        )
     except InputError:
         raise
     except (OSError, ValueError, RuntimeError, StrictDataclassError) as error:
@@ -56,9 +57,6 @@ def load_model(
 
 def load_processor(pretrained: str, num_frames: int | None = None, max_audio_s: float | None = None):
     """The processor, with the caller's number of frames and longest audio where they are given."""
-    for name, value in (("num_frames", num_frames), ("max_audio_s", max_audio_s)):
-        if value is not None and not (isinstance(value, (int, float)) and value > 0):
-            raise InputError(f"{name} is {value!r}; give a number above 0.")
     try:
         # None, the default, would let the library prompt on the terminal for running the folder's code.
         processor = VAEmotionLLMProcessor.from_pretrained(pretrained, trust_remote_code=False)

@@ -30,11 +30,10 @@ _SOUNDFILE_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif")
 
 @dataclass(frozen=True)
 class VideoMetadata:
-    """fps: frames a second of the file. duration_s: of the chosen part. times_s: of each returned frame in it."""
+    """fps: frames a second of the file. duration_s: of the chosen part. indices: of each returned frame in it."""
 
     fps: float
     duration_s: float
-    times_s: tuple[float, ...]
     indices: tuple[int, ...]
 
 
@@ -208,11 +207,9 @@ def load_video(
             num_frames = len(inside)
         wanted = [inside[int((i + 0.5) * len(inside) / num_frames)] for i in range(num_frames)]
         frames = _decode_frames(container, stream, start, wanted, times_s, keyframes, name)
-    first_s = times_s[inside[0]]
     metadata = VideoMetadata(
         fps=file_fps,
         duration_s=len(inside) / file_fps,
-        times_s=tuple(times_s[i] - first_s for i in wanted),
         indices=tuple(i - inside[0] for i in wanted),
     )
     return np.stack(frames), metadata  # (num_frames, H, W, 3)

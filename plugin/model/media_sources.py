@@ -2,7 +2,6 @@
 
 import base64
 import binascii
-import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,7 +43,7 @@ def local_source(source: Any, name: str) -> Any:
     """A medium as a path, as the bytes of a file, or as it is where it was decoded already.
 
     Args:
-        source: a path, a `file://` or `data:` URL, bytes, an open binary file, a mapping as the datasets library keeps
+        source: a path, a `file://` or `data:` URL, bytes, a mapping as the datasets library keeps
             undecoded media ({"bytes", "path"}), its decoder of an audio, or anything else, which is returned as it is.
         name: what errors call it.
 
@@ -66,10 +65,6 @@ def local_source(source: Any, name: str) -> Any:
             f"{name}: {parts.scheme}://{parts.hostname or ''}{parts.path} is not opened: media are read from this "
             "machine alone. Download the file and give its path, a file:// URL or its bytes."
         )
-    if isinstance(source, (bytearray, memoryview)):
-        return bytes(source)
-    if isinstance(source, io.IOBase):
-        return source.read()
     if isinstance(source, Mapping) and "array" not in source:
         found = source.get("path") if source.get("bytes") is None else source["bytes"]
         if found is None:
@@ -175,11 +170,10 @@ def _with_audio(content: Sequence[Mapping[str, Any]], use_audio: bool, message: 
         if source is None:
             found += [item, {"type": "audio"}] if after_video else [item]
             continue
-        # An open file can be read once, so both items get what was read; all else that is stated holds for both.
-        rest = {key: value for key, value in item.items() if key not in SOURCE_KEYS["video"]}
-        found.append({**rest, "video": source})
+        found.append(item)
         # Frames that were decoded already have no audio.
         if is_file(source) and audio_duration_s(source, called(name, source)) is not None:
+            rest = {key: value for key, value in item.items() if key not in SOURCE_KEYS["video"]}  # holds for both
             found.append({**rest, "type": "audio", "audio": source})
     return found
 

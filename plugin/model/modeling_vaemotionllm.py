@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Unpack
+from typing import Unpack
 
 import torch
 from torch import nn
@@ -32,14 +32,6 @@ from .processing_vaemotionllm import add_audio_token
 from .transformers_api import CACHE, check_transformers, given_cache
 
 check_transformers()
-
-
-class ModalityOutput(NamedTuple):
-    """What the Supervisor gives for one modality: (B,) valence and arousal, (B, K) logits or None; see `of`."""
-
-    valence: torch.Tensor
-    arousal: torch.Tensor
-    emotion_logits: torch.Tensor | None
 
 
 @dataclass
@@ -73,8 +65,8 @@ class VAEmotionLLMOutput(ModelOutput):
         def past_key_values(self):
             return self.cache
 
-    def of(self, modality: str) -> ModalityOutput:
-        """Valence, arousal and emotion logits of one modality.
+    def of(self, modality: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """(B,) valence, (B,) arousal and (B, K) emotion logits, or None without labels, of one modality.
 
         Args:
             modality: "audio", "visual" or "av".
@@ -85,9 +77,7 @@ class VAEmotionLLMOutput(ModelOutput):
         if self.valence is None or self.arousal is None:
             raise ValueError("the output holds no emotion: the adapter was off. Call the model with use_adapter=True.")
         column, logits = MODALITIES.index(modality), self.emotion_logits
-        return ModalityOutput(
-            self.valence[:, column], self.arousal[:, column], None if logits is None else logits[:, column]
-        )
+        return self.valence[:, column], self.arousal[:, column], None if logits is None else logits[:, column]
 
 
 class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -279,7 +269,7 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         for name in (*config_fields, "emotion_calibration"):
             setattr(self.config, name, getattr(config, name))
 
-    def set_emotion_labels(self, labels: Sequence[str] | None) -> None:
+    def set_emotion_labels(self, labels: list[str] | None) -> None:
         """Makes the Supervisor give probabilities for these labels, in this order; None for no label.
 
         Their heads start untrained, all else stays as it is, and a calibration goes. Labels that are there already in
@@ -288,17 +278,14 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: fewer than two, or the same twice.
         """
-        if isinstance(labels, str):
-            raise ValueError(f"labels is {labels!r}; give a list of names, or None.")
-        labels = None if labels is None else list(labels)
         if labels == self.config.emotion_labels:
             return
         config = type(self.config).from_dict({**self.config.to_dict(), "emotion_labels": labels})  # which checks them
         supervisor = self.emotion_adapter.supervisor
         heads = type(supervisor)(config).labels
-        supervisor.labels = (
-            None if heads is None else heads.to(next(supervisor.parameters())).apply(self._init_weights)
-        )
+        if heads is not None:
+            heads.to(next(supervisor.parameters())).apply(self._init_weights)
+        supervisor.labels = heads
         self.config.emotion_labels, self.config.emotion_calibration = labels, None
 
     def get_output_embeddings(self) -> nn.Module:
@@ -399,7 +386,7 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 takes both. Without ids, the embedding of a placeholder marks where media are.
             input_features: audio features of all windows in the batch, see `get_audio_features`.
             audio_num_tokens: (W,) audio tokens of each window.
-            labels: (B, T) int64, -100 where no loss is wanted; shifted inside.
+            labels: (B, T) int64, -100 where no loss is wanted; shifted inside. Not with `response_mask`.
             response_mask: (B, T) bool. Where given, `logits` is (N, V): what the model predicts for the marked tokens,
                 row by row. The head then runs on those positions only.
             response_fn: called with the states (N, D) that predict the marked tokens and with the head, in place of
@@ -424,21 +411,14 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 nowhere = torch.zeros_like(attention_mask, dtype=torch.bool)
                 injection = MediaInjection(nowhere, nowhere, None, None)
             injection.packed = attention_mask.bool()
-        inputs = {"input_ids": self._backbone_ids(input_ids), "attention_mask": attention_mask, **kwargs}
-        if inputs_embeds is not None:
-            inputs["inputs_embeds"] = inputs_embeds
+        ids = self._backbone_ids(input_ids)
+        inputs = {"input_ids": ids, "attention_mask": attention_mask, "inputs_embeds": inputs_embeds, **kwargs}
         logits = loss = response = None
         with self._entered(injection):
             if response_mask is None:
-                if response_fn is not None:
-                    raise ValueError("response_fn needs a response_mask, which says where it looks.")
-                output = self.vlm(**inputs, **({} if labels is None else {"labels": labels}))
+                output = self.vlm(**inputs, labels=labels)
                 logits, loss = output.logits, output.loss
             else:
-                if labels is not None:
-                    raise ValueError(
-                        "Give either labels or response_mask: with response_mask the loss is the caller's."
-                    )
                 output = self.vlm.base_model(**{"use_cache": False, **inputs})
                 # The state at t - 1 predicts the token at t.
                 predicting = output[0][:, :-1][response_mask[:, 1:]]  # (N, D)
@@ -476,8 +456,7 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         if self.generation_config is not None:
             self.vlm.generation_config = self.generation_config
-        if kwargs.get("inputs") is not None:
-            input_ids = kwargs.pop("inputs")
+        input_ids = kwargs.pop("inputs", None) if input_ids is None else input_ids
         if isinstance(assistant := kwargs.get("assistant_model"), VAEmotionLLMForConditionalGeneration):
             kwargs["assistant_model"] = assistant.vlm  # it proposes, and this model, which has the media, decides
         cached = _cached_length(input_ids, given_cache(kwargs), **kwargs)

@@ -11,7 +11,6 @@ import torch
 import transformers
 from PIL import Image
 from transformers import AutoConfig, AutoFeatureExtractor, AutoProcessor, BatchFeature, ProcessorMixin
-from transformers.processing_utils import MultiModalData
 from transformers.utils import cached_file, logging
 
 from .audio_projector import (
@@ -38,9 +37,6 @@ from .media_sources import (
 )
 
 AUDIO_TOKEN = "<|audio_pad|>"
-
-# What a call may say about the choice of frames: the backbone's processor gets frames that are chosen.
-_FRAME_ARGUMENTS = ("num_frames", "fps", "do_sample_frames", "video_metadata")
 
 logger = logging.get_logger(__name__)
 
@@ -138,13 +134,12 @@ class VAEmotionLLMProcessor(ProcessorMixin):
         feature_extractor = AutoFeatureExtractor.from_pretrained(audio)
         backbone = AutoProcessor.from_pretrained(vlm)
         own = {"image_processor", "tokenizer", "video_processor", "processor_class", "auto_map", "chat_template"}
-        if getattr(backbone, "video_processor", None) is None or not hasattr(backbone, "video_token"):
+        takes_videos = getattr(backbone, "video_processor", None) is not None and hasattr(backbone, "video_token")
+        if not takes_videos or getattr(backbone, "chat_template", None) is None:
             raise InputError(
-                f"The processor of {vlm}, {type(backbone).__name__}, takes no videos; give a backbone that takes "
-                "images and videos, such as Qwen2.5-VL, Qwen3-VL or LLaVA-OneVision."
+                f"The processor of {vlm}, {type(backbone).__name__}, takes no videos or has no chat template; give a "
+                "backbone with both, such as Qwen2.5-VL, Qwen3-VL or LLaVA-OneVision."
             )
-        if getattr(backbone, "chat_template", None) is None:
-            raise InputError(f"The processor of {vlm} has no chat template; give the backbone one and save it.")
         preamble = Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8")
         return cls(
             image_processor=backbone.image_processor,
@@ -198,14 +193,6 @@ class VAEmotionLLMProcessor(ProcessorMixin):
         return self.vlm_processor.video_token
 
     @property
-    def image_token_id(self) -> int:
-        return self.vlm_processor.image_token_id
-
-    @property
-    def video_token_id(self) -> int:
-        return self.vlm_processor.video_token_id
-
-    @property
     def sampling_rate(self) -> int:
         """Rate of the waveforms that the audio tower takes, in Hz."""
         return self.feature_extractor.sampling_rate
@@ -225,26 +212,6 @@ class VAEmotionLLMProcessor(ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         return [*self.vlm_processor.model_input_names, "input_features", "audio_num_tokens"]
-
-    def _get_num_multimodal_tokens(self, image_sizes=None, video_sizes=None, audio_lengths=None, **kwargs):
-        """Placeholders of media by their sizes, as serving engines need them.
-
-        Args:
-            image_sizes: (height, width) of each image.
-            video_sizes: (frames, height, width) of each video.
-            audio_lengths: samples of each audio at the tower's rate.
-
-        Returns:
-            `MultiModalData`.
-        """
-        sizes = {"image_sizes": image_sizes, "video_sizes": video_sizes}
-        sizes = {name: given for name, given in sizes.items() if given is not None}
-        data = self.vlm_processor._get_num_multimodal_tokens(**sizes, **kwargs) if sizes else MultiModalData()
-        if audio_lengths is not None:
-            data.num_audio_tokens = [
-                num_placeholders(int(length), self.window_samples, self.samples_per_token) for length in audio_lengths
-            ]
-        return data
 
     @property
     def unused_input_names(self) -> list[str]:
@@ -278,8 +245,6 @@ class VAEmotionLLMProcessor(ProcessorMixin):
                 It names the medium.
             ValueError: a number of media that differs from the placeholders'.
         """
-        if videos is not None:
-            kwargs, videos = self._chosen_frames(kwargs, _in_a_row(videos, _is_frame))
         return ModelInputs(super().__call__(images, text, videos, audio, **kwargs))
 
     def apply_chat_template(self, conversation, *args, load_audio_from_video: bool = False, **kwargs):
@@ -331,11 +296,10 @@ class VAEmotionLLMProcessor(ProcessorMixin):
             tokens_in_window(samples, self.samples_per_token)
             for samples in split_into_windows(len(waveform), self.window_samples)
         ]
-        placeholders = num_placeholders(len(waveform), self.window_samples, self.samples_per_token)
         return MediaFeatures(
             kind="audio",
             placeholder=AUDIO_TOKEN,
-            replacement=AUDIO_TOKEN * placeholders,
+            replacement=AUDIO_TOKEN * num_placeholders(len(waveform), self.window_samples, self.samples_per_token),
             inputs={"input_features": features, "audio_num_tokens": torch.tensor(tokens)},
         )
 
@@ -353,7 +317,7 @@ class VAEmotionLLMProcessor(ProcessorMixin):
             indices: (F,) number of each frame in the file.
         """
         arguments = self._vlm_arguments("videos_kwargs", **video_arguments([(frames, fps, indices)]))
-        inputs, (replacement,) = self._process_videos([frames], **arguments)
+        inputs, (replacement,) = self.vlm_processor._process_videos([frames], **arguments)
         return MediaFeatures("video", self.video_token, replacement, _tensors(inputs))
 
     def encode_media(self, kind: str, source) -> MediaFeatures:
@@ -407,16 +371,29 @@ class VAEmotionLLMProcessor(ProcessorMixin):
 
     def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
         """Files are read here: the library's own loaders download, and need torchcodec."""
-        count = itertools.count()
-        vlm = self.vlm_processor
-        images, text, videos, _ = vlm.prepare_inputs_layout(_read_images(images, count), text, videos, **kwargs)
-        return images, text, videos, None if audio is None else _in_a_row(audio, _is_sample)
+        images = _read_images(images, itertools.count())
+        images, text, videos, _ = self.vlm_processor.prepare_inputs_layout(images, text, videos, **kwargs)
+        videos = None if videos is None else _in_a_row(videos, _is_frame)
+        return images, text, videos, None if audio is None else _in_a_row(audio)
+
+    def validate_inputs(self, videos=None, **kwargs):
+        """Videos are only counted: they are read when it is known which frames are wanted."""
+        super().validate_inputs(videos=None if videos is None else ["video"] * len(videos), **kwargs)
 
     def _process_images(self, images, **kwargs):
         return self.vlm_processor._process_images(images, **kwargs)
 
-    def _process_videos(self, videos, **kwargs):
-        return self.vlm_processor._process_videos(videos, **kwargs)
+    def _process_videos(self, videos, num_frames=None, fps=None, do_sample_frames=None, video_metadata=None, **kwargs):
+        """Features of videos, whose frames are chosen here."""
+        about = [None] * len(videos) if video_metadata is None else _in_a_row(video_metadata)
+        if len(about) != len(videos):
+            raise InputError(f"video_metadata has {len(about)} entries for {len(videos)} videos; give one for each.")
+        chosen = [
+            read_video(video, f"video {n}", self.num_frames, num_frames, fps, do_sample_frames, metadata)
+            for n, (video, metadata) in enumerate(zip(videos, about, strict=True))
+        ]
+        frames = [frames for frames, _, _ in chosen]
+        return self.vlm_processor._process_videos(frames, **kwargs, **video_arguments(chosen))
 
     def _process_audio(self, audio, **kwargs):
         encoded = [self.encode_audio(medium, **kwargs, name=f"audio {n}") for n, medium in enumerate(audio)]
@@ -440,32 +417,15 @@ class VAEmotionLLMProcessor(ProcessorMixin):
 
     def _vlm_arguments(self, kind: str, **kwargs) -> dict:
         """What the backbone's processor would hand to one of its parts, its own defaults included."""
-        init_kwargs = self.tokenizer.init_kwargs
-        return self._merge_kwargs(tokenizer_init_kwargs=init_kwargs, return_tensors="pt", **kwargs)[kind]
-
-    def _chosen_frames(self, kwargs: dict[str, Any], videos: Sequence[Any]) -> tuple[dict[str, Any], list[np.ndarray]]:
-        """A call's arguments for the backbone's processor, and its videos as chosen frames."""
-        nested = dict(kwargs.get("videos_kwargs") or {})
-        rest = {**kwargs, "videos_kwargs": nested}
-        choice: dict[str, Any] = {}
-        for source in (nested, rest):  # beside `videos_kwargs` counts more than in it
-            choice |= {name: source.pop(name) for name in _FRAME_ARGUMENTS if name in source}
-        about = choice.pop("video_metadata", None)
-        about = [None] * len(videos) if about is None else _in_a_row(about, lambda metadata: False)
-        if len(about) != len(videos):
-            raise InputError(f"video_metadata has {len(about)} entries for {len(videos)} videos; give one for each.")
-        chosen = [
-            read_video(video, f"video {n}", self.num_frames, **choice, video_metadata=metadata)
-            for n, (video, metadata) in enumerate(zip(videos, about, strict=True))
-        ]
-        return {**rest, **video_arguments(chosen)}, [frames for frames, _, _ in chosen]
+        kwargs |= {"tokenizer_init_kwargs": self.tokenizer.init_kwargs, "return_tensors": "pt"}
+        return self._merge_kwargs(**kwargs)[kind]
 
     def _multimodal_inputs_from_conversations(self, conversations, audio_loading_params, load_audio_from_video=False):
         media = media_of(conversations)
         return media["image"], media["video"], [audio for row in media["audio"] for audio in row], {}
 
 
-def _in_a_row(media: Any, is_part: Callable[[Any], bool]) -> list:
+def _in_a_row(media: Any, is_part: Callable[[Any], bool] = lambda medium: False) -> list:
     """The media of a call, which may come alone, in a list, or in a list for each text.
 
     `is_part` says of an object whether a list of such ones is one medium.
@@ -480,10 +440,6 @@ def _in_a_row(media: Any, is_part: Callable[[Any], bool]) -> list:
 def _is_frame(medium: Any) -> bool:
     """Whether it can be a frame of a video, and no video."""
     return isinstance(medium, Image.Image) or (hasattr(medium, "shape") and np.ndim(medium) in (2, 3))
-
-
-def _is_sample(value: Any) -> bool:
-    return np.isscalar(value) and not isinstance(value, (str, bytes))
 
 
 def _read_images(images: Any, count: Iterator[int]) -> Any:

@@ -3,23 +3,18 @@
 Copied to the Hub with the model, so that it also holds where the code is loaded by `trust_remote_code`.
 """
 
-import re
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from packaging.version import Version
 from transformers import __version__ as INSTALLED
 
 LOWEST, BELOW = "5.23", "5.25"
-
-
-def _release(version: str) -> tuple[int, ...]:
-    """(5, 24) of "5.24.0.dev0"."""
-    return tuple(map(int, re.findall(r"\d+", version)[:2]))
-
+_RELEASE = Version(INSTALLED).release
 
 # 5.24 renamed the argument, and the field of outputs. The old argument is still taken there, with a warning.
-CACHE = "cache" if _release(INSTALLED) >= (5, 24) else "past_key_values"
+CACHE = "cache" if _RELEASE >= (5, 24) else "past_key_values"
 
 
 def given_cache(arguments: Mapping[str, Any]) -> Any:
@@ -33,7 +28,7 @@ def check_transformers() -> None:
     what fails then fails far from its cause."""
     text = f"VAEmotionLLM runs on transformers >={LOWEST},<{BELOW}, and {INSTALLED} is installed: "
     text += f"pip install 'transformers>={LOWEST},<{BELOW}'"
-    if _release(INSTALLED) < _release(LOWEST):
+    if _RELEASE < Version(LOWEST).release:
         raise ImportError(text)
-    if _release(INSTALLED) >= _release(BELOW):
+    if _RELEASE >= Version(BELOW).release:
         warnings.warn(text, RuntimeWarning, stacklevel=2)

@@ -270,7 +270,7 @@ BROKEN = {
         lambda f: min(f.glob("model-*.safetensors")).write_bytes(b"PK\x03\x04" + b"\xff" * 20),
         "is cut off or altered",
     ),
-    "a shard is missing": (without("model-00001-*"), "is not there, and the index beside it names it"),
+    "a shard is missing": (without("model-00001-*"), "is cut off or altered, or not there"),
     "an index that names more": (
         edited(INDEX, lambda i: i["weight_map"].update(more=sorted(i["weight_map"].values())[0])),
         "names 1 weights that no file holds, more among them",

@@ -80,9 +80,6 @@ def test_a_film_that_is_heard_is_a_film_and_its_sound(processor, films):
     assert_equal(encode(processor, by_item), expected)
     audio = (expected["input_ids"] == processor.audio_token_id).sum(1).tolist()
     assert audio[0] > 0 and audio[1] == audio[2] == 0 and audio[3] > audio[0]
-    with films["film"].open("rb") as file:
-        opened = encode(processor, [user({"type": "video", "video": file, **HEARD}, text("One?"))])
-    assert_equal(opened, encode(processor, by_item[:1]))
     # For all of a call, but where an item says otherwise.
     by_call = [
         user(video(film), text("One?")),

@@ -78,19 +78,9 @@ def test_a_folder_from_before_there_was_a_format_loads_and_is_saved_with_it(fold
     assert json.loads((tmp_path / "again" / "config.json").read_text())["format_version"] == FORMAT_VERSION
 
 
-@pytest.mark.parametrize("auto", [AutoConfig, AutoModel, VAEmotionLLMForConditionalGeneration])
-def test_an_unknown_field_of_the_config_is_named(folder, auto):
-    change_config(folder, enhancr_rank=8)
-    with pytest.raises(
-        ValueError, match="'enhancr_rank' is no field .* enhancer_rank, .*`pip install -U vaemotionllm"
-    ):
-        auto.from_pretrained(folder)
-
-
 def test_commands_get_errors_of_the_config_as_one_line(folder):
     for fields, text in (
         ({"format_version": FORMAT_VERSION + 1}, "pip install -U vaemotionllm"),
-        ({"enhancr_rank": 8}, "'enhancr_rank' is no field"),
         ({"projector_stride": "four"}, "'projector_stride' expected int, got str"),
     ):
         shutil.copy(folder / "config.json", folder / "good.json")
@@ -114,17 +104,6 @@ def test_arguments_of_the_config_classes_keep_their_meaning(folder):
     config, unused = AutoConfig.from_pretrained(folder, enhancer_rank=2, nothing=1, return_unused_kwargs=True)
     assert config.enhancer_rank == 2 and unused == {"nothing": 1}
     assert not hasattr(AutoConfig.from_pretrained(folder, nothing=1), "nothing")
-
-
-def test_a_field_that_could_not_be_loaded_again_is_not_saved_and_said(saved, tmp_path, caplog):
-    model = AutoModel.from_pretrained(saved)
-    model.config.note = "mine"
-    with caplog.at_level("WARNING"):
-        model.save_pretrained(tmp_path / "noted")
-    assert [record.message for record in caplog.records if "no fields" in record.message] == [
-        "Not saved, since they are no fields of a VAEmotionLLM's config: note."
-    ]
-    assert model.config.note == "mine" and not hasattr(AutoConfig.from_pretrained(tmp_path / "noted"), "note")
 
 
 def cut(folder):
@@ -156,7 +135,7 @@ DAMAGE = {
         r"the weight file .*model.safetensors is cut off or altered",
     ),
     "sizes": (lambda folder: change_header(folder, UP, [3, 5]), "model.safetensors is cut off or altered"),
-    "shard missing": (drop_a_shard, r"model-00002-of-0000\d.safetensors is not there, and the index .* names it"),
+    "shard missing": (drop_a_shard, r"model-00002-of-0000\d.safetensors is cut off or altered, or not there"),
     "shard cut": (cut_a_shard, r"model-00002-of-0000\d.safetensors is cut off or altered"),
     "index": (garble_the_index, "model.safetensors.index.json is no index of weights"),
 }

@@ -78,7 +78,7 @@ def test_a_part_of_a_video(tmp_path):
     whole, _ = load_video(path, 20)
     part, metadata = load_video(path, 5, start_s=1.0, end_s=1.5)
     np.testing.assert_array_equal(part, whole[10:15])
-    assert metadata.duration_s == 0.5 and metadata.times_s == pytest.approx((0.0, 0.1, 0.2, 0.3, 0.4))
+    assert metadata.duration_s == 0.5 and list(metadata.indices) == [0, 1, 2, 3, 4]
 
 
 def damaged(path, keep=0.5):
@@ -139,7 +139,7 @@ def test_frames_that_an_edit_list_hides_are_no_truncation(tmp_path):
     duration = int.from_bytes(data[at + 12 : at + 16], "big")
     path.write_bytes(data[: at + 12] + (duration // 2).to_bytes(4, "big") + data[at + 16 :])
     frames, metadata = load_video(path, 4)
-    assert len(frames) == 4 and metadata.times_s[-1] < 1.6
+    assert len(frames) == 4 and metadata.indices[-1] < 16
 
 
 @pytest.mark.parametrize("share", [0.5, 0.8])
