@@ -92,7 +92,7 @@ def import_checks(folder: Path) -> types.ModuleType:
     steady = common.set_config_for_less_flaky_test
 
     def steady_parts(config):
-        # It writes fields of norms into a config; ours has none and takes no field that it does not know.
+        # It writes fields of norms into a config; ours has none, but its parts do.
         for part in (config.vlm_config, config.vlm_config.get_text_config(), config.audio_config):
             steady(part)
 
