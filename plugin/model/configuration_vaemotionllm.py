@@ -75,6 +75,11 @@ class VAEmotionLLMConfig(PreTrainedConfig):
     backbone_fingerprint: str | None = None
 
     def __post_init__(self, **kwargs):
+        if (kind := kwargs.get("model_type", self.model_type)) != self.model_type:
+            raise ValueError(
+                f"config.json is of a model of type {kind!r}, not {self.model_type!r}; "
+                "VAEmotionLLMForConditionalGeneration.from_backbone adds an audio encoder to such a model."
+            )
         if self.format_version > FORMAT_VERSION:
             raise ValueError(
                 f"config.json is of format_version {self.format_version} and this code reads up to {FORMAT_VERSION}: "

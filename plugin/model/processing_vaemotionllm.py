@@ -1,7 +1,6 @@
 """Processor of VAEmotionLLM: the backbone's own processor, plus audio."""
 
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoProcessor, BatchF
 from transformers.utils import cached_file, logging
 
 from .audio_projector import (
-    check_audio_tower,
     encoder_samples_per_position,
     num_placeholders,
     split_into_windows,
@@ -130,7 +128,6 @@ class VAEmotionLLMProcessor(ProcessorMixin):
             InputError: a backbone that takes no videos or has no chat template, an audio encoder of another type.
         """
         audio_config = AutoConfig.from_pretrained(audio)
-        check_audio_tower(audio_config)
         feature_extractor = AutoFeatureExtractor.from_pretrained(audio)
         backbone = AutoProcessor.from_pretrained(vlm)
         own = {"image_processor", "tokenizer", "video_processor", "processor_class", "auto_map", "chat_template"}
@@ -371,8 +368,7 @@ class VAEmotionLLMProcessor(ProcessorMixin):
 
     def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
         """Files are read here: the library's own loaders download, and need torchcodec."""
-        images = _read_images(images, itertools.count())
-        images, text, videos, _ = self.vlm_processor.prepare_inputs_layout(images, text, videos, **kwargs)
+        images, text, videos, _ = self.vlm_processor.prepare_inputs_layout(_images(images), text, videos, **kwargs)
         videos = None if videos is None else _in_a_row(videos, _is_frame)
         return images, text, videos, None if audio is None else _in_a_row(audio)
 
@@ -442,11 +438,11 @@ def _is_frame(medium: Any) -> bool:
     return isinstance(medium, Image.Image) or (hasattr(medium, "shape") and np.ndim(medium) in (2, 3))
 
 
-def _read_images(images: Any, count: Iterator[int]) -> Any:
+def _images(images: Any) -> Any:
     """The images of a call, read, in the form in which they were given: some backbones tile a single one alone."""
     if isinstance(images, (list, tuple)):
-        return [_read_images(image, count) for image in images]
-    return None if images is None else read_image(images, f"image {next(count)}")
+        return [_images(image) for image in images]
+    return None if images is None else read_image(images, "the image")
 
 
 def _tensors(inputs) -> dict[str, torch.Tensor]:

@@ -126,7 +126,7 @@ def test_what_cannot_be_opened_is_named(processor, source, words):
 
 
 def test_bad_pictures_and_films_are_named_by_their_place(processor, files):
-    with pytest.raises(InputError, match=r"image 1 \(.*a sound.wav\): cannot decode the image"):
+    with pytest.raises(InputError, match=r"the image \(.*a sound.wav\): cannot decode the image"):
         encode(processor, [user(IMAGE), user({"type": "image", "path": files["audio"]})])
     with pytest.raises(InputError, match=r"video 1 \(.*a sound.wav\): .*no video track"):
         encode(processor, [user(VIDEO, {"type": "video", "path": files["audio"]})])
