@@ -61,7 +61,7 @@ def load_processor(pretrained: str, num_frames: int | None = None, max_audio_s: 
         # None, the default, would let the library prompt on the terminal for running the folder's code.
         processor = VAEmotionLLMProcessor.from_pretrained(pretrained, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise InputError(f"the processor of {pretrained!r} cannot be loaded: {' '.join(str(error).split())}") from error
+        raise InputError(f"the processor of {pretrained} cannot be loaded: {' '.join(str(error).split())}") from error
     if num_frames is not None:
         processor.num_frames = int(num_frames)
     if max_audio_s is not None:

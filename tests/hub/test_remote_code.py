@@ -131,7 +131,7 @@ def test_the_same_with_the_package_and_as_remote_code_without_it(folder):
     for auto_map in said["maps"].values():
         assert auto_map == json.loads((folder / "config.json").read_text())["auto_map"]
     assert "ValueError: config.json is of format_version 99" in said["newer"]
-    assert f"InputError: the weights of the backbone '{folder}/nowhere' cannot be fetched" in said["gone"]
+    assert f"InputError: the weights of the backbone '{folder}/nowhere' cannot be read" in said["gone"]
     # The library asks at the terminal where there is one; with none it says what to do.
     for auto in ("AutoConfig", "AutoModel", "AutoProcessor"):
         words = said[f"no consent, {auto}"]
