@@ -1,8 +1,6 @@
 """The nano backbone, a small vision-language model: tokenizer, networks, training batches, training, and the cache."""
 
 import functools
-import json
-import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,10 +9,9 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 from filelock import FileLock
-from safetensors import safe_open
-from safetensors.torch import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import (
     PreTrainedTokenizerFast,
@@ -29,7 +26,6 @@ from transformers import (
 )
 
 from .. import utils
-from ..utils import arithmetic, atomic_file, read_json, sha256_of_json
 from .clips import FORMAT as CLIP_FORMAT
 from .clips import Clip, WorldConfig, sample_clip
 from .image import render
@@ -38,7 +34,6 @@ from .language import caption_instruction, choice_instruction, corpus, open_inst
 # Raise it when the same config gives other weights than before.
 FORMAT = 2
 CONFIG_FILE = "nano_backbone.json"
-CHECKPOINT = "checkpoint.safetensors"
 PATCH_PX = 14
 MERGE = 2
 # Position steps a second of video, the backbone's `tokens_per_second`.
@@ -68,7 +63,6 @@ class BackboneConfig:
         text_steps, steps: steps of the first and of the second part.
         images: images or videos a step of the second part.
         warmup_steps: steps in which the learning rate rises, in each part.
-        checkpoint_steps: steps between checkpoints.
     """
 
     seed: int = 0
@@ -79,7 +73,6 @@ class BackboneConfig:
     steps: int = 1000
     images: int = 24
     warmup_steps: int = 100
-    checkpoint_steps: int = 250
 
     @property
     def total_steps(self) -> int:
@@ -91,14 +84,14 @@ class BackboneConfig:
 
 def cached_path(config: BackboneConfig) -> Path:
     """Folder of the cache that holds this backbone once it is built; another config is another folder."""
-    return utils.cache_dir() / "nano" / f"backbone-{sha256_of_json(_describe(config))[:12]}"
+    return utils.cache_dir() / "nano" / f"backbone-{utils.sha256_of_json(_describe(config))[:12]}"
 
 
 def build_backbone(seed: int = 0, out_dir: str | Path | None = None, config: BackboneConfig | None = None) -> Path:
     """Trains the nano backbone, or finds it in the cache.
 
-    A build that was killed resumes from its last checkpoint; a second process that wants the same backbone waits for
-    the first one.
+    It takes minutes on a CPU. A build that was killed begins again; a second process that wants the same backbone
+    waits for the first one.
 
     Args:
         seed: seed of weights and clips (ignored where `config` is given).
@@ -117,27 +110,23 @@ def build_backbone(seed: int = 0, out_dir: str | Path | None = None, config: Bac
     if out_dir is not None:
         out_dir = Path(out_dir).expanduser().absolute()
         file = out_dir / CONFIG_FILE
-        if file.is_file() and read_json(file, "a nano backbone's config") == description:
+        if file.is_file() and utils.read_json(file, "a nano backbone's config") == description:
             return out_dir
         utils.check_new(out_dir, "--out")
     target = cached_path(config)
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(target.with_name(f".{target.name}.lock")):
         if not target.is_dir():
-            partial = target.with_name(f".{target.name}.partial")  # holds the checkpoint
-            partial.mkdir(exist_ok=True)
-            with torch.random.fork_rng(devices=[]):
+            with utils.new_folder(target, "the cache") as partial, torch.random.fork_rng(devices=[]):
                 torch.manual_seed(config.seed)
                 world = WorldConfig(seed=config.seed)
                 processor = build_processor(world.size_px, PATCH_PX, MERGE)
                 vlm = build_vlm(processor.tokenizer, config.hidden, config.layers, config.vision_layers)
                 audio, extractor = build_audio(config.hidden)
                 train_backbone(vlm, processor.tokenizer, config, world, partial)
-            for part, name in ((vlm, "vlm"), (processor, "vlm"), (audio, "audio"), (extractor, "audio")):
-                part.save_pretrained(partial / name)
-            utils.write_json(partial / CONFIG_FILE, description)
-            (partial / CHECKPOINT).unlink(missing_ok=True)
-            os.replace(partial, target)
+                for part, name in ((vlm, "vlm"), (processor, "vlm"), (audio, "audio"), (extractor, "audio")):
+                    part.save_pretrained(partial / name)
+                utils.write_json(partial / CONFIG_FILE, description)
     if out_dir is None:
         return target
     with utils.new_folder(out_dir, "--out") as partial:
@@ -152,7 +141,7 @@ def _describe(config: BackboneConfig) -> dict:
         "world_format": CLIP_FORMAT,
         "world": asdict(WorldConfig(seed=config.seed)),
         # Rounding decides the weights as the config does; a cache may hold builds of several environments.
-        "arithmetic": arithmetic(),
+        "arithmetic": utils.arithmetic(),
         "torch": torch.__version__.partition("+")[0],
     }
 
@@ -246,17 +235,16 @@ def build_processor(size_px: int, patch_px: int, merge: int) -> Qwen2_5_VLProces
 def build_vlm(tokenizer, hidden: int, layers: int, vision_layers: int) -> Qwen2_5_VLForConditionalGeneration:
     """A Qwen2.5-VL with random weights; heads have 32 dimensions."""
     ids = tokenizer.convert_tokens_to_ids
-    heads = hidden // 32
+    heads, sizes = hidden // 32, {"hidden_size": hidden, "intermediate_size": 2 * hidden}
+    sizes["initializer_range"] = hidden**-0.5 / 2
     config = Qwen2_5_VLConfig(
         text_config={
+            **sizes,
             "vocab_size": len(tokenizer),
-            "hidden_size": hidden,
-            "intermediate_size": 2 * hidden,
             "num_hidden_layers": layers,
             "num_attention_heads": heads,
             "num_key_value_heads": heads,
             "max_position_embeddings": 2048,
-            "initializer_range": hidden**-0.5 / 2,
             "rms_norm_eps": 1e-6,
             "rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "mrope_section": [4, 6, 6]},
             "bos_token_id": None,
@@ -264,9 +252,8 @@ def build_vlm(tokenizer, hidden: int, layers: int, vision_layers: int) -> Qwen2_
             "pad_token_id": tokenizer.pad_token_id,
         },
         vision_config={
+            **sizes,
             "depth": vision_layers,
-            "hidden_size": hidden,
-            "intermediate_size": 2 * hidden,
             "num_heads": heads,
             "patch_size": PATCH_PX,
             "spatial_merge_size": MERGE,
@@ -275,7 +262,6 @@ def build_vlm(tokenizer, hidden: int, layers: int, vision_layers: int) -> Qwen2_
             "window_size": 112,
             "fullatt_block_indexes": list(range(vision_layers)),
             "tokens_per_second": TOKENS_PER_SECOND,
-            "initializer_range": hidden**-0.5 / 2,
         },
         image_token_id=ids("<|image_pad|>"),
         video_token_id=ids("<|video_pad|>"),
@@ -375,7 +361,7 @@ def patchify(frames: np.ndarray) -> np.ndarray:
 
 
 class BatchMaker:
-    """Makes batch number `step` from nothing but the seed, so that a resumed run gets the same batches."""
+    """Makes batch number `step` from nothing but the seed."""
 
     def __init__(self, config: WorldConfig, tokenizer):
         self.config = config
@@ -396,26 +382,11 @@ class BatchMaker:
         for slabs, is_video, seconds in media:
             count = slabs * self.side**2
             ids += [self.vision_start, *[self.video_pad if is_video else self.image_pad] * count, self.vision_end]
-            t, y, x = np.meshgrid(np.arange(slabs), np.arange(self.side), np.arange(self.side), indexing="ij")
-            t = (t * TOKENS_PER_SECOND * seconds).astype(np.int64)
-            block = np.stack([t.ravel(), y.ravel(), x.ravel()]) + start + 1
-            positions += [np.full((3, 1), start), block, np.full((3, 1), start + 1 + self.side)]
+            block = np.indices((slabs, self.side, self.side)).reshape(3, -1)  # t, y, x
+            block[0] = block[0] * TOKENS_PER_SECOND * seconds
+            positions += [np.full((3, 1), start), block + start + 1, np.full((3, 1), start + 1 + self.side)]
             start += 2 + self.side
         return ids, np.concatenate(positions, 1), start
-
-    def _media(self, rng, clip: Clip) -> tuple[list[tuple[int, bool, float]], list[np.ndarray]]:
-        chance = rng.random()
-        if chance < 0.04:  # no image: only the priors are left to learn
-            return [], []
-        blocks, patches = [], []
-        for _ in range(2 if chance < 0.16 else 1):
-            frames, is_video = draw_frames(rng, self.config, clip)
-            x = patchify(frames)
-            slabs = len(x) // (self.side * MERGE) ** 2
-            seconds = self.config.clip_s / slabs * rng.uniform(0.85, 1.15) if rng.random() < 0.85 else 2 / 24
-            blocks.append((slabs, is_video, seconds))
-            patches.append(x)
-        return blocks, patches
 
     def make_text(self, step: int) -> SimpleNamespace:
         """A batch without images: the prefix names content and emotion as text.
@@ -438,8 +409,15 @@ class BatchMaker:
         rows, all_patches = [], []
         for number in range(images):
             clip = sample_clip(self.config, "pretrain", step * images + number)
-            blocks, patches = self._media(rng, clip)
-            all_patches += patches
+            blocks = []
+            chance = rng.random()
+            # Without an image only the priors are left to learn.
+            for _ in range(0 if chance < 0.04 else 2 if chance < 0.16 else 1):
+                frames, is_video = draw_frames(rng, self.config, clip)
+                all_patches.append(patchify(frames))
+                slabs = len(all_patches[-1]) // (self.side * MERGE) ** 2
+                seconds = self.config.clip_s / slabs * rng.uniform(0.85, 1.15) if rng.random() < 0.85 else 2 / 24
+                blocks.append((slabs, is_video, seconds))
             drawn = [draw_question(rng, clip, CHOICE_SHARE) for _ in range(QUESTIONS)]
             rows.append((self.media_prefix(blocks), drawn))
         return self.pack(rows, all_patches)
@@ -456,9 +434,9 @@ class BatchMaker:
             patches, dim) and `num_slabs`; `vision_mask` (B, T); `rows`, `columns` (N,), where an answer token is
             predicted; `targets` and `weights` (N,); `num_questions`.
         """
-        packed, where, targets, weights = [], [], [], []
-        for row, ((prefix, positions, start), questions) in enumerate(rows):
-            ids, branches, spans = list(prefix), [0] * len(prefix), [positions]
+        tokens, branches, positions, where, targets, weights = [], [], [], [], [], []
+        for row, ((prefix, prefix_positions, start), questions) in enumerate(rows):
+            ids, own, spans = list(prefix), [0] * len(prefix), [prefix_positions]
             for branch, (text, wanted, weight) in enumerate(questions, 1):
                 answer = [*self.encode(wanted), self.end]
                 prompt = [*self.encode(text), *self.turn]
@@ -468,29 +446,25 @@ class BatchMaker:
                 weights += [weight] * (len(answer) - 1) + [END_WEIGHT]
                 ids += prompt + answer[:-1]
                 count = len(prompt) + len(answer) - 1
-                branches += [branch] * count
+                own += [branch] * count
                 spans.append(np.tile(np.arange(start, start + count), (3, 1)))
-            packed.append((ids, branches, np.concatenate(spans, 1)))
-        b, t = len(packed), max(len(ids) for ids, _, _ in packed)
-        input_ids = np.full((b, t), self.pad, np.int64)
-        branch = np.full((b, t), -1, np.int64)
-        position = np.zeros((3, b, t), np.int64)
-        for row, (ids, branches, spans) in enumerate(packed):
-            input_ids[row, : len(ids)], branch[row, : len(ids)], position[:, row, : len(ids)] = ids, branches, spans
+            tokens.append(torch.tensor(ids))
+            branches.append(torch.tensor(own))
+            positions.append(torch.from_numpy(np.concatenate(spans, 1).T))
+        input_ids, branch = pad_sequence(tokens, True, self.pad), pad_sequence(branches, True, -1)
         visible = (branch[:, None, :] == 0) | (branch[:, None, :] == branch[:, :, None])  # (B, query, key)
-        visible &= np.tri(t, dtype=bool)
-        mask = np.where(visible, _F32(0), np.finfo(_F32).min)[:, None]  # (B, 1, T, T)
+        visible = visible.tril()
         patches = np.concatenate(all_patches) if all_patches else np.zeros((0, 6 * PATCH_PX**2), _F32)
-        at = np.array(where).T
+        at = torch.tensor(where).T
         return SimpleNamespace(
-            input_ids=torch.from_numpy(input_ids),
-            position_ids=torch.from_numpy(position),
-            attention_mask=torch.from_numpy(mask),
+            input_ids=input_ids,
+            position_ids=pad_sequence(positions, True).permute(2, 0, 1),
+            attention_mask=torch.where(visible, 0.0, torch.finfo(torch.float32).min)[:, None],  # (B, 1, T, T)
             patches=torch.from_numpy(patches),
             num_slabs=len(patches) // (self.side * MERGE) ** 2,
-            vision_mask=torch.from_numpy((input_ids == self.image_pad) | (input_ids == self.video_pad)),
-            rows=torch.from_numpy(at[0]),
-            columns=torch.from_numpy(at[1]),
+            vision_mask=(input_ids == self.image_pad) | (input_ids == self.video_pad),
+            rows=at[0],
+            columns=at[1],
             targets=torch.tensor(targets),
             weights=torch.tensor(weights),
             num_questions=sum(len(questions) for _, questions in rows),
@@ -541,36 +515,12 @@ def make_optimizer(model) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.98), eps=1e-8, fused=True)
 
 
-def _save(path: Path, model, optimizer: torch.optim.Optimizer, steps: int, rows: list[dict]) -> None:
-    """Writes each weight, AdamW's state of it, the number of steps made, and the rows of the learning curve."""
-    tensors = {}
-    for name, weight in model.named_parameters():
-        tensors |= {name: weight.detach()} | {f"{name} {key}": of for key, of in optimizer.state[weight].items()}
-    with atomic_file(path) as temporary:
-        save_file(tensors, temporary, {"progress": json.dumps([steps, rows])})
-
-
-def _load(path: Path, model, optimizer: torch.optim.Optimizer) -> tuple[int, list[dict]]:
-    """Puts back what `_save` wrote; returns the number of steps made, and the rows of the learning curve."""
-    weights = dict(model.named_parameters())
-    with safe_open(path, "pt") as file, torch.no_grad():
-        for name in file.keys():
-            weight, _, key = name.partition(" ")
-            if key:
-                optimizer.state[weights[weight]][key] = file.get_tensor(name)
-            else:
-                weights[weight].copy_(file.get_tensor(name))
-        return tuple(json.loads(file.metadata()["progress"]))
-
-
 def train_backbone(model, tokenizer, config: BackboneConfig, world: WorldConfig, folder: Path) -> None:
-    """Trains `model` in place; `folder` gets `checkpoint.safetensors` (to resume) and `metrics.jsonl` (the curve)."""
+    """Trains `model` in place; `folder` gets `metrics.jsonl` (the learning curve)."""
     optimizer, maker = make_optimizer(model), BatchMaker(world, tokenizer)
-    checkpoint, total = folder / CHECKPOINT, config.total_steps
-    start, rows = _load(checkpoint, model, optimizer) if checkpoint.exists() else (0, [])
     model.train()
-    losses = []
-    for step in tqdm(range(start, total), initial=start, total=total, desc="nano backbone", disable=None):
+    losses, rows = [], []
+    for step in tqdm(range(config.total_steps), desc="nano backbone", disable=None):
         batch = make_batch(maker, config, step)
         loss = answer_loss(packed_logits(model, batch), batch)
         loss.backward()
@@ -581,10 +531,8 @@ def train_backbone(model, tokenizer, config: BackboneConfig, world: WorldConfig,
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.detach())
-        if (step + 1) % 50 == 0 or step + 1 in (config.text_steps, total):
+        if (step + 1) % 50 == 0 or step + 1 in (config.text_steps, config.total_steps):
             rows.append({"step": step + 1, "loss": float(torch.stack(losses).mean()), "learning_rate": rate})
             losses.clear()
-        if (step + 1) % config.checkpoint_steps == 0 and step + 1 < total:
-            _save(checkpoint, model, optimizer, step + 1, rows)
     model.eval()
     utils.write_json_lines(folder / "metrics.jsonl", rows)

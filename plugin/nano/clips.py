@@ -55,14 +55,6 @@ class WorldConfig:
         if not isinstance(self.seed, int) or self.seed < 0:
             raise InputError(f"seed is {self.seed!r}; give an integer from 0.")
 
-    @property
-    def num_frames(self) -> int:
-        return round(self.clip_s * self.fps)
-
-    @property
-    def num_samples(self) -> int:
-        return round(self.clip_s * self.sampling_rate)
-
 
 @dataclass(frozen=True)
 class Expression:

@@ -141,7 +141,8 @@ def render(config: WorldConfig, clip: Clip, times_s: np.ndarray | None = None) -
     visual, size = clip.visual, config.size_px
     rng = np.random.default_rng(visual.seed)
     if times_s is None:  # a painting is a single moment
-        times_s = np.zeros(1) if clip.art_form == "painting" else np.arange(config.num_frames) / config.fps
+        count = 1 if clip.art_form == "painting" else round(config.clip_s * config.fps)
+        times_s = np.arange(count) / config.fps
     v, a = visual.valence, visual.arousal
     speed = 2.2 * 2 ** (1.1 * a)
     t = (times_s * speed).astype(_F32)[:, None, None] + _F32(rng.uniform(0, 10))  # (F, 1, 1)

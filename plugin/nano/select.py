@@ -12,7 +12,6 @@ from .world import build_world, world_key
 logger = logging.getLogger(__name__)
 
 VARIABLE = "ARTEMO_DATASET"
-NANO_SEED = 0
 NANO_CLIPS = 192
 NANO_NAME = "nano"
 NANO_NOTICE = (
@@ -57,8 +56,8 @@ def find(name: str) -> Path:
 def nano_folder() -> Path:
     """Folder of the embedded set; it is built on first use and reused afterwards."""
     sizes = {"benchmark": NANO_CLIPS}
-    world = cache_dir() / "nano" / f"benchmark-{world_key(NANO_SEED, sizes)}"
-    return build_world(world, seed=NANO_SEED, sizes=sizes).parent / "benchmark"
+    world = cache_dir() / "nano" / f"benchmark-{world_key(0, sizes)}"
+    return build_world(world, sizes=sizes).parent / "benchmark"
 
 
 def resolve() -> schema.Benchmark:

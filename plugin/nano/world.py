@@ -1,10 +1,8 @@
 """The nano world on disk: media, manifest and benchmark folder, reproducible from one seed."""
 
 import json
-import logging
 import multiprocessing
 import os
-import shutil
 import sys
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -20,13 +18,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..model.inputs import MODALITIES
-from ..utils import InputError, check_new, read_json, sha256_of_json, write_json_lines
+from ..utils import InputError, new_folder, read_json, sha256_of_json, write_json_lines
 from .audio import synthesize
 from .clips import Clip, WorldConfig, sample_clip
 from .image import render
 from .language import CHOICES, caption
-
-logger = logging.getLogger(__name__)
 
 # Raise it when the same config gives other files than before.
 FORMAT = 2
@@ -74,20 +70,14 @@ def build_world(
                     "choose another folder or delete this one."
                 )
             return out_dir / "manifest.jsonl"
-        check_new(out_dir, "the folder")
-        partial = out_dir.with_name(f".{out_dir.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)  # of a build that was killed
-        for split in sizes:
-            (partial / _media_folder(split)).mkdir(parents=True)
-        _write_media(config, sizes, partial, workers or min(8, os.cpu_count() or 1))
-        rows = [manifest_row(config, split, index) for split, size in sizes.items() for index in range(size)]
-        write_json_lines(partial / "manifest.jsonl", rows)
-        _write_benchmark(partial / "benchmark", rows, config.seed)
-        _write_json(partial / WORLD_FILE, description)
-        if out_dir.exists():
-            out_dir.rmdir()
-        os.replace(partial, out_dir)
-    logger.info("wrote %d clips to %s", len(rows), out_dir)
+        with new_folder(out_dir, "--out") as partial:
+            for split in sizes:
+                (partial / _media_folder(split)).mkdir(parents=True)
+            _write_media(config, sizes, partial, workers or min(8, os.cpu_count() or 1))
+            rows = [manifest_row(config, split, index) for split, size in sizes.items() for index in range(size)]
+            write_json_lines(partial / "manifest.jsonl", rows)
+            _write_benchmark(partial / "benchmark", rows, config.seed)
+            _write_json(partial / WORLD_FILE, description)
     return out_dir / "manifest.jsonl"
 
 

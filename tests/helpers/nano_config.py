@@ -2,6 +2,4 @@
 
 from vaemotionllm.nano.backbone import BackboneConfig
 
-TINY = BackboneConfig(
-    hidden=32, layers=1, vision_layers=1, text_steps=2, steps=4, images=2, warmup_steps=2, checkpoint_steps=2
-)
+TINY = BackboneConfig(hidden=32, layers=1, vision_layers=1, text_steps=2, steps=4, images=2, warmup_steps=2)

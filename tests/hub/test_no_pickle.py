@@ -193,5 +193,5 @@ def test_weights_in_a_pickle_are_not_read(tmp_path):
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
     with pytest.raises(OSError, match="model.safetensors"):
         AutoModel.from_pretrained(folder)
-    with pytest.raises(InputError, match="the weights are missing: .* holds no model.safetensors"):
+    with pytest.raises(InputError, match="holds no model.safetensors"):
         check_whole(folder)
