@@ -29,6 +29,8 @@ from ..utils import InputError, atomic_file, read_json, sha256_of_file, write_js
 from . import model_folder
 from .model_folder import RECORDED, REPRODUCIBILITY, one_line
 
+Tensors = Mapping[str, torch.Tensor]
+
 # How far logits may be from the recorded ones, by dtype, as a share of their spread (the standard deviation over the
 # vocabulary). All values are ours. A recording is made in float32 on a CPU with eager attention. What is computed
 # elsewhere adds in another order, and in half precision rounds each product: the unit roundoff is 6e-8 in float32,
@@ -152,13 +154,13 @@ def make_media() -> dict[str, bytes]:
         return {kind: (Path(name) / file).read_bytes() for kind, file in files.items()}
 
 
-def part(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+def part(tensors: Tensors, prefix: str) -> dict[str, torch.Tensor]:
     """The tensors below a prefix, without it."""
     start = f"{prefix}/"
     return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
 
 
-def inputs_of(tensors: Mapping[str, torch.Tensor], case: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+def inputs_of(tensors: Tensors, case: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """The model inputs of a case, as the processor gave them; several media stand along the first axis, in order."""
     media = [part(tensors, f"features/{kind}") for kind in media_of(case)]
     names = dict.fromkeys(name for inputs in media for name in inputs)
@@ -184,9 +186,7 @@ def assembled(processor, case: Mapping[str, Any], features: Mapping[str, Any]) -
     return {name: value for name, value in inputs.items() if name not in of_media}
 
 
-def outputs_of(
-    model, inputs: Mapping[str, torch.Tensor], use_adapter: bool
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def outputs_of(model, inputs: Tensors, use_adapter: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Logits (B, P, V) float32 at the last positions, and the emotion outputs that the model gives, on the CPU."""
     given = {name: value.to(model.device) for name, value in inputs.items()}
     # By default cuDNN rounds the factors of its float32 convolutions to ten bits (TF32).
@@ -235,10 +235,7 @@ class Check:
 
 
 def verify(
-    folder: Path,
-    dtype: str | None = None,
-    attn_implementation: str | None = None,
-    device: str | None = None,
+    folder: Path, dtype: str | None = None, attn_implementation: str | None = None, device: str | None = None
 ) -> tuple[list[Check], dict[str, Any]]:
     """Checks a model folder against its hashes, its form and what was recorded of it.
 
@@ -285,7 +282,7 @@ def verify(
         checks.append(Check("recording", NOT_CHECKED, (why,)))
     if recording is not None:
         about = ("dtype", "attn_implementation", "device", "versions")
-        run["recorded"] = {name: recording[0].get(name) for name in about}
+        run["recorded"] = {name: recording[0][name] for name in about if name in recording[0]}
         checks += _safely("processor", lambda: processor_checks(load_processor(str(folder)), *recording))
     try:
         model = load_model(str(folder), device, dtype or "auto", attn_implementation)
@@ -318,9 +315,10 @@ def unknown_weights(model, folder: Path) -> list[str]:
     return [f"{len(unknown)} weights are not those of this model, {unknown[0]} among them."] if unknown else []
 
 
-def processor_checks(processor, about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Iterator[Check]:
+def processor_checks(processor, about: Mapping[str, Any], tensors: Tensors) -> Iterator[Check]:
     """Whether the processor makes the recorded tensors of the recorded media and conversations."""
-    features, ids = {}, {}
+    features: dict[str, Any] = {}
+    ids: dict[str, torch.Tensor] = {}
     for kind in sorted({kind for case in about["cases"] for kind in media_of(case)}):
         features[kind] = processor.encode_media(kind, bytes(tensors[f"media/{kind}"].numpy()))
         recorded = part(tensors, f"features/{kind}")
@@ -330,9 +328,7 @@ def processor_checks(processor, about: Mapping[str, Any], tensors: Mapping[str, 
     yield _compared("processor: ids", part(tensors, "inputs"), ids, 0.0)
 
 
-def model_checks(
-    model, about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], tolerance: float
-) -> Iterator[Check]:
+def model_checks(model, about: Mapping[str, Any], tensors: Tensors, tolerance: float) -> Iterator[Check]:
     """Whether the model gives the recorded outputs for the recorded inputs, whatever the processor makes now."""
     recorded, found = {}, {}
     for case in about["cases"]:
@@ -347,13 +343,7 @@ def model_checks(
     yield _compared("valence, arousal, emotions", recorded, found, tolerance * EMOTION_SHARE)
 
 
-def _compared(
-    name: str,
-    recorded: Mapping[str, torch.Tensor],
-    found: Mapping[str, torch.Tensor],
-    tolerance: float,
-    scale: float = 1.0,
-) -> Check:
+def _compared(name: str, recorded: Tensors, found: Tensors, tolerance: float, scale: float = 1.0) -> Check:
     """Whether all tensors are alike within `tolerance` times `scale`; what is NaN has to be so on both sides."""
     pairs = [(of.double(), found[key].double()) for key, of in recorded.items() if key in found]
     pairs = [(was, now) for was, now in pairs if was.shape == now.shape]

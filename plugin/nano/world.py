@@ -39,7 +39,7 @@ def world_key(seed: int, sizes: Mapping[str, int]) -> str:
 def build_world(
     out_dir: str | Path,
     seed: int = 0,
-    sizes: Mapping[str, int] | None = None,
+    sizes: Mapping[str, int] = DEFAULT_SIZES,
     workers: int | None = None,
     config: WorldConfig | None = None,
 ) -> Path:
@@ -50,7 +50,7 @@ def build_world(
     Args:
         out_dir: folder to create.
         seed: seed of the world (ignored where `config` is given).
-        sizes: clips a split, by name: train, validation, benchmark. Default: `DEFAULT_SIZES`.
+        sizes: clips a split, by name: train, validation, benchmark.
         workers: processes that render; default: one a core, eight at most.
         config: every other property of the world.
 
@@ -58,7 +58,7 @@ def build_world(
         InputError: for unknown splits or sizes, and where `out_dir` holds something else.
     """
     config = config or WorldConfig(seed=seed)
-    description = _describe(config, DEFAULT_SIZES if sizes is None else sizes)
+    description = _describe(config, sizes)
     sizes = description["sizes"]
     out_dir = Path(out_dir).expanduser().absolute()
     out_dir.parent.mkdir(parents=True, exist_ok=True)
