@@ -379,7 +379,7 @@ def download(name: str, revision: str | None = None) -> tuple[Path, str | None]:
         return folder.absolute(), None
     check_model_folder(name)
     with hub_errors(f"fetching {name}", "Look at the name and the revision; `hf auth login` for private models."):
-        # Where the Hub fails, the client would take what the cache has; that is for those who said so.
+        # Where the Hub fails, the client would take what the cache has; only HF_HUB_OFFLINE may do that.
         with contextlib.suppress(OfflineModeIsEnabled):
             revision = HfApi().model_info(name, revision=revision).sha
         path = Path(snapshot_download(name, revision=revision))

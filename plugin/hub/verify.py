@@ -149,8 +149,8 @@ def make_media() -> dict[str, bytes]:
     encoders change nothing.
     """
     with tempfile.TemporaryDirectory() as name:
-        painting, film = (write_clip(WORLD, sample_clip(WORLD, "validation", clip), Path(name)) for clip in CLIPS)
-        files = {"image": painting["image"], "video": film["video"], "audio": painting["audio"]}
+        painting, moving = (write_clip(WORLD, sample_clip(WORLD, "validation", clip), Path(name)) for clip in CLIPS)
+        files = {"image": painting["image"], "video": moving["video"], "audio": painting["audio"]}
         return {kind: (Path(name) / file).read_bytes() for kind, file in files.items()}
 
 
