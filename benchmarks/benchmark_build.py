@@ -50,7 +50,7 @@ def write_clips(folder: Path, clips: int) -> None:
             picture = coarse.resize((SIDE_PX, SIDE_PX), Image.Resampling.BICUBIC)
             art_form = ART_FORMS[i // 30 % 3]
             if art_form == "film":
-                frames = [np.roll(picture, 2 * frame, axis=1) for frame in range(film.num_frames)]
+                frames = [np.roll(picture, 2 * frame, axis=1) for frame in range(round(film.clip_s * film.fps))]
                 write_mp4(folder / f"{i}.mp4", film, np.stack(frames), sound)
                 media = {"audio": f"{i}.mp4", "video": f"{i}.mp4"}
             else:

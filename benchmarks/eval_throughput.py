@@ -37,7 +37,7 @@ def make_model(folder: Path) -> Path:
     from vaemotionllm.nano.backbone import BackboneConfig, build_backbone
 
     config = BackboneConfig(text_steps=TEXT_STEPS, steps=STEPS, warmup_steps=20)
-    backbone = build_backbone(config=config, progress=False)
+    backbone = build_backbone(config=config)
     parts = str(backbone / "vlm"), str(backbone / "audio")
     path = folder / "model"
     VAEmotionLLMForConditionalGeneration.from_backbone(*parts, projector_stride=10).save_pretrained(path)

@@ -40,7 +40,7 @@ def measure(seconds: float) -> None:
     config, world = backbone.BackboneConfig(), WorldConfig()
     processor = backbone.build_processor(world.size_px, backbone.PATCH_PX, backbone.MERGE)
     model = backbone.build_vlm(processor.tokenizer, config.hidden, config.layers, config.vision_layers).train()
-    optimizer, maker = backbone._optimizer(model, config), backbone.BatchMaker(world, processor.tokenizer)
+    optimizer, maker = backbone.make_optimizer(model), backbone.BatchMaker(world, processor.tokenizer)
     begin, steps = time.monotonic(), 0
     while time.monotonic() - begin < seconds:
         batch = backbone.make_batch(maker, config, config.text_steps + steps)

@@ -53,7 +53,7 @@ def add_push_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--results",
         metavar="PATH",
-        help="evaluation for the card: lmms-eval's --output_path, or a demo's folder (default: the demo's own)",
+        help="evaluation for the card: lmms-eval's --output_path, or a demo's folder",
     )
     parser.add_argument("--license", metavar="ID", help="licence of the model, as the Hub writes it: apache-2.0, ...")
     parser.add_argument(
@@ -115,8 +115,8 @@ def run_verify(args: argparse.Namespace) -> int:
         record(Path(args.name).expanduser())
         print(f"{args.name}: recorded. Another run of `vaemotionllm verify {args.name}` compares with it.")
         return 0
-    folder, commit, left = download(args.name, args.revision)
-    checks, run = verify(folder, args.dtype, args.attn_implementation, args.device, left)
+    folder, commit = download(args.name, args.revision)
+    checks, run = verify(folder, args.dtype, args.attn_implementation, args.device)
     agrees = all(check.result != "disagrees" for check in checks)
     if args.json:
         about = {"model": args.name, "commit": commit, **run, "agrees": agrees}

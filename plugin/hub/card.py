@@ -3,17 +3,15 @@
 What none of them holds is left out, or named as not known. All text stands in `model_card.jinja`.
 """
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData, try_to_load_from_cache
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..evaluation.results import metadata_of, read_emotion, read_evaluation
 from ..evaluation.scores import CONFLICT_TASK, CONTROL_TASKS, modality_scores
 from ..model.configuration_vaemotionllm import VAEmotionLLMConfig
-from ..utils import InputError
 from .model_folder import RECORDED, is_hub_name, without_local_path
 
 STAGES = {1: "Stage 1, VG-Align", 2: "Stage 2, EmoAdapter"}
@@ -23,51 +21,19 @@ METRICS = {
     "ccc": "CCC of valence and arousal",
 }
 TAGS = ["vaemotionllm", "audio", "image", "video", "music", "art", "emotion", "valence-arousal"]
-_LICENCE = re.compile(r"[a-z0-9][a-z0-9.-]*")
 _MOST = 12  # entries of a list in one cell
 
 
 # ---- the evaluation
 
 
-def find_evaluation(folder: Path, named: Path | None = None) -> tuple[Path | None, str | None]:
-    """Where the evaluation of a model lies, and a sentence for the user where one is left out.
-
-    Without `named` it is what a demo puts beside the model's folder, unless the weights are newer: they may have been
-    trained again since.
-
-    Args:
-        folder: the model's, whose name tells which of a demo's evaluations is its own.
-        named: what `lmms-eval --output_path` was given, a `*_results.json` in it, a folder that holds one and the
-            `emotion.json` of `vaemotionllm evaluate-emotion`, or a demo's folder or its `report.json`.
-
-    Raises:
-        InputError: it is not there.
-    """
-    name = folder.resolve().name
-    if named is not None:
-        if not named.exists():
-            raise InputError(f"--results {named} does not exist; name what `lmms-eval --output_path` was given.")
-        path = named.parent if named.name == "report.json" else named
-        of_demo = path / "eval" / name
-        return (of_demo if of_demo.is_dir() else path), None
-    found = folder.resolve().parent / "eval" / name
-    evaluated = [file.stat().st_mtime for file in found.glob("lmms_eval/**/*_results.json")]
-    if not evaluated:
-        return None, None
-    if max(evaluated) >= max((file.stat().st_mtime for file in folder.glob("*.safetensors")), default=0.0):
-        return found, None
-    return None, (
-        f"the evaluation in {found} is older than the weights in {folder} and is left out: they may have been trained "
-        f"again, or copied with new times. If it is this model's, name it: --results {found}"
-    )
-
-
-def read_results(path: Path) -> dict[str, Any]:
+def read_results(path: Path, model: str) -> dict[str, Any]:
     """Results of one model, each of them checked against the answers that lmms-eval logged.
 
     Args:
-        path: see `find_evaluation`.
+        path: what `lmms-eval --output_path` was given, a `*_results.json` in it, a folder that holds one and the
+            `emotion.json` of `vaemotionllm evaluate-emotion`, or a demo's folder or its `report.json`.
+        model: name of the model's folder, which tells which of a demo's evaluations is its own.
 
     Returns:
         "benchmark" (name, version, sha256, notice), "model" (the name under which it was evaluated), "run" (versions,
@@ -77,6 +43,9 @@ def read_results(path: Path) -> dict[str, Any]:
     Raises:
         InputError: no results, of several models, or scores that their samples do not give.
     """
+    path = path.parent if path.name == "report.json" else path
+    if (path / "eval" / model).is_dir():
+        path = path / "eval" / model
     evaluation = read_evaluation(path)
     metadata = metadata_of(evaluation)
     benchmark = {"name": metadata.get("benchmark"), "version": metadata.get("version")}
@@ -118,14 +87,13 @@ def card(
         repo: "owner/name".
         stages: the runs that made the model, see `train.checkpoint.stages_of`; may be empty.
         results: of its evaluation, see `read_results`; may be empty.
-        license: what `--license` says; else that of the backbone's own card, where one is at hand.
+        license: identifier of the licence, where it is known.
         parts: what the model was made from, see `parts_of`.
     """
     config = VAEmotionLLMConfig.from_pretrained(folder, local_files_only=True)
-    licences = {part: licence_of(name) for part, name in parts.items()}
     run = results.get("run") or {}
     text = ModelCard.from_template(
-        metadata(repo, parts, results, license or licences["backbone"]),
+        metadata(repo, parts, results, license),
         template_path=str(Path(__file__).with_name("model_card.jinja")),
         repo=repo,
         name=repo.partition("/")[2],
@@ -140,7 +108,6 @@ def card(
         metrics=METRICS,
         run={name: value for name, value in run.items() if name != "versions"} | run.get("versions", {}),
         license=license,
-        licences=licences,
         clip_licences=any((stage.get("data") or {}).get("licenses") for stage in stages),
         recorded=(folder / RECORDED[0]).is_file(),
         shown=_shown,
@@ -157,31 +124,28 @@ def metadata(repo: str, parts: Mapping[str, str], results: Mapping[str, Any], li
         "dataset_split": "test",
         "dataset_revision": results.get("benchmark", {}).get("sha256"),
     }
-    evaluated = [
-        EvalResult(
-            task_type="image-text-to-text",
-            task_name="art emotion and content",
-            dataset_config=task,
-            metric_type=of["metric"],
-            metric_name=METRICS.get(of["metric"], of["metric"]),
-            metric_value=round(of["value"], 6),
-            **dataset,
-        )
+    figures = [
+        ("image-text-to-text", "art emotion and content", task, of["metric"], METRICS.get(of["metric"]), of["value"])
         for task, of in results.get("tasks", {}).items()
         if not of["control"]
     ]
-    evaluated += [
-        EvalResult(
-            task_type="other",
-            task_name="valence and arousal by the Emotion Supervisor",
-            dataset_config=f"supervisor_{modality}",
-            metric_type=f"{name}_ccc",
-            metric_name=f"CCC of {name}",
-            metric_value=round(of[f"{name}_ccc"], 6),
-            **dataset,
-        )
+    by_supervisor = ("other", "valence and arousal by the Emotion Supervisor")
+    figures += [
+        (*by_supervisor, f"supervisor_{modality}", f"{name}_ccc", f"CCC of {name}", of[f"{name}_ccc"])
         for modality, of in results.get("supervisor", {}).items()
         for name in ("valence", "arousal")
+    ]
+    evaluated = [
+        EvalResult(
+            task_type=task_type,
+            task_name=task_name,
+            dataset_config=config,
+            metric_type=kind,
+            metric_name=name or kind,
+            metric_value=round(value, 6),
+            **dataset,
+        )
+        for task_type, task_name, config, kind, name, value in figures
     ]
     return ModelCardData(
         license=license,
@@ -196,13 +160,8 @@ def metadata(repo: str, parts: Mapping[str, str], results: Mapping[str, Any], li
     )
 
 
-def parts_of(folder: Path, near: Path) -> dict[str, str]:
-    """ "backbone" and "audio encoder" -> the Hub name or the folder that each was loaded by; "" where it is not known.
-
-    Args:
-        folder: holds the model's config.
-        near: where the model lay, see `model_folder.is_hub_name`.
-    """
+def parts_of(folder: Path) -> dict[str, str]:
+    """ "backbone" and "audio encoder" -> the Hub name or the folder that each was loaded by; "" where not known."""
     config = VAEmotionLLMConfig.from_pretrained(folder, local_files_only=True)
     found = {
         "backbone": config.backbone_name or getattr(config.vlm_config, "_name_or_path", ""),
@@ -210,33 +169,8 @@ def parts_of(folder: Path, near: Path) -> dict[str, str]:
     }
     # A folder is made absolute, so that no relative path is taken for a name on the Hub.
     return {
-        part: (name if is_hub_name(name, near) else str(Path(name).absolute())) if name else ""
-        for part, name in found.items()
+        part: str(Path(name).absolute()) if name and not is_hub_name(name) else name for part, name in found.items()
     }
-
-
-def licence_of(name: str) -> str | None:
-    """The licence in the model card of a part, in its folder or in the cache of the Hub; nothing is downloaded."""
-    file = Path(name) / "README.md" if name else None
-    if is_hub_name(name):
-        cached = try_to_load_from_cache(name, "README.md")
-        file = Path(cached) if isinstance(cached, str) else None
-    if file is None or not file.is_file():
-        return None
-    try:
-        found = ModelCard.load(file, ignore_metadata_errors=True).data.license
-    except (ValueError, OSError):
-        return None
-    # Some cards have a list, or words of their own, which the Hub takes no more.
-    return found if isinstance(found, str) and _LICENCE.fullmatch(found) else None
-
-
-def check_license(license: str | None) -> None:
-    """Raises an InputError unless `license` is written as the Hub writes identifiers of licences."""
-    if license is not None and not _LICENCE.fullmatch(license):
-        raise InputError(
-            f"--license is {license!r}; give an identifier of the Hub such as apache-2.0, cc-by-4.0, other."
-        )
 
 
 def _benchmark_name(results: Mapping[str, Any]) -> str:

@@ -6,12 +6,12 @@
 import json
 import platform
 import re
-from collections.abc import Callable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from ..model.checkpoint import Weights, weight_files
 from ..model.configuration_vaemotionllm import VAEmotionLLMConfig
+from ..model.loading import load_processor
 from ..train.checkpoint import versions
 from ..utils import InputError, read_json, sha256_of_file, write_json
 
@@ -19,11 +19,10 @@ REPRODUCIBILITY, CARD = "reproducibility.json", "README.md"
 FORMAT = 1
 RECORDED = ("verification.json", "verification.safetensors")
 INDEX = "model.safetensors.index.json"
+HUB_NAME = re.compile(r"[\w-]+[\w.-]*/[\w.-]+")
 PROCESSOR_FILES = ("processor_config.json", "tokenizer_config.json", "chat_template.jinja")
 # Formats in which loading can run code. Nothing here opens one, but another program might.
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz")
-# The first bytes of pickle's protocols 2 to 5, and of the zip archives that torch.save writes.
-_PICKLE_STARTS = (*(b"\x80" + bytes([protocol]) for protocol in range(2, 6)), b"PK\x03\x04")
 # Checkpoints of a training run lie in its folder and are no part of the model; `push` leaves them out.
 _RUN_FOLDERS = "checkpoint-*"
 # Beside a model for people; nothing that loads a model opens them.
@@ -35,67 +34,42 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def loaded(load: Callable[[str], Any], folder: Path) -> Any:
-    """What `load` makes of a folder; damaged files make the libraries raise anything, tokenizers a plain Exception.
-
-    Raises:
-        InputError: on one line, whatever was raised.
-    """
-    try:
-        return load(str(folder))
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"{folder} cannot be loaded ({type(error).__name__}: {one_line(error)[:400]}).") from error
-
-
 # ---- parts
 
 
 def pickles(folder: Path) -> list[str]:
-    """One sentence for each file that is, or by its name may be, a pickle."""
-    found = []
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder)
-        if not path.is_file() or name.parts[0] == ".git" or name.match(f"{_RUN_FOLDERS}/*"):
-            continue
-        if is_pickle_name(path.name) or _is_pickle(path):
-            found.append(f"{name.as_posix()} is a pickle or may hold one, which can run code where it is loaded.")
-    return found
+    """One sentence for each file that by its name may be a pickle."""
+    names = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
+    return [
+        f"{name.as_posix()} is a pickle or may hold one, which can run code where it is loaded."
+        for name in names
+        if is_pickle_name(name.name) and name.parts[0] != ".git" and not name.match(f"{_RUN_FOLDERS}/*")
+    ]
 
 
 def is_pickle_name(name: str) -> bool:
     return name.lower().endswith(PICKLE_SUFFIXES)
 
 
-def _is_pickle(path: Path) -> bool:
-    with open(path, "rb") as file:
-        if not file.read(4).startswith(_PICKLE_STARTS):
-            return False
-    if path.suffix != ".safetensors":
-        return True
-    try:
-        Weights([path])  # it begins with the length of its header, which may be any number
-    except InputError:
-        return True
-    return False
-
-
 def part_problems(folder: Path) -> list[str]:
     """One sentence for each part that a model needs and that is missing or damaged: config, processor, weights."""
     problems = [f"{name} is missing." for name in PROCESSOR_FILES if not (folder / name).is_file()]
     try:
-        loaded(lambda name: VAEmotionLLMConfig.from_pretrained(name, local_files_only=True), folder)
-    except InputError as error:
-        problems.append(f"config.json cannot be used: {error}")
+        VAEmotionLLMConfig.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # a bad value makes the library raise anything
+        problems.append(f"config.json cannot be used: {one_line(error)}")
+    try:
+        load_processor(str(folder))
+    except Exception as error:  # tokenizers raises a plain Exception
+        problems.append(f"the processor cannot be loaded: {one_line(error)}")
     try:
         Weights(folder.glob("adapter/*.safetensors"))  # LoRA alone: opened, and so checked
         sharded = INDEX in weight_names(folder)
         listed = read_json(folder / INDEX, "the index of the weights")["weight_map"] if sharded else {}
         if missing := sorted(set(listed) - tensor_names(folder)):
             problems.append(f"{INDEX} names {len(missing)} weights that no file holds, {missing[0]} among them.")
-    except InputError as error:
-        problems.append(str(error))
+    except (InputError, OSError) as error:
+        problems.append(one_line(error))
     return problems
 
 
@@ -103,18 +77,13 @@ def weight_names(folder: Path) -> list[str]:
     """Names of the files that `from_pretrained` takes the weights from: one file, or the index and what it names.
 
     Raises:
-        InputError: there are none, or the index names files elsewhere.
+        InputError, OSError: there are none, or the index names files elsewhere.
     """
-    try:
-        files = [Path(file) for file in weight_files(folder)]
-    except (OSError, ValueError) as error:
-        raise InputError(f"the weights are missing: {one_line(error)}") from error
+    files = [Path(file) for file in weight_files(folder)]
     if outside := [file for file in files if file.parent != folder or file.suffix != ".safetensors"]:
         raise InputError(
             f"{INDEX} names {str(outside[0])!r}; only safetensors files of the folder itself are allowed."
         )
-    if not files:
-        raise InputError(f"{INDEX} lists no weights.")
     names = [file.name for file in files]
     return names if names == ["model.safetensors"] else [INDEX, *names]
 
@@ -128,9 +97,7 @@ def tensor_names(folder: Path) -> set[str]:
 
 
 def write_reproducibility(folder: Path, stages: list[dict[str, Any]], results: dict[str, Any]) -> None:
-    """Writes `reproducibility.json` into a model folder whose other files are complete.
-
-    The same folder gives the same file: it holds no time and no local path.
+    """Writes `reproducibility.json`, without time or local path, into a model folder whose other files are complete.
 
     Args:
         folder: the model's folder.
@@ -160,56 +127,34 @@ def write_reproducibility(folder: Path, stages: list[dict[str, Any]], results: d
     write_json(folder / REPRODUCIBILITY, content)
 
 
-def read_reproducibility(folder: Path) -> dict[str, Any]:
-    """What a folder's `reproducibility.json` holds.
+def check_files(folder: Path) -> list[str]:
+    """One sentence for each file that is not as `reproducibility.json` lists it, or that it does not list.
+
+    Hidden files and those for people (*.md, LICENSE, ...) need not be listed.
 
     Raises:
-        InputError: it is not there, not readable, of another format, or names a file outside the folder.
+        InputError: `reproducibility.json` is not there, not readable, or of another format.
     """
     file = folder / REPRODUCIBILITY
     found = read_json(file, "what `vaemotionllm push` writes")
     if found.get("format") != FORMAT:
         raise InputError(f"{file} is of format {found.get('format')!r}, and {FORMAT} is known; upgrade vaemotionllm.")
     try:
-        for name, entry in found["files"].items():
-            str(entry["sha256"]), int(entry["size"])
-            path = PurePosixPath(name)
-            if path.is_absolute() or ".." in path.parts or "\\" in name:
-                raise InputError(f"{file} names {name!r}, which leads out of the folder; do not use this model.")
+        listed = {name: (of["size"], of["sha256"]) for name, of in found["files"].items()}
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{file} lacks the hashes of files ({error!r}); download it again.") from error
-    return found
-
-
-def changed_files(folder: Path) -> list[str]:
-    """One sentence for each file that is not as `reproducibility.json` lists it, whatever else is in the folder.
-
-    Raises:
-        InputError: see `read_reproducibility`.
-    """
-    sentences = []
-    for name, expected in sorted(read_reproducibility(folder)["files"].items()):
-        if not (folder / name).is_file():
+    there, sentences = _listed_files(folder), []
+    for name, (size, sha256) in sorted(listed.items()):
+        if name not in there:  # nor is a name that leads out of the folder
             sentences.append(f"{name} is missing.")
-        elif (size := (folder / name).stat().st_size) != expected["size"]:
-            sentences.append(f"{name} has {size:,} bytes instead of {expected['size']:,}.")
-        elif sha256_of_file(folder / name) != expected["sha256"]:
+        elif (folder / name).stat().st_size != size:
+            sentences.append(f"{name} has {(folder / name).stat().st_size:,} bytes instead of {size:,}.")
+        elif sha256_of_file(folder / name) != sha256:
             sentences.append(f"{name} was altered: its SHA-256 is another.")
-    return sentences
-
-
-def check_files(folder: Path) -> list[str]:
-    """The same with files that it does not list; hidden ones and those for people (*.md, LICENSE, ...) are allowed.
-
-    Raises:
-        InputError: see `read_reproducibility`.
-    """
-    listed = read_reproducibility(folder)["files"]
-    added = [name for name in _listed_files(folder) if name not in listed]
-    return changed_files(folder) + [
+    return sentences + [
         f"{name} is not of this model: {REPRODUCIBILITY} does not list it."
-        for name in added
-        if not _FOR_READERS.fullmatch(name.rpartition("/")[2])
+        for name in there
+        if name not in listed and not _FOR_READERS.fullmatch(name.rpartition("/")[2])
     ]
 
 
@@ -226,55 +171,37 @@ def _listed_files(folder: Path) -> list[str]:
 _DROPPED = ("_name_or_path", "name_or_path")
 # Of use where they are names on the Hub; the revision goes with the name.
 _NAMES = {"backbone_name": "backbone_revision", "base_model_name_or_path": "revision", "vlm": None, "audio": None}
-# An absolute path, or a relative one of more parts than a name on the Hub has.
-_PATH = re.compile(r"[/~]|\.\.|file:|\\\\|[A-Za-z]:[\\/]|[\w.-]+([\\/][\w.-]+){2,}[\\/]?$")
+# A path of more parts than a name on the Hub has; no text, and no token that begins with a slash.
+_PATH = re.compile(r"(file:/*|~|\.\.|[A-Za-z]:|/[^/\s]+|[\w.-]+[\\/][\w.-]+)([\\/][^\\/\s]+)+[\\/]?")
 
 
-def is_hub_name(name: str, near: Path | None = None) -> bool:
-    """Whether a name is OWNER/NAME on the Hub rather than a folder.
-
-    Args:
-        near: a folder beside or above which a relative path may lead to a folder as well: runs are started from a
-            project's root.
-    """
-    if not re.fullmatch(r"[\w-]+[\w.-]*/[\w.-]+", name):
-        return False
-    roots = (Path(), *(() if near is None else (near.resolve(), *near.resolve().parents)))
-    return not any((root / name).exists() for root in roots)
+def is_hub_name(name: str) -> bool:
+    """Whether a name is OWNER/NAME on the Hub rather than a folder."""
+    return bool(HUB_NAME.fullmatch(name)) and not Path(name).exists()
 
 
 def without_local_path(value: Any) -> Any:
-    """A setting with the last part of a path in place of the path. OWNER/NAME stays."""
-    if isinstance(value, str) and _PATH.match(value):
-        return re.split(r"[\\/]", value.rstrip("/\\"))[-1]
+    """A value with the last part of a path in place of each path. OWNER/NAME stays."""
     if isinstance(value, dict):
         return {name: without_local_path(of) for name, of in value.items()}
-    return [without_local_path(of) for of in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return [without_local_path(of) for of in value]
+    is_path = isinstance(value, str) and _PATH.fullmatch(value)
+    return re.split(r"[\\/]", value.rstrip("/\\"))[-1] if is_path else value
 
 
-def remove_local_paths(folder: Path, near: Path) -> None:
-    """Takes local paths out of the configs in a folder, which is changed.
-
-    Args:
-        near: where the model lay, see `is_hub_name`.
-    """
+def remove_local_paths(folder: Path) -> None:
+    """Takes local paths out of the configs in a folder, which is changed."""
     for file in (*folder.glob("*config.json"), *folder.glob("adapter/*config.json")):
         values = read_json(file, "a config of the model")
-        if (cleaned := _cleaned(values, near)) != values:
+        cleaned = without_local_path(json.loads(json.dumps(values), object_hook=_hub_names_alone))
+        if cleaned != values:
             file.write_text(json.dumps(cleaned, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _cleaned(value: Any, near: Path) -> Any:
-    if isinstance(value, list):
-        return [_cleaned(of, near) for of in value]
-    if not isinstance(value, dict):
-        # A path, and no text of a template or a token that begins with a slash.
-        is_path = isinstance(value, str) and re.fullmatch(r"(/[^/\s]+|~|[A-Za-z]:)([\\/][^\\/\s]+)+[\\/]?", value)
-        return None if is_path else value
-    found = {key: _cleaned(of, near) for key, of in value.items() if key not in _DROPPED}
+def _hub_names_alone(values: dict[str, Any]) -> dict[str, Any]:
+    found = {key: of for key, of in values.items() if key not in _DROPPED}
     for key, revision in _NAMES.items():
-        if isinstance(value.get(key), str) and not is_hub_name(value[key], near):
-            found[key] = None
-            if revision in found:
-                found[revision] = None
+        if isinstance(found.get(key), str) and not is_hub_name(found[key]):
+            found |= {name: None for name in (key, revision) if name in found}
     return found

@@ -15,19 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from safetensors.torch import save_file
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from .. import __version__
 from ..benchmark import schema
-from ..model.loading import check_model_folder, load_processor
+from ..model.checkpoint import BACKBONE, Backbone, Weights, commit_of
+from ..model.loading import check_model_folder
 from ..train.checkpoint import stages_of
 from ..utils import InputError, read_json, reported_writing
 from . import card, model_folder
-from .audio_only import write_audio_only
-from .model_folder import CARD, RECORDED, REPRODUCIBILITY, is_hub_name, is_pickle_name, loaded, one_line
+from .model_folder import CARD, HUB_NAME, INDEX, REPRODUCIBILITY, is_hub_name, is_pickle_name, one_line
 from .verify import record
 
 # The names that transformers and PEFT give; what they do not name is not taken.
@@ -36,11 +36,8 @@ TAKEN = (
     "video_preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "tekken.json", "*.model", "chat_template.jinja",
     "additional_chat_templates/*.jinja", "adapter/adapter_config.json", "adapter/adapter_model*.safetensors",
-    "adapter/*.safetensors.index.json", *RECORDED,
+    "adapter/*.safetensors.index.json",
 )  # fmt: skip
-# What is fetched, by kind: backbones bring tokenizers of their own. No format that could hold a pickle.
-FETCHED = ("*.json", "*.jsonl", "*.safetensors", "*.jinja", "*.py", "*.txt", "*.md", "*.model", "*.yaml", "LICENSE*",
-           "NOTICE*")  # fmt: skip
 # What belongs to a benchmark beside the media that its items name.
 BENCHMARK_FILES = (CARD, schema.INFO_FILE, schema.ITEMS_FILE, schema.SHARDS)
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{30,}")
@@ -99,10 +96,9 @@ def push(
         message: of the commit.
         audio_only: leave out the weights of the backbone, which loading then fetches.
         backbone, backbone_revision: where it fetches them, if the model's config does not say.
-        results: the model's evaluation, see `card.find_evaluation`; a demo's own is found by itself.
+        results: the model's evaluation, see `card.read_results`.
         license: identifier of the licence, for the card.
-        recorded: record inputs and their logits for `vaemotionllm verify`, where the folder has none, or has those of
-            a model that was changed since it came from the Hub.
+        recorded: record inputs and their logits for `vaemotionllm verify`.
         dry_run: do all but connect to the Hub.
 
     Raises:
@@ -110,41 +106,27 @@ def push(
     """
     folder = Path(folder).expanduser().absolute()
     check_name(repo)
-    card.check_license(license)
     check_whole(folder)
-    evaluation, note = card.find_evaluation(folder, None if results is None else Path(results).expanduser())
-    notes = [note] if note else []
+    notes, stages, found = [], stages_of(folder), dict[str, Any]()
+    if results is not None:
+        found = card.read_results(Path(results).expanduser(), folder.resolve().name)
+    elif not (folder / CARD).is_file():
+        notes.append(f"no evaluation of {folder} was named, and the card says so; name one by --results PATH.")
     with staged(folder, audio_only, backbone, backbone_revision) as out:
-        parts = card.parts_of(out, folder)
-        model_folder.remove_local_paths(out, folder)
-        # A model that came from the Hub and was trained on: what its files say is of the one before.
-        from_hub = (folder / REPRODUCIBILITY).is_file()
-        altered = from_hub and bool(model_folder.changed_files(folder))
-        if altered:
-            notes.append(f"{folder} was changed since it came from the Hub: its records of before are left out.")
-            for name in RECORDED:
-                (out / name).unlink(missing_ok=True)
-        stages, found = stages_of(folder), dict[str, Any]()
-        if from_hub and not altered and not stages:
-            earlier = model_folder.read_reproducibility(folder)
-            stages, found = earlier.get("stages") or [], earlier.get("results") or {}
-        if evaluation is not None:
-            found = card.read_results(evaluation)
-        elif not found and not note:
-            notes.append(f"no evaluation of {folder} was found, and the card says so; name one by --results PATH.")
+        parts = card.parts_of(out)
+        model_folder.remove_local_paths(out)
         with reported_writing(out):
-            if recorded and not (out / RECORDED[0]).is_file():
+            if recorded:
                 record(out)
             if not (out / CARD).is_file():
                 (out / CARD).write_text(card.card(out, repo, stages, found, license, parts), encoding="utf-8")
-            elif altered or repo not in (out / CARD).read_text(encoding="utf-8", errors="replace"):
+            else:
                 notes.append(f"{folder / CARD} is taken as the card; look whether it fits this model and {repo}.")
             model_folder.write_reproducibility(out, stages, found)
         files = {path.relative_to(out).as_posix(): path for path in sorted(out.rglob("*")) if path.is_file()}
         sizes = {name: path.stat().st_size for name, path in files.items()}
         text = (out / CARD).read_text(encoding="utf-8", errors="replace")
-        last = f" after stage {stages[-1]['settings'].get('stage')}" if stages else ""
-        message = message or f"Model{last}, by vaemotionllm {__version__}"
+        message = message or f"Model, by vaemotionllm {__version__}"
         stale = (*TAKEN, "*.safetensors", "*.safetensors.index.json")
         url = None if dry_run else upload(files, repo, message, stale, private=private, revision=revision)
     return Pushed(repo, sizes, text, url, tuple(notes))
@@ -159,7 +141,6 @@ def check_whole(folder: Path) -> None:
     check_model_folder(folder)
     if problems := model_folder.part_problems(folder):
         raise InputError(f"{folder}: {problems[0].rstrip('.')}. Save model and processor again: save_pretrained(DIR).")
-    loaded(load_processor, folder)
     for name in model_files(folder):
         # Weights hold numbers alone, and are gigabytes.
         if not name.endswith(".safetensors") and _TOKEN.search((folder / name).read_text("utf-8", errors="replace")):
@@ -179,7 +160,7 @@ def staged(
     config = read_json(folder / "config.json", "the model's config")
     name = backbone or config.get("backbone_name")
     # Whoever loads the model fetches the backbone, and has no folder of this machine.
-    if (audio_only or not config.get("backbone_included", True)) and name and not is_hub_name(str(name), folder):
+    if (audio_only or not config.get("backbone_included", True)) and name and not is_hub_name(str(name)):
         raise InputError(
             f"the backbone of a model without its weights has to be on the Hub, and {name!r} is a folder; "
             "push the whole model with --audio-only --backbone OWNER/NAME."
@@ -194,12 +175,45 @@ def staged(
                     target.symlink_to((folder / file).resolve())
                 else:
                     shutil.copyfile(folder / file, target)
-            if problems := model_folder.pickles(out):
-                raise InputError(f"{folder}: {problems[0]}")
             if audio_only:
-                whole, out = out, Path(root) / "audio_only"
-                write_audio_only(whole, out, backbone=backbone, revision=revision)
+                leave_out_backbone(out, backbone, revision)
         yield out
+
+
+def leave_out_backbone(folder: Path, backbone: str | None = None, revision: str | None = None) -> None:
+    """Takes the backbone's weights out of a folder; `from_pretrained` then fetches them by name and revision.
+
+    Files are read tensor by tensor: no more is held than the parts that stay.
+
+    Args:
+        folder: a saved model with its backbone, which is changed; links are replaced.
+        backbone: folder or Hub name of the backbone; the config's `backbone_name` if not given.
+        revision: its commit on the Hub; the config's, or the newest one of a backbone that is given.
+
+    Raises:
+        InputError: a folder without a whole model, a backbone that is not known or cannot be fetched, or one that has
+            other weights than the model, bit by bit.
+    """
+    config = read_json(folder / "config.json", "the model's config")
+    if not config.get("backbone_included", True):
+        raise InputError(f"{folder} holds no weights of its backbone already; push it as it is.")
+    if backbone is None:
+        backbone, revision = config.get("backbone_name"), revision or config.get("backbone_revision")
+    names = model_folder.weight_names(folder)
+    weights, saved = Weights(folder / name for name in names if name != INDEX), Backbone(backbone, revision)
+    saved.check_holds(weights, prefix=BACKBONE)
+    own = {name: weights[name] for name in weights if not name.startswith(BACKBONE)}
+    config |= {
+        "backbone_included": False,
+        "backbone_name": backbone,
+        "backbone_revision": revision or commit_of(str(backbone)),
+        "backbone_fingerprint": saved.fingerprint,
+    }
+    for name in names:
+        (folder / name).unlink()
+    save_file(own, folder / "model.safetensors", metadata={"format": "pt"})
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"  # as the library writes it
+    (folder / "config.json").write_text(text, encoding="utf-8")
 
 
 def model_files(folder: Path) -> list[str]:
@@ -209,7 +223,6 @@ def model_files(folder: Path) -> list[str]:
         InputError: a file that belongs to it is a link that leads out of the folder.
     """
     names = {path.relative_to(folder).as_posix() for pattern in (*TAKEN, CARD) for path in folder.glob(pattern)}
-    names = {name for name in names if not name.rpartition("/")[2].startswith(".")}
     names |= {*model_folder.weight_names(folder), *code_files(folder)}
     root = folder.resolve()
     for name in sorted(names):
@@ -219,26 +232,17 @@ def model_files(folder: Path) -> list[str]:
 
 
 def code_files(folder: Path) -> set[str]:
-    """The remote code that the folder's configs name, and what it imports from beside it.
+    """The remote code: the modules of config, model and processor, and what they import from beside them.
 
     Raises:
         InputError: one that is not there.
     """
-    found: set[str] = set()
-    for config in ("config.json", "processor_config.json", "tokenizer_config.json"):
-        mapped = read_json(folder / config, "a config of the model").get("auto_map") or {}
-        classes = [c for value in mapped.values() for c in (value if isinstance(value, list) else [value]) if c]
-        # Those of other repositories have `--` in them, and no file here.
-        for module in {c.rpartition(".")[0] for c in classes if re.fullmatch(r"\w+\.\w+", c)}:
-            file = folder / f"{module}.py"
-            try:
-                with open(file):
-                    reached = [file, *map(Path, get_relative_import_files(file))]
-            except FileNotFoundError as error:
-                lacking = Path(error.filename).name
-                raise InputError(f"{folder} lacks {lacking}, code that {config} needs; save it again.") from error
-            found |= {path.relative_to(folder).as_posix() for path in reached}
-    return found
+    modules = [folder / f"{name}_vaemotionllm.py" for name in ("configuration", "modeling", "processing")]
+    try:
+        reached = [path for module in modules for path in (module, *get_relative_import_files(module))]
+    except FileNotFoundError as error:
+        raise InputError(f"{folder} lacks {Path(error.filename).name}, code of the model; save it again.") from error
+    return {Path(path).name for path in reached}
 
 
 # ---- a benchmark
@@ -278,20 +282,15 @@ def push_benchmark(folder: str | Path, repo: str, private: bool = False, dry_run
 
 def check_name(repo: str) -> None:
     """Raises an InputError unless `repo` is "owner/name"."""
-    try:
-        validate_repo_id(repo)
-        if repo.count("/") != 1:
-            raise HFValidationError("an owner and a name are needed")
-    except HFValidationError as error:
-        raise InputError(f"--repo is {repo!r}; allowed is OWNER/NAME ({error}).") from error
+    if not HUB_NAME.fullmatch(repo):
+        raise InputError(f"--repo is {repo!r}; allowed is OWNER/NAME.")
 
 
 @contextlib.contextmanager
 def hub_errors(doing: str, remedy: str) -> Iterator[None]:
     """Turns whatever the client raises in the block into an InputError of one line with the client's own text.
 
-    The client's error is not kept as its cause: what the Hub answers may quote the token, and a traceback would print
-    it.
+    What the Hub answers may quote the token: the client's error is not kept as its cause, which a traceback prints.
     """
     try:
         yield
@@ -301,8 +300,6 @@ def hub_errors(doing: str, remedy: str) -> Iterator[None]:
         # The status of a large file's upload stands in the cause alone.
         parts = [error] if isinstance(error, HfHubHTTPError) else [error, error.__cause__]
         text = "; ".join(f"{type(one).__name__}: {one_line(one)}" for one in parts if one)
-        if token := get_token():
-            text = text.replace(token, "[token]")
         raise InputError(f"{doing} failed ({_TOKEN.sub('[token]', text)}). {remedy}") from None
 
 
@@ -351,7 +348,9 @@ def upload(
             with contextlib.suppress(ValueError, TypeError, KeyError):
                 listed = Path(api.hf_hub_download(repo, REPRODUCIBILITY, revision=head.sha, **of)).read_bytes()
                 earlier = {REPRODUCIBILITY, *json.loads(listed)["files"]}
-        gone = {name for name in there if name in earlier or _matches(name, stale) or is_pickle_name(name)}
+        gone = {name for name in there if name in earlier or is_pickle_name(name)}
+        for pattern in stale:  # as in `Path.glob` a star does not reach over a slash
+            gone |= {name for name in fnmatch.filter(there, pattern) if name.count("/") == pattern.count("/")}
         operations = [
             *(CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(files[name])) for name in sorted(files)),
             *(CommitOperationDelete(path_in_repo=name) for name in sorted(gone - set(files))),
@@ -360,12 +359,7 @@ def upload(
     return url
 
 
-def _matches(name: str, patterns: tuple[str, ...]) -> bool:
-    """As `Path.glob` does: a star does not reach over a slash."""
-    return any(name.count("/") == p.count("/") and fnmatch.fnmatchcase(name, p) for p in patterns)
-
-
-def download(name: str, revision: str | None = None) -> tuple[Path, str | None, tuple[str, ...]]:
+def download(name: str, revision: str | None = None) -> tuple[Path, str | None]:
     """A local folder, or the snapshot of a model on the Hub in the Hub's cache; nothing of it is run.
 
     Args:
@@ -373,7 +367,7 @@ def download(name: str, revision: str | None = None) -> tuple[Path, str | None, 
         revision: branch, tag or commit on the Hub.
 
     Returns:
-        The folder; the commit on the Hub, None for a local folder; names of files that may be pickles, not fetched.
+        The folder; the commit on the Hub, None for a local folder.
 
     Raises:
         InputError: neither, or the Hub does not give it out.
@@ -382,15 +376,11 @@ def download(name: str, revision: str | None = None) -> tuple[Path, str | None, 
     if folder.is_dir():
         if revision is not None:
             raise InputError(f"--revision is of models on the Hub, and {name} is a folder; leave one of them out.")
-        return folder.absolute(), None, ()
+        return folder.absolute(), None
     check_model_folder(name)
-    names: list[str] = []
     with hub_errors(f"fetching {name}", "Look at the name and the revision; `hf auth login` for private models."):
-        # Offline, what the cache has is looked at.
+        # Where the Hub fails, the client would take what the cache has; only HF_HUB_OFFLINE may do that.
         with contextlib.suppress(OfflineModeIsEnabled):
-            found = HfApi().model_info(name, revision=revision)
-            revision, names = found.sha, [file.rfilename for file in found.siblings or ()]
-        if names and "config.json" not in names:
-            raise InputError(f"{name} on the Hub holds no config.json, so it is no saved model.")
-        path = Path(snapshot_download(name, revision=revision, allow_patterns=list(FETCHED)))
-    return path, path.name, tuple(file for file in names if is_pickle_name(file))
+            revision = HfApi().model_info(name, revision=revision).sha
+        path = Path(snapshot_download(name, revision=revision))
+    return path, path.name

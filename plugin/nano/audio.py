@@ -33,13 +33,12 @@ def _noise(rng, n, rate, low_hz, high_hz, slope=0.0) -> np.ndarray:
     return wave / (wave.std() + 1e-9)
 
 
-def _placed(n: int, kernel: np.ndarray, starts, gains) -> np.ndarray:
+def _placed(n: int, kernel: np.ndarray, starts) -> np.ndarray:
     out = np.zeros(n, _F32)
-    for start, gain in zip(starts, gains):
-        start = int(start)
+    for start in starts.astype(int):
         if 0 <= start < n:
             length = min(len(kernel), n - start)
-            out[start : start + length] += _F32(gain) * kernel[:length]
+            out[start : start + length] += kernel[:length]
     return out
 
 
@@ -83,8 +82,7 @@ def _bell(rng, n, rate, arousal, beat_s):
     gains = np.array([0.5, 1.0, 0.7, 0.5, 0.7, 0.5, 0.35], _F32)
     partials = np.sin(2 * np.pi * pitch * np.outer(ratios, t)) * np.exp(-np.outer(ratios, t) / _F32(0.9))
     stroke = _mix(gains, partials)
-    starts = _beats(n, rate, 2 * beat_s)
-    return _placed(n, stroke, starts, np.full(len(starts), 1.1))
+    return _placed(n, _F32(1.1) * stroke, _beats(n, rate, 2 * beat_s))
 
 
 def _drum(rng, n, rate, arousal, beat_s):
@@ -94,7 +92,7 @@ def _drum(rng, n, rate, arousal, beat_s):
     snare = np.exp(-t / 0.05) * rng.standard_normal(4000).astype(_F32)
     snare = snare + np.exp(-t / 0.06) * np.sin(2 * np.pi * 190 * t)
     on, off = _beats(n, rate, beat_s), _beats(n, rate, beat_s, 0.02 + beat_s / 2)
-    return _placed(n, 3.2 * kick, on, np.full(len(on), 1.0)) + _placed(n, snare, off, np.full(len(off), 0.7))
+    return _placed(n, 3.2 * kick, on) + _placed(n, _F32(0.7) * snare, off)
 
 
 def _bird(rng, n, rate, arousal, beat_s):
@@ -103,7 +101,7 @@ def _bird(rng, n, rate, arousal, beat_s):
     sweep = np.sin(2 * np.pi * (low * t + rng.uniform(7000, 10000) * t * t)) * np.abs(np.sin(np.pi * t / t[-1])) ** 0.7
     gap = 0.1 * rate
     starts = np.concatenate([_beats(n, rate, beat_s) + k * gap for k in range(3)]) + rng.normal(0, 0.01 * rate)
-    return _placed(n, sweep, starts, np.full(len(starts), 1.5))
+    return _placed(n, _F32(1.5) * sweep, starts)
 
 
 def _clock(rng, n, rate, arousal, beat_s):
@@ -111,7 +109,7 @@ def _clock(rng, n, rate, arousal, beat_s):
     tune = rng.uniform(0.92, 1.08)
     tick, tock = (np.exp(-t / 0.006) * np.sin(2 * np.pi * tune * f * t) for f in (2600.0, 1700.0))
     on, off = _beats(n, rate, beat_s), _beats(n, rate, beat_s, 0.02 + beat_s / 2)
-    return _placed(n, 3 * tick, on, np.full(len(on), 1.0)) + _placed(n, 3 * tock, off, np.full(len(off), 1.0))
+    return _placed(n, 3 * tick, on) + _placed(n, 3 * tock, off)
 
 
 def _flute(rng, n, rate, arousal, beat_s):
@@ -146,10 +144,9 @@ def _sigmoid(x: float) -> float:
     return float(1 / (1 + np.exp(-x)))
 
 
-def _bed(rng, config: WorldConfig, clip: Clip) -> np.ndarray:
+def _bed(rng, n: int, rate: int, clip: Clip) -> np.ndarray:
     """Chords in a register, mode, roughness and brightness set by valence; pulse and articulation set by arousal."""
     v, a = clip.audio.valence, clip.audio.arousal
-    n, rate = config.num_samples, config.sampling_rate
     t = _time(n, rate)
     root_hz = 250 * 2 ** (1.15 * v) * 2 ** (rng.uniform(-1.2, 1.2) / 12)
     major = _sigmoid(6 * v)
@@ -187,8 +184,8 @@ def synthesize(config: WorldConfig, clip: Clip) -> np.ndarray:
     """The waveform of a clip, float32 (samples,), mono, in [-1, 1]."""
     audio = clip.audio
     rng = np.random.default_rng(audio.seed)
-    n, rate = config.num_samples, config.sampling_rate
-    bed = _bed(rng, config, clip)
+    n, rate = round(config.clip_s * config.sampling_rate), config.sampling_rate
+    bed = _bed(rng, n, rate, clip)
     if audio.hidden:
         events = _veil(rng, n, rate)
     else:

@@ -1,24 +1,17 @@
 """The nano backbone, a small vision-language model: tokenizer, networks, training batches, training, and the cache."""
 
 import functools
-import json
-import logging
-import math
-import os
 import shutil
-import time
-from collections import defaultdict
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 from filelock import FileLock
-from safetensors import safe_open
-from safetensors.torch import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import (
     PreTrainedTokenizerFast,
@@ -31,55 +24,45 @@ from transformers import (
     WhisperFeatureExtractor,
     WhisperModel,
 )
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
 
-from ..utils import (
-    InputError,
-    arithmetic,
-    atomic_file,
-    cache_dir,
-    check_new,
-    new_folder,
-    sha256_of_json,
-    write_json_lines,
-)
+from .. import utils
 from .clips import FORMAT as CLIP_FORMAT
 from .clips import Clip, WorldConfig, sample_clip
 from .image import render
 from .language import caption_instruction, choice_instruction, corpus, open_instruction
 
-logger = logging.getLogger(__name__)
-
 # Raise it when the same config gives other weights than before.
-FORMAT = 1
+FORMAT = 2
 CONFIG_FILE = "nano_backbone.json"
-CHECKPOINT = "checkpoint.safetensors"
 PATCH_PX = 14
 MERGE = 2
 # Position steps a second of video, the backbone's `tokens_per_second`.
 TOKENS_PER_SECOND = 2
+# The first part of the training: clips a step, questions about each, and different clips, see `BatchMaker.make_text`.
+TEXT_ROWS, TEXT_QUESTIONS, TEXT_CLIPS = 8, 4, 32
+# The second part: questions about each image or video, and the share of multiple choice among them.
+QUESTIONS, CHOICE_SHARE = 2, 0.5
+# Peak of the learning rate in each part; it falls linearly to 0 over the last `DECAY_SHARE` of the second part.
+LEARNING_RATE, DECAY_SHARE = 1e-3, 0.4
+# Of an answer's end token in the loss, beside 1 for the tokens of an answer and `CAPTION_WEIGHT` for a caption's.
+END_WEIGHT, CAPTION_WEIGHT = 0.05, 0.3
 _F32 = np.float32
 
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """Everything that decides the backbone's weights.
+    """What decides the backbone's weights beside the constants above.
 
-    First it learns the language: content and emotion are named as text, with questions about them (`text_` fields).
+    First it learns the language: content and emotion are named as text, with questions about them.
     Then it learns to see: the same questions about images. The first part is there because that letters stand for
     options is hard to learn from images that are not understood yet, and easy from text.
 
     Args:
-        seed: seed of weights and clips.
-        hidden, layers, vision_layers: sizes of the networks.
-        text_steps, text_rows, text_questions: steps of the first part, clips a step, and questions about each.
-        text_clips: different clips of the first part; few, see `BatchMaker.make_text`.
-        steps, images, questions: steps of the second part, images or videos a step, and questions about each.
-        choice_share: share of multiple choice among the questions of the second part.
-        learning_rate: peak of each part, after `warmup_steps`; it falls linearly to 0 over the last `decay_share` of
-            the second part.
-        max_grad_norm, weight_decay: as usual.
-        checkpoint_steps: steps between checkpoints.
+        seed: seed of weights and clips, from 0.
+        hidden, layers, vision_layers: sizes of the networks; hidden is a multiple of 32.
+        text_steps, steps: steps of the first and of the second part.
+        images: images or videos a step of the second part.
+        warmup_steps: steps in which the learning rate rises, in each part.
     """
 
     seed: int = 0
@@ -87,61 +70,32 @@ class BackboneConfig:
     layers: int = 4
     vision_layers: int = 3
     text_steps: int = 500
-    text_rows: int = 8
-    text_questions: int = 4
-    text_clips: int = 32
     steps: int = 1000
     images: int = 24
-    questions: int = 2
-    choice_share: float = 0.5
-    learning_rate: float = 1e-3
     warmup_steps: int = 100
-    decay_share: float = 0.4
-    max_grad_norm: float = 1.0
-    weight_decay: float = 0.02
-    checkpoint_steps: int = 250
-
-    def __post_init__(self):
-        for name, value in asdict(self).items():
-            least = 0 if name in ("seed", "text_steps", "warmup_steps", "weight_decay", "choice_share") else None
-            if value < least if least is not None else value <= 0:
-                raise InputError(f"{name} is {value}; give {'at least 0' if least == 0 else 'more than 0'}.")
-        if self.hidden % 32:
-            raise InputError(f"hidden is {self.hidden}; give a multiple of 32.")
 
     @property
     def total_steps(self) -> int:
         return self.text_steps + self.steps
 
-    def as_dict(self) -> dict:
-        """The fields as the cache key has them: there, `images` keeps its first name."""
-        return {"pictures" if k == "images" else k: v for k, v in asdict(self).items()}  # words: part of the key
-
 
 # ---- build and cache
 
 
-def cached_path(seed: int = 0, config: BackboneConfig | None = None) -> Path:
+def cached_path(config: BackboneConfig) -> Path:
     """Folder of the cache that holds this backbone once it is built; another config is another folder."""
-    key = sha256_of_json(_describe(config or BackboneConfig(seed=seed)))[:12]
-    return cache_dir() / "nano" / f"backbone-{key}"
+    return utils.cache_dir() / "nano" / f"backbone-{utils.sha256_of_json(_describe(config))[:12]}"
 
 
-def build_backbone(
-    seed: int = 0,
-    out_dir: str | Path | None = None,
-    progress: bool = True,
-    config: BackboneConfig | None = None,
-) -> Path:
+def build_backbone(seed: int = 0, out_dir: str | Path | None = None, config: BackboneConfig | None = None) -> Path:
     """Trains the nano backbone, or finds it in the cache.
 
-    A build that was killed resumes from its last checkpoint; a second process that wants the same backbone waits for
-    the first one.
+    It takes minutes on a CPU. A build that was killed begins again; a second process that wants the same backbone
+    waits for the first one.
 
     Args:
         seed: seed of weights and clips (ignored where `config` is given).
         out_dir: also copy the backbone to this folder: a new or empty one, or one that holds it already.
-        progress: show a progress bar.
         config: every other property of the backbone.
 
     Returns:
@@ -149,23 +103,33 @@ def build_backbone(
         (an untrained Whisper, with its feature extractor) and `metrics.jsonl` (the learning curve).
 
     Raises:
-        InputError: `out_dir` holds something else.
+        InputError: `out_dir` holds something else, or a negative seed.
     """
     config = config or BackboneConfig(seed=seed)
+    description = _describe(config)
     if out_dir is not None:
         out_dir = Path(out_dir).expanduser().absolute()
         file = out_dir / CONFIG_FILE
-        if file.is_file() and file.read_text() == _as_text(config):
+        if file.is_file() and utils.read_json(file, "a nano backbone's config") == description:
             return out_dir
-        check_new(out_dir, "--out")
-    target = cached_path(config=config)
+        utils.check_new(out_dir, "--out")
+    target = cached_path(config)
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(target.with_name(f".{target.name}.lock")):
         if not target.is_dir():
-            _build(config, target, progress)
+            with utils.new_folder(target, "the cache") as partial, torch.random.fork_rng(devices=[]):
+                torch.manual_seed(config.seed)
+                world = WorldConfig(seed=config.seed)
+                processor = build_processor(world.size_px, PATCH_PX, MERGE)
+                vlm = build_vlm(processor.tokenizer, config.hidden, config.layers, config.vision_layers)
+                audio, extractor = build_audio(config.hidden)
+                train_backbone(vlm, processor.tokenizer, config, world, partial)
+                for part, name in ((vlm, "vlm"), (processor, "vlm"), (audio, "audio"), (extractor, "audio")):
+                    part.save_pretrained(partial / name)
+                utils.write_json(partial / CONFIG_FILE, description)
     if out_dir is None:
         return target
-    with new_folder(out_dir, "--out") as partial:
+    with utils.new_folder(out_dir, "--out") as partial:
         shutil.copytree(target, partial, dirs_exist_ok=True)
     return out_dir
 
@@ -173,52 +137,21 @@ def build_backbone(
 def _describe(config: BackboneConfig) -> dict:
     return {
         "format": FORMAT,
-        "backbone": config.as_dict(),
+        "backbone": asdict(config),
         "world_format": CLIP_FORMAT,
-        "world": WorldConfig(seed=config.seed).as_dict(),
+        "world": asdict(WorldConfig(seed=config.seed)),
         # Rounding decides the weights as the config does; a cache may hold builds of several environments.
-        "arithmetic": arithmetic(),
+        "arithmetic": utils.arithmetic(),
         "torch": torch.__version__.partition("+")[0],
     }
 
 
-def _as_text(config: BackboneConfig) -> str:
-    return json.dumps(_describe(config), indent=2) + "\n"
-
-
-def _build(config: BackboneConfig, target: Path, progress: bool) -> None:
-    """Trains in `.<name>.partial`, which holds the checkpoint, and renames it when everything is written."""
-    partial = target.with_name(f".{target.name}.partial")
-    partial.mkdir(exist_ok=True)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        world = WorldConfig(seed=config.seed)
-        processor = build_processor(world.size_px, PATCH_PX, MERGE)
-        vlm = build_vlm(processor.tokenizer, config.hidden, config.layers, config.vision_layers)
-        audio, extractor = build_audio(config.hidden)
-        train_backbone(vlm, processor.tokenizer, config, world, partial, progress)
-    for part, name in ((vlm, "vlm"), (processor, "vlm"), (audio, "audio"), (extractor, "audio")):
-        part.save_pretrained(partial / name)
-    (partial / CONFIG_FILE).write_text(_as_text(config))
-    (partial / CHECKPOINT).unlink(missing_ok=True)
-    os.replace(partial, target)
-    logger.info("built the nano backbone in %s", target)
-
-
 # ---- tokenizer and processor
 
-SPECIAL_TOKENS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-    "<|audio_start|>",
-    "<|audio_end|>",
-    "<|audio_pad|>",
+SPECIAL_TOKENS = tuple(
+    f"<|{name}|>"
+    for name in ("endoftext", "im_start", "im_end")
+    + ("vision_start", "vision_end", "vision_pad", "image_pad", "video_pad", "audio_start", "audio_end", "audio_pad")
 )
 MAX_VOCAB = 1024
 
@@ -244,8 +177,7 @@ CHAT_TEMPLATE = (
     "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
 )
 
-IMAGE_MEAN = (0.5, 0.5, 0.5)
-IMAGE_STD = (0.25, 0.25, 0.25)
+IMAGE_MEAN, IMAGE_STD = 0.5, 0.25
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -285,8 +217,8 @@ def build_processor(size_px: int, patch_px: int, merge: int) -> Qwen2_5_VLProces
         patch_size=patch_px,
         merge_size=merge,
         temporal_patch_size=2,
-        image_mean=list(IMAGE_MEAN),
-        image_std=list(IMAGE_STD),
+        image_mean=[IMAGE_MEAN] * 3,
+        image_std=[IMAGE_STD] * 3,
         size={"shortest_edge": pixels, "longest_edge": pixels},
     )
     return Qwen2_5_VLProcessor(
@@ -303,17 +235,16 @@ def build_processor(size_px: int, patch_px: int, merge: int) -> Qwen2_5_VLProces
 def build_vlm(tokenizer, hidden: int, layers: int, vision_layers: int) -> Qwen2_5_VLForConditionalGeneration:
     """A Qwen2.5-VL with random weights; heads have 32 dimensions."""
     ids = tokenizer.convert_tokens_to_ids
-    heads = hidden // 32
+    heads, sizes = hidden // 32, {"hidden_size": hidden, "intermediate_size": 2 * hidden}
+    sizes["initializer_range"] = hidden**-0.5 / 2
     config = Qwen2_5_VLConfig(
         text_config={
+            **sizes,
             "vocab_size": len(tokenizer),
-            "hidden_size": hidden,
-            "intermediate_size": 2 * hidden,
             "num_hidden_layers": layers,
             "num_attention_heads": heads,
             "num_key_value_heads": heads,
             "max_position_embeddings": 2048,
-            "initializer_range": hidden**-0.5 / 2,
             "rms_norm_eps": 1e-6,
             "rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "mrope_section": [4, 6, 6]},
             "bos_token_id": None,
@@ -321,9 +252,8 @@ def build_vlm(tokenizer, hidden: int, layers: int, vision_layers: int) -> Qwen2_
             "pad_token_id": tokenizer.pad_token_id,
         },
         vision_config={
+            **sizes,
             "depth": vision_layers,
-            "hidden_size": hidden,
-            "intermediate_size": 2 * hidden,
             "num_heads": heads,
             "patch_size": PATCH_PX,
             "spatial_merge_size": MERGE,
@@ -332,7 +262,6 @@ def build_vlm(tokenizer, hidden: int, layers: int, vision_layers: int) -> Qwen2_
             "window_size": 112,
             "fullatt_block_indexes": list(range(vision_layers)),
             "tokens_per_second": TOKENS_PER_SECOND,
-            "initializer_range": hidden**-0.5 / 2,
         },
         image_token_id=ids("<|image_pad|>"),
         video_token_id=ids("<|video_pad|>"),
@@ -385,47 +314,14 @@ def build_audio(hidden: int) -> tuple[WhisperModel, WhisperFeatureExtractor]:
 # prefix shared.
 
 
-@dataclass
-class PackedBatch:
-    """B rows of T tokens with N answer tokens.
-
-    `input_ids` (B, T); `position_ids` (3, B, T); `attention_mask` (B, 1, T, T) additive; `patches` (slabs * patches,
-    dim); `vision_mask` (B, T); `rows`, `columns` (N,) are where an answer token is predicted; `targets` and `weights`
-    are (N,).
-    """
-
-    input_ids: torch.Tensor
-    position_ids: torch.Tensor
-    attention_mask: torch.Tensor
-    patches: torch.Tensor
-    num_slabs: int
-    vision_mask: torch.Tensor
-    rows: torch.Tensor
-    columns: torch.Tensor
-    targets: torch.Tensor
-    weights: torch.Tensor
-    # Kind of question of each answer token's question, "" for all but its first token: for accuracies.
-    kinds: list[str]
-
-
-@dataclass(frozen=True)
-class Question:
-    kind: str
-    prompt: str
-    answer: str
-    # Weight of each answer token in the loss, and of the end token.
-    weight: float
-    end_weight: float
-
-
-def draw_question(rng: np.random.Generator, clip: Clip, choice_share: float) -> Question:
+def draw_question(rng: np.random.Generator, clip: Clip, choice_share: float) -> tuple[str, str, float]:
+    """Prompt, answer, and the weight of each of its tokens in the loss."""
     row = vars(clip)
     if rng.random() < choice_share:
-        aspect = ("content", "emotion")[int(rng.integers(2))]
-        return Question(f"choice_{aspect}", *choice_instruction(rng, row, aspect), weight=1.0, end_weight=0.05)
+        return *choice_instruction(rng, row), 1.0
     if rng.random() < 0.7:
-        return Question("open", *open_instruction(rng, row), weight=1.0, end_weight=0.05)
-    return Question("caption", *caption_instruction(rng, row), weight=0.3, end_weight=0.05)
+        return *open_instruction(rng, row), 1.0
+    return *caption_instruction(rng, row), CAPTION_WEIGHT
 
 
 def like_decoded(rng: np.random.Generator, frames: np.ndarray) -> np.ndarray:
@@ -455,7 +351,7 @@ def draw_frames(rng: np.random.Generator, config: WorldConfig, clip: Clip) -> tu
 
 def patchify(frames: np.ndarray) -> np.ndarray:
     """uint8 (F, S, S, 3) -> float32 (slabs * patches, 3 * 2 * P * P), in the order of Qwen's processors."""
-    pixels = (frames.astype(_F32) / 255 - np.array(IMAGE_MEAN, _F32)) / np.array(IMAGE_STD, _F32)
+    pixels = (frames.astype(_F32) / 255 - _F32(IMAGE_MEAN)) / _F32(IMAGE_STD)
     if len(pixels) % 2:
         pixels = np.concatenate([pixels, pixels[-1:]])
     slabs, g = len(pixels) // 2, frames.shape[1] // PATCH_PX
@@ -465,28 +361,19 @@ def patchify(frames: np.ndarray) -> np.ndarray:
 
 
 class BatchMaker:
-    """Makes batch number `step` from nothing but the seed, so that a resumed run gets the same batches."""
+    """Makes batch number `step` from nothing but the seed."""
 
-    def __init__(self, config: WorldConfig, tokenizer, split: str = "pretrain"):
-        self.config, self.tokenizer, self.split = config, tokenizer, split
+    def __init__(self, config: WorldConfig, tokenizer):
+        self.config = config
         self.side = config.size_px // PATCH_PX // MERGE
         ids = tokenizer.convert_tokens_to_ids
         self.vision_start, self.vision_end = ids("<|vision_start|>"), ids("<|vision_end|>")
         self.image_pad, self.video_pad = ids("<|image_pad|>"), ids("<|video_pad|>")
         self.end, self.pad = ids("<|im_end|>"), tokenizer.pad_token_id
-        self.head = self._encode("<|im_start|>user\n")
-        self.turn = self._encode("<|im_end|>\n<|im_start|>assistant\n")
-        self._cache: dict[str, list[int]] = {}
-
-    def _encode(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    def _encode_cached(self, text: str) -> list[int]:
-        if len(text) > 60:  # multiple choice: too many variants to keep
-            return self._encode(text)
-        if text not in self._cache:
-            self._cache[text] = self._encode(text)
-        return self._cache[text]
+        # Most texts come again at every step.
+        self.encode = functools.lru_cache(lambda text: tokenizer(text, add_special_tokens=False)["input_ids"])
+        self.head = self.encode("<|im_start|>user\n")
+        self.turn = self.encode("<|im_end|>\n<|im_start|>assistant\n")
 
     def media_prefix(self, media: list[tuple[int, bool, float]]) -> tuple[list[int], np.ndarray, int]:
         """Token ids and M-RoPE positions (3, n) of the turn's start with media (slabs, is_video, seconds a slab)."""
@@ -495,134 +382,107 @@ class BatchMaker:
         for slabs, is_video, seconds in media:
             count = slabs * self.side**2
             ids += [self.vision_start, *[self.video_pad if is_video else self.image_pad] * count, self.vision_end]
-            t, y, x = np.meshgrid(np.arange(slabs), np.arange(self.side), np.arange(self.side), indexing="ij")
-            t = (t * TOKENS_PER_SECOND * seconds).astype(np.int64)
-            block = np.stack([t.ravel(), y.ravel(), x.ravel()]) + start + 1
-            positions += [np.full((3, 1), start), block, np.full((3, 1), start + 1 + self.side)]
+            block = np.indices((slabs, self.side, self.side)).reshape(3, -1)  # t, y, x
+            block[0] = block[0] * TOKENS_PER_SECOND * seconds
+            positions += [np.full((3, 1), start), block + start + 1, np.full((3, 1), start + 1 + self.side)]
             start += 2 + self.side
         return ids, np.concatenate(positions, 1), start
 
-    def _media(self, rng, clip: Clip) -> tuple[list[tuple[int, bool, float]], list[np.ndarray]]:
-        chance = rng.random()
-        if chance < 0.04:  # no image: only the priors are left to learn
-            return [], []
-        blocks, patches = [], []
-        for _ in range(2 if chance < 0.16 else 1):
-            frames, is_video = draw_frames(rng, self.config, clip)
-            x = patchify(frames)
-            slabs = len(x) // (self.side * MERGE) ** 2
-            seconds = self.config.clip_s / slabs * rng.uniform(0.85, 1.15) if rng.random() < 0.85 else 2 / 24
-            blocks.append((slabs, is_video, seconds))
-            patches.append(x)
-        return blocks, patches
-
-    def make_text(self, step: int, rows: int, questions: int, clips: int) -> PackedBatch:
+    def make_text(self, step: int) -> SimpleNamespace:
         """A batch without images: the prefix names content and emotion as text.
 
-        Only `clips` different clips take part. Their repetition is what makes letters mean their options soon: the
-        prefix becomes familiar while the options stay new.
+        Only `TEXT_CLIPS` different clips take part. Their repetition is what makes letters mean their options soon:
+        the prefix becomes familiar while the options stay new.
         """
         rng = np.random.default_rng((self.config.seed, 6, step))
         packed = []
-        for number in range(rows):
-            clip = sample_clip(self.config, self.split, (step * rows + number) % clips)
-            ids = [*self.head, *self._encode_cached(f"{clip.content} {clip.emotion}\n")]
+        for number in range(TEXT_ROWS):
+            clip = sample_clip(self.config, "pretrain", (step * TEXT_ROWS + number) % TEXT_CLIPS)
+            ids = [*self.head, *self.encode(f"{clip.content} {clip.emotion}\n")]
             prefix = (ids, np.tile(np.arange(len(ids)), (3, 1)), len(ids))
-            packed.append((prefix, [draw_question(rng, clip, 0.8) for _ in range(questions)]))
+            packed.append((prefix, [draw_question(rng, clip, 0.8) for _ in range(TEXT_QUESTIONS)]))
         return self.pack(packed, [])
 
-    def make(self, step: int, images: int, questions: int, choice_share: float) -> PackedBatch:
+    def make(self, step: int, images: int) -> SimpleNamespace:
         """A batch of questions about images and videos that no earlier step showed."""
         rng = np.random.default_rng((self.config.seed, 5, step))
         rows, all_patches = [], []
         for number in range(images):
-            clip = sample_clip(self.config, self.split, step * images + number)
-            blocks, patches = self._media(rng, clip)
-            all_patches += patches
-            drawn = [draw_question(rng, clip, choice_share) for _ in range(questions)]
+            clip = sample_clip(self.config, "pretrain", step * images + number)
+            blocks = []
+            chance = rng.random()
+            # Without an image only the priors are left to learn.
+            for _ in range(0 if chance < 0.04 else 2 if chance < 0.16 else 1):
+                frames, is_video = draw_frames(rng, self.config, clip)
+                all_patches.append(patchify(frames))
+                slabs = len(all_patches[-1]) // (self.side * MERGE) ** 2
+                seconds = self.config.clip_s / slabs * rng.uniform(0.85, 1.15) if rng.random() < 0.85 else 2 / 24
+                blocks.append((slabs, is_video, seconds))
+            drawn = [draw_question(rng, clip, CHOICE_SHARE) for _ in range(QUESTIONS)]
             rows.append((self.media_prefix(blocks), drawn))
         return self.pack(rows, all_patches)
 
-    def pack(self, rows, all_patches: list[np.ndarray]) -> PackedBatch:
-        """rows: ((prefix ids, prefix positions, next position), questions) of each row."""
-        packed, where, targets, weights, kinds = [], [], [], [], []
-        for row, ((prefix, positions, start), questions) in enumerate(rows):
-            ids, branches, spans = list(prefix), [0] * len(prefix), [positions]
-            for branch, question in enumerate(questions, 1):
-                answer = [*self._encode_cached(question.answer), self.end]
-                prompt = [*self._encode_cached(question.prompt), *self.turn]
+    def pack(self, rows, all_patches: list[np.ndarray]) -> SimpleNamespace:
+        """A batch of B rows of T tokens with N answer tokens.
+
+        Args:
+            rows: ((prefix ids, prefix positions, next position), questions) of each row.
+            all_patches: of the media, in order.
+
+        Returns:
+            `input_ids` (B, T); `position_ids` (3, B, T); `attention_mask` (B, 1, T, T) additive; `patches` (slabs *
+            patches, dim) and `num_slabs`; `vision_mask` (B, T); `rows`, `columns` (N,), where an answer token is
+            predicted; `targets` and `weights` (N,); `num_questions`.
+        """
+        tokens, branches, positions, where, targets, weights = [], [], [], [], [], []
+        for row, ((prefix, prefix_positions, start), questions) in enumerate(rows):
+            ids, own, spans = list(prefix), [0] * len(prefix), [prefix_positions]
+            for branch, (text, wanted, weight) in enumerate(questions, 1):
+                answer = [*self.encode(wanted), self.end]
+                prompt = [*self.encode(text), *self.turn]
                 first = len(ids) + len(prompt) - 1  # this token predicts the first answer token
                 where += [(row, first + k) for k in range(len(answer))]
                 targets += answer
-                kinds += [question.kind] + [""] * (len(answer) - 1)
-                weights += [question.weight] * (len(answer) - 1) + [question.end_weight]
+                weights += [weight] * (len(answer) - 1) + [END_WEIGHT]
                 ids += prompt + answer[:-1]
                 count = len(prompt) + len(answer) - 1
-                branches += [branch] * count
+                own += [branch] * count
                 spans.append(np.tile(np.arange(start, start + count), (3, 1)))
-            packed.append((ids, branches, np.concatenate(spans, 1)))
-        b, t = len(packed), max(len(ids) for ids, _, _ in packed)
-        input_ids = np.full((b, t), self.pad, np.int64)
-        branch = np.full((b, t), -1, np.int64)
-        position = np.zeros((3, b, t), np.int64)
-        for row, (ids, branches, spans) in enumerate(packed):
-            input_ids[row, : len(ids)], branch[row, : len(ids)], position[:, row, : len(ids)] = ids, branches, spans
+            tokens.append(torch.tensor(ids))
+            branches.append(torch.tensor(own))
+            positions.append(torch.from_numpy(np.concatenate(spans, 1).T))
+        input_ids, branch = pad_sequence(tokens, True, self.pad), pad_sequence(branches, True, -1)
         visible = (branch[:, None, :] == 0) | (branch[:, None, :] == branch[:, :, None])  # (B, query, key)
-        visible &= np.tri(t, dtype=bool)
-        mask = np.where(visible, _F32(0), np.finfo(_F32).min)[:, None]  # (B, 1, T, T)
+        visible = visible.tril()
         patches = np.concatenate(all_patches) if all_patches else np.zeros((0, 6 * PATCH_PX**2), _F32)
-        at = np.array(where).T
-        return PackedBatch(
-            input_ids=torch.from_numpy(input_ids),
-            position_ids=torch.from_numpy(position),
-            attention_mask=torch.from_numpy(mask),
+        at = torch.tensor(where).T
+        return SimpleNamespace(
+            input_ids=input_ids,
+            position_ids=pad_sequence(positions, True).permute(2, 0, 1),
+            attention_mask=torch.where(visible, 0.0, torch.finfo(torch.float32).min)[:, None],  # (B, 1, T, T)
             patches=torch.from_numpy(patches),
             num_slabs=len(patches) // (self.side * MERGE) ** 2,
-            vision_mask=torch.from_numpy((input_ids == self.image_pad) | (input_ids == self.video_pad)),
-            rows=torch.from_numpy(at[0]),
-            columns=torch.from_numpy(at[1]),
+            vision_mask=(input_ids == self.image_pad) | (input_ids == self.video_pad),
+            rows=at[0],
+            columns=at[1],
             targets=torch.tensor(targets),
             weights=torch.tensor(weights),
-            kinds=kinds,
+            num_questions=sum(len(questions) for _, questions in rows),
         )
 
 
 # ---- training
 
 
-def _equal_length_attention(attention, length, hidden_states, cu_seqlens=None, position_embeddings=None, **kwargs):
-    n = hidden_states.shape[0]
-    qkv = attention.qkv(hidden_states).view(n, 3, attention.num_heads, -1)
-    q, k, v = qkv.unbind(1)  # (N, heads, head_dim)
-    q, k = apply_rotary_pos_emb_vision(q, k, *position_embeddings)
-    q, k, v = (x.view(n // length, length, attention.num_heads, -1).transpose(1, 2) for x in (q, k, v))
-    mixed = F.scaled_dot_product_attention(q, k, v, scale=attention.scaling)  # (slabs, heads, length, head_dim)
-    return attention.proj(mixed.transpose(1, 2).reshape(n, -1))
-
-
-@contextmanager
-def equal_length_attention(visual, length: int):
-    """Vision attention as one batched call; transformers calls it once a slab, which costs more than the sums."""
-    for block in visual.blocks:
-        block.attn.forward = functools.partial(_equal_length_attention, block.attn, length)
-    try:
-        yield
-    finally:
-        for block in visual.blocks:
-            del block.attn.forward
-
-
-def packed_logits(model: Qwen2_5_VLForConditionalGeneration, batch: PackedBatch) -> torch.Tensor:
+def packed_logits(model: Qwen2_5_VLForConditionalGeneration, batch: SimpleNamespace) -> torch.Tensor:
     """Logits (N, V) that predict the answer tokens of a packed batch."""
     inner = model.model
     embeds = inner.get_input_embeddings()(batch.input_ids)  # (B, T, D)
     if batch.num_slabs:
-        per_slab = len(batch.patches) // batch.num_slabs
-        side = int(per_slab**0.5)
+        side = int((len(batch.patches) // batch.num_slabs) ** 0.5)
         # Attention stays inside a slab, so that all slabs of all media are one long video.
         grid = torch.tensor([[batch.num_slabs, side, side]])
-        with equal_length_attention(inner.visual, per_slab):
-            features = inner.visual(batch.patches, grid_thw=grid).pooler_output
+        features = inner.visual(batch.patches, grid_thw=grid).pooler_output
         embeds = embeds.masked_scatter(batch.vision_mask[..., None], features)
     hidden = inner.language_model(
         inputs_embeds=embeds, attention_mask=batch.attention_mask, position_ids=batch.position_ids, use_cache=False
@@ -633,117 +493,46 @@ def packed_logits(model: Qwen2_5_VLForConditionalGeneration, batch: PackedBatch)
 def learning_rate_at(config: BackboneConfig, step: int) -> float:
     since = step if step < config.text_steps else step - config.text_steps
     warm = min(1.0, (since + 1) / max(1, config.warmup_steps))
-    tail = max(1, round(config.decay_share * config.steps))
-    return config.learning_rate * warm * min(1.0, (config.total_steps - step) / tail)
+    tail = max(1, round(DECAY_SHARE * config.steps))
+    return LEARNING_RATE * warm * min(1.0, (config.total_steps - step) / tail)
 
 
-def answer_loss(logits: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
+def answer_loss(logits: torch.Tensor, batch: SimpleNamespace) -> torch.Tensor:
     """Weighted cross-entropy, divided by the number of questions."""
     losses = F.cross_entropy(logits.float(), batch.targets, reduction="none")
-    return (losses * batch.weights).sum() / sum(map(bool, batch.kinds))
+    return (losses * batch.weights).sum() / batch.num_questions
 
 
-def make_batch(maker: BatchMaker, config: BackboneConfig, step: int) -> PackedBatch:
+def make_batch(maker: BatchMaker, config: BackboneConfig, step: int) -> SimpleNamespace:
     """The batch of a step, a function of the configs alone."""
-    if step < config.text_steps:
-        return maker.make_text(step, config.text_rows, config.text_questions, config.text_clips)
-    return maker.make(step, config.images, config.questions, config.choice_share)
+    return maker.make_text(step) if step < config.text_steps else maker.make(step, config.images)
 
 
-def accuracies(logits: torch.Tensor, batch: PackedBatch) -> dict[str, list[bool]]:
-    """Whether the first answer token was right, by kind of question."""
-    right = (logits.argmax(-1) == batch.targets).tolist()
-    result = defaultdict(list)
-    for kind, hit in zip(batch.kinds, right):
-        if kind:
-            result[kind].append(hit)
-    return result
-
-
-def _optimizer(model, config: BackboneConfig) -> torch.optim.Optimizer:
+def make_optimizer(model) -> torch.optim.Optimizer:
     decayed = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), eps=1e-8, fused=True)
+    groups = [{"params": decayed, "weight_decay": 0.02}, {"params": plain, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.98), eps=1e-8, fused=True)
 
 
-def _save(path: Path, model, optimizer: torch.optim.Optimizer, progress: dict) -> None:
-    """Writes weights, the optimizer's state and `progress`, which JSON can hold, as safetensors."""
-    state = optimizer.state_dict()
-    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-    for index, values in state["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
-    metadata = {"progress": json.dumps({**progress, "param_groups": state["param_groups"]})}
-    with atomic_file(path) as temporary:
-        # Clones, because tied weights share their memory, which the format refuses.
-        save_file({name: value.detach().clone() for name, value in tensors.items()}, temporary, metadata)
-
-
-def _load(path: Path, model, optimizer: torch.optim.Optimizer) -> dict:
-    """Puts back what `_save` wrote, and returns its `progress`."""
-    weights, state = {}, defaultdict(dict)
-    with safe_open(path, "pt") as file:
-        progress = json.loads(file.metadata()["progress"])
-        for key in file.keys():
-            part, _, name = key.partition(".")
-            if part == "model":
-                weights[name] = file.get_tensor(key)
-            else:
-                index, _, value = name.partition(".")
-                state[int(index)][value] = file.get_tensor(key)
-    model.load_state_dict(weights)
-    optimizer.load_state_dict({"state": dict(state), "param_groups": progress.pop("param_groups")})
-    return progress
-
-
-def train_backbone(
-    model, tokenizer, config: BackboneConfig, world: WorldConfig, folder: Path, progress: bool = True
-) -> dict:
-    """Trains `model` in place; `folder` gets `checkpoint.safetensors` (to resume) and `metrics.jsonl` (the curve).
-
-    The clips are fresh at every step, so the accuracies of the curve's part "visual" are those on images that were
-    never shown before. Those of the part "language" are not: it shows no images and repeats a few clips.
-    """
-    optimizer = _optimizer(model, config)
-    maker = BatchMaker(world, tokenizer)
-    checkpoint = folder / CHECKPOINT
-    lines, start, spent_s = [], 0, 0.0
-    if checkpoint.exists():
-        before = _load(checkpoint, model, optimizer)
-        start, lines, spent_s = before["step"], before["metrics"], before["wall_s"]
-        logger.info("resuming the nano backbone at step %d", start)
+def train_backbone(model, tokenizer, config: BackboneConfig, world: WorldConfig, folder: Path) -> None:
+    """Trains `model` in place; `folder` gets `metrics.jsonl` (the learning curve)."""
+    optimizer, maker = make_optimizer(model), BatchMaker(world, tokenizer)
     model.train()
-    window, losses, began = defaultdict(list), [], time.monotonic() - spent_s
-    total = config.total_steps
-    bar = tqdm(range(start, total), initial=start, total=total, desc="nano backbone", disable=not progress)
-    for step in bar:
+    losses, rows = [], []
+    for step in tqdm(range(config.total_steps), desc="nano backbone", disable=None):
         batch = make_batch(maker, config, step)
-        logits = packed_logits(model, batch)
-        loss = answer_loss(logits, batch)
+        loss = answer_loss(packed_logits(model, batch), batch)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        rate = learning_rate_at(config, step)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(config, step)
+            group["lr"] = rate
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.detach())
-        for kind, hits in accuracies(logits.detach(), batch).items():
-            window[kind] += hits
-        if (step + 1) % 50 == 0 or step + 1 in (config.text_steps, total):
-            line = {"step": step + 1, "loss": float(torch.stack(losses).mean())}
-            line["learning_rate"] = learning_rate_at(config, step)
-            if not math.isfinite(line["loss"]):
-                raise RuntimeError(f"the loss is {line['loss']} at step {step + 1}; lower learning_rate.")
-            line["part"] = "language" if step < config.text_steps else "visual"
-            line |= {f"accuracy_{kind}": sum(hits) / len(hits) for kind, hits in sorted(window.items())}
-            line["wall_s"] = round(time.monotonic() - began, 2)
-            lines.append(line)
-            bar.set_postfix({k.removeprefix("accuracy_"): f"{v:.2f}" for k, v in line.items() if k.startswith("acc")})
-            window.clear()
+        if (step + 1) % 50 == 0 or step + 1 in (config.text_steps, config.total_steps):
+            rows.append({"step": step + 1, "loss": float(torch.stack(losses).mean()), "learning_rate": rate})
             losses.clear()
-        if (step + 1) % config.checkpoint_steps == 0 and step + 1 < total:
-            now = {"step": step + 1, "metrics": lines, "wall_s": time.monotonic() - began}
-            _save(checkpoint, model, optimizer, now)
     model.eval()
-    write_json_lines(folder / "metrics.jsonl", lines)
-    return lines[-1] if lines else {}
+    utils.write_json_lines(folder / "metrics.jsonl", rows)

@@ -136,16 +136,13 @@ def _upsample(cells: int, size_px: int) -> np.ndarray:
     return weights
 
 
-def frame_times(config: WorldConfig, clip: Clip) -> np.ndarray:
-    """Seconds at which the frames of the written file are drawn; a painting is a single moment."""
-    return np.zeros(1) if clip.art_form == "painting" else np.arange(config.num_frames) / config.fps
-
-
 def render(config: WorldConfig, clip: Clip, times_s: np.ndarray | None = None) -> np.ndarray:
     """Frames of a clip at the given times (default: those of the written file), uint8 (F, S, S, 3), RGB."""
     visual, size = clip.visual, config.size_px
     rng = np.random.default_rng(visual.seed)
-    times_s = frame_times(config, clip) if times_s is None else np.asarray(times_s, float)
+    if times_s is None:  # a painting is a single moment
+        count = 1 if clip.art_form == "painting" else round(config.clip_s * config.fps)
+        times_s = np.arange(count) / config.fps
     v, a = visual.valence, visual.arousal
     speed = 2.2 * 2 ** (1.1 * a)
     t = (times_s * speed).astype(_F32)[:, None, None] + _F32(rng.uniform(0, 10))  # (F, 1, 1)

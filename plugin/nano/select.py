@@ -2,8 +2,8 @@
 
 import logging
 import os
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from ..benchmark import schema
 from ..utils import InputError, cache_dir
@@ -12,7 +12,6 @@ from .world import build_world, world_key
 logger = logging.getLogger(__name__)
 
 VARIABLE = "ARTEMO_DATASET"
-NANO_SEED = 0
 NANO_CLIPS = 192
 NANO_NAME = "nano"
 NANO_NOTICE = (
@@ -22,8 +21,7 @@ NANO_NOTICE = (
 NANO_LABEL = "nano set, not a leaderboard number"
 
 
-@dataclass(frozen=True)
-class Choice:
+class Choice(NamedTuple):
     """name: as the user gave it, or None for the embedded set. origin: text about where the choice comes from."""
 
     name: str | None
@@ -44,28 +42,22 @@ def find(name: str) -> Path:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder.absolute()
-    # A Hub name is "owner/name"; what cannot be one was meant as a folder.
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise InputError(f"there is no folder {folder.absolute()}; give a benchmark folder or a Hub name OWNER/NAME.")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     try:
         return Path(snapshot_download(name, repo_type="dataset"))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+    except (OSError, ValueError) as error:  # of the Hub, the network or the name
         raise InputError(
-            f"{name!r} is neither a folder nor a data set that the Hub gives out here "
-            f"({type(error).__name__}: {error}). Check the name, or download it and give the folder."
+            f"there is no folder {folder.absolute()}, and no data set {name!r} that the Hub gives out here: "
+            f"{' '.join(str(error).split())}"
         ) from error
 
 
 def nano_folder() -> Path:
     """Folder of the embedded set; it is built on first use and reused afterwards."""
     sizes = {"benchmark": NANO_CLIPS}
-    world = cache_dir() / "nano" / f"benchmark-{world_key(NANO_SEED, sizes)}"
-    if not world.is_dir():
-        logger.info("Building the embedded nano benchmark in %s, once.", world)
-    return build_world(world, seed=NANO_SEED, sizes=sizes).parent / "benchmark"
+    world = cache_dir() / "nano" / f"benchmark-{world_key(0, sizes)}"
+    return build_world(world, sizes=sizes).parent / "benchmark"
 
 
 def resolve() -> schema.Benchmark:
@@ -80,10 +72,5 @@ def resolve() -> schema.Benchmark:
     except InputError as error:
         raise InputError(f"{error} (The benchmark was chosen by {choice.origin}.)") from error
     if benchmark.is_nano:
-        logger.warning(
-            "%s Benchmark folder: %s. For another one set %s to a folder or a data set's name on the Hub.",
-            NANO_NOTICE,
-            benchmark.folder,
-            VARIABLE,
-        )
+        logger.warning("%s %s selects another: a folder or a data set's name on the Hub.", NANO_NOTICE, VARIABLE)
     return benchmark

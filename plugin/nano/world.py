@@ -1,12 +1,12 @@
 """The nano world on disk: media, manifest and benchmark folder, reproducible from one seed."""
 
 import json
-import logging
 import multiprocessing
 import os
 import sys
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
 
@@ -18,111 +18,76 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..model.inputs import MODALITIES
-from ..utils import InputError, atomic_file, sha256_of_json, write_json_lines
+from ..utils import InputError, new_folder, read_json, sha256_of_json, write_json_lines
 from .audio import synthesize
 from .clips import Clip, WorldConfig, sample_clip
 from .image import render
 from .language import CHOICES, caption
-
-logger = logging.getLogger(__name__)
 
 # Raise it when the same config gives other files than before.
 FORMAT = 2
 DEFAULT_SIZES = {"train": 2400, "validation": 384, "benchmark": 384}
 WORLD_FILE = "world.json"
 NUM_OPTIONS = 4
-LICENSE = "CC0-1.0"
-SOURCE = "vaemotionllm nano world"
 
 
 def world_key(seed: int, sizes: Mapping[str, int]) -> str:
     """Twelve hexadecimal digits that stand for a world of the default config: its seed, sizes and every property."""
-    return sha256_of_json(_describe(WorldConfig(seed=seed), _check_sizes(sizes)))[:12]
+    return sha256_of_json(_describe(WorldConfig(seed=seed), sizes))[:12]
 
 
 def build_world(
     out_dir: str | Path,
     seed: int = 0,
-    sizes: Mapping[str, int] | None = None,
-    progress: bool = True,
+    sizes: Mapping[str, int] = DEFAULT_SIZES,
     workers: int | None = None,
     config: WorldConfig | None = None,
 ) -> Path:
     """Writes the nano world to `out_dir` and returns the path of its manifest.
 
-    The folder appears under its final name only when it is complete. A build that was killed resumes where it was,
-    and a finished world of the same config and sizes is reused.
+    The folder appears under its final name only when it is complete; one of the same config and sizes is reused.
 
     Args:
         out_dir: folder to create.
         seed: seed of the world (ignored where `config` is given).
-        sizes: clips a split, by name: train, validation, benchmark. Default: `DEFAULT_SIZES`.
-        progress: show a progress bar.
+        sizes: clips a split, by name: train, validation, benchmark.
         workers: processes that render; default: one a core, eight at most.
         config: every other property of the world.
 
     Raises:
         InputError: for unknown splits or sizes, and where `out_dir` holds something else.
     """
-    sizes = _check_sizes(sizes)
     config = config or WorldConfig(seed=seed)
-    out_dir = Path(out_dir).expanduser().absolute()
-    workers = workers or min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
     description = _describe(config, sizes)
-    partial = out_dir.with_name(f".{out_dir.name}.{sha256_of_json(description)[:12]}.partial")
+    sizes = description["sizes"]
+    out_dir = Path(out_dir).expanduser().absolute()
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(out_dir.with_name(f".{out_dir.name}.lock")):
-        if _is_finished(out_dir, description):
+        if (out_dir / WORLD_FILE).is_file():
+            if read_json(out_dir / WORLD_FILE, "what a nano world was made by") != description:
+                raise InputError(
+                    f"{out_dir} holds a nano world of another format, seed, size or config (see {WORLD_FILE}); "
+                    "choose another folder or delete this one."
+                )
             return out_dir / "manifest.jsonl"
-        for split in sizes:
-            (partial / _media_folder(split)).mkdir(parents=True, exist_ok=True)
-        _write_media(config, sizes, partial, workers, progress)
-        rows = [manifest_row(config, split, index) for split, size in sizes.items() for index in range(size)]
-        write_json_lines(partial / "manifest.jsonl", rows)
-        _write_benchmark(partial / "benchmark", rows, config.seed)
-        _write_json(partial / WORLD_FILE, description)
-        for leftover in partial.rglob("*.tmp"):  # of a build that was killed
-            leftover.unlink()
-        if out_dir.exists():
-            out_dir.rmdir()  # empty: checked by _is_finished
-        os.replace(partial, out_dir)
-    logger.info("wrote %d clips to %s", len(rows), out_dir)
+        with new_folder(out_dir, "--out") as partial:
+            for split in sizes:
+                (partial / _media_folder(split)).mkdir(parents=True)
+            _write_media(config, sizes, partial, workers or min(8, os.cpu_count() or 1))
+            rows = [manifest_row(config, split, index) for split, size in sizes.items() for index in range(size)]
+            write_json_lines(partial / "manifest.jsonl", rows)
+            _write_benchmark(partial / "benchmark", rows, config.seed)
+            _write_json(partial / WORLD_FILE, description)
     return out_dir / "manifest.jsonl"
 
 
 def _describe(config: WorldConfig, sizes: Mapping[str, int]) -> dict:
-    return {"format": FORMAT, "config": config.as_dict(), "sizes": dict(sizes)}
-
-
-def _check_sizes(sizes: Mapping[str, int] | None) -> dict[str, int]:
-    sizes = dict(DEFAULT_SIZES if sizes is None else sizes)
     if unknown := set(sizes) - set(DEFAULT_SIZES):
         raise InputError(f"unknown splits {sorted(unknown)}; allowed: {', '.join(DEFAULT_SIZES)}.")
-    for split, size in sizes.items():
-        if not isinstance(size, int) or size < 0:
-            raise InputError(f"the size of split {split!r} is {size!r}; give an integer from 0.")
     sizes = {split: sizes.get(split, 0) for split in DEFAULT_SIZES}
-    if not any(sizes.values()):
-        raise InputError("every split has size 0; give at least one split a positive size.")
-    return sizes
-
-
-def _is_finished(out_dir: Path, description: dict) -> bool:
-    if not out_dir.exists() or (out_dir.is_dir() and not any(out_dir.iterdir())):
-        return False
-    world_file = out_dir / WORLD_FILE
-    try:
-        found = json.loads(world_file.read_text())
-    except (OSError, ValueError) as error:  # no such file, or not JSON
-        raise InputError(
-            f"{out_dir} holds something else than a nano world; choose an empty or a new folder."
-        ) from error
-    if found != description:
-        raise InputError(
-            f"{out_dir} holds a nano world of another format, seed, size or config (see {world_file}); "
-            "choose another folder or delete this one."
-        )
-    return True
+    if min(sizes.values()) < 0 or not any(sizes.values()):
+        raise InputError(f"the sizes of the splits are {sizes}; give integers from 0, and one above it.")
+    return {"format": FORMAT, "config": asdict(config), "sizes": sizes}
 
 
 def _write_json(path: Path, value) -> None:
@@ -182,27 +147,18 @@ def media_names(clip: Clip) -> dict[str, str]:
 
 
 def write_clip(config: WorldConfig, clip: Clip, folder: Path) -> dict[str, str]:
-    """Writes the files of one clip, skipping those that are there; returns their names by manifest field.
-
-    A file appears under its final name only when it is complete, so a build that was killed can resume.
-    """
+    """Writes the files of one clip; returns their names by manifest field."""
     names = media_names(clip)
-    if all((folder / name).exists() for name in names.values()):
-        return names
+    paths = {field: folder / name for field, name in names.items()}
     frames, wave = render(config, clip), synthesize(config, clip)
     if clip.art_form == "painting":
-        with atomic_file(folder / names["image"]) as path:
-            Image.fromarray(frames[0]).save(path, format="PNG")
-        with atomic_file(folder / names["audio"]) as path:
-            soundfile.write(path, wave, config.sampling_rate, format="WAV", subtype="PCM_16")
-    elif names["audio"] == names["video"]:
-        with atomic_file(folder / names["video"]) as path:
-            write_mp4(path, config, frames, wave)
+        Image.fromarray(frames[0]).save(paths["image"])
+        soundfile.write(paths["audio"], wave, config.sampling_rate, subtype="PCM_16")
+    elif paths["audio"] == paths["video"]:
+        write_mp4(paths["video"], config, frames, wave)
     else:
-        with atomic_file(folder / names["video"]) as path:
-            write_mp4(path, config, frames=frames)
-        with atomic_file(folder / names["audio"]) as path:
-            write_mp4(path, config, wave=wave)
+        write_mp4(paths["video"], config, frames)
+        write_mp4(paths["audio"], config, wave=wave)
     return names
 
 
@@ -211,29 +167,20 @@ def _media_folder(split: str) -> str:
     return "benchmark/media" if split == "benchmark" else f"media/{split}"
 
 
-def _write_media(config, sizes, folder: Path, workers: int, progress: bool) -> None:
-    tasks = [
-        (config, split, range(start, min(start + 16, size)), folder / _media_folder(split))
-        for split, size in sizes.items()
-        for start in range(0, size, 16)
+def _write_media(config: WorldConfig, sizes: Mapping[str, int], folder: Path, workers: int) -> None:
+    clips = [
+        (config, split, index, folder / _media_folder(split)) for split, size in sizes.items() for index in range(size)
     ]
-    with tqdm(total=sum(sizes.values()), desc="nano world", unit="clip", disable=not progress) as bar:
-        if workers <= 1:
-            for task in tasks:
-                bar.update(_write_clips(task))
-            return
-        # Fork lets scripts without a __main__ guard build a world; the workers use no torch. Elsewhere spawn is safer.
-        context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
-            for done in pool.map(_write_clips, tasks):
-                bar.update(done)
+    # Fork lets scripts without a __main__ guard build a world; the workers use no torch. Elsewhere spawn is safer.
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        done = pool.map(_write_numbered, *zip(*clips), chunksize=16)
+        for _ in tqdm(done, total=len(clips), desc="nano world", unit="clip", disable=None):
+            pass
 
 
-def _write_clips(task: tuple[WorldConfig, str, range, Path]) -> int:
-    config, split, indices, folder = task
-    for index in indices:
-        write_clip(config, sample_clip(config, split, index), folder)
-    return len(indices)
+def _write_numbered(config: WorldConfig, split: str, index: int, folder: Path) -> None:
+    write_clip(config, sample_clip(config, split, index), folder)
 
 
 # ---- manifest and benchmark
@@ -248,8 +195,8 @@ def manifest_row(config: WorldConfig, split: str, index: int) -> dict:
         **{field: f"{_media_folder(split)}/{name}" for field, name in media_names(clip).items()},
         "start_s": 0.0,
         "end_s": config.clip_s,
-        "source": SOURCE,
-        "license": LICENSE,
+        "source": "vaemotionllm nano world",
+        "license": "CC0-1.0",
         "content": clip.content,
         "emotion": clip.emotion,
         "valence": round(clip.valence, 6),
@@ -291,12 +238,9 @@ def benchmark_items(rows: list[dict], seed: int) -> list[dict]:
                         "audio": row["audio"] if modality != "visual" else None,
                         "image": row.get("image") if modality != "audio" else None,
                         "video": row.get("video") if modality != "audio" else None,
-                        "valence": row["valence"],
-                        "arousal": row["arousal"],
+                        **{key: row[key] for key in ("valence", "arousal")},
                         "emotion_distribution": None,
-                        "art_form": row["art_form"],
-                        "license": row["license"],
-                        "source": row["source"],
+                        **{key: row[key] for key in ("art_form", "license", "source")},
                     }
                 )
     return items

@@ -2,7 +2,4 @@
 
 from vaemotionllm.nano.backbone import BackboneConfig
 
-TINY = BackboneConfig(
-    hidden=32, layers=1, vision_layers=1, text_steps=2, text_rows=2, text_questions=2, text_clips=4, steps=4, images=2,
-    questions=2, warmup_steps=2, checkpoint_steps=2,
-)  # fmt: skip
+TINY = BackboneConfig(hidden=32, layers=1, vision_layers=1, text_steps=2, steps=4, images=2, warmup_steps=2)

@@ -1,5 +1,6 @@
 """Tiny real models with random weights: one folder a backbone family, one an audio tower."""
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -177,3 +178,14 @@ def make_backbone(folder: Path) -> Path:
     make_audio("whisper", folder).rename(folder / "audio")
     (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 3.0}\n{"step": 2, "loss": 2.0}\n')
     return folder
+
+
+def write_audio_only(folder: Path, out: Path, **backbone) -> None:
+    """A saved model without its backbone, as `push --audio-only` makes it, in a folder of its own."""
+    from vaemotionllm.hub.push import leave_out_backbone
+
+    files = [path for path in folder.iterdir() if path.is_file()]
+    out.mkdir(exist_ok=True)
+    for path in files:
+        shutil.copyfile(path, out / path.name)
+    leave_out_backbone(out, **backbone)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from vaemotionllm import InputError, VAEmotionLLMForConditionalGeneration, VAEmotionLLMProcessor
-from vaemotionllm.hub.audio_only import write_audio_only
+from vaemotionllm.hub.push import leave_out_backbone
 from vaemotionllm.model.checkpoint import Backbone, Weights, fingerprint
 from vaemotionllm.model.loading import load_model
 
@@ -35,7 +35,7 @@ def whole(parts):
 
 @pytest.fixture(scope="module")
 def alone(whole, parts):
-    write_audio_only(whole, parts / "alone")
+    tiny.write_audio_only(whole, parts / "alone")
     return parts / "alone"
 
 
@@ -91,8 +91,8 @@ def test_a_model_saved_alone_and_its_backbone_are_the_whole_model(family, tmp_pa
     model.save_pretrained(tmp_path / "saved", audio_only=True)
     assert model.config.backbone_included and model.config.backbone_fingerprint is None
     save_whole(model, folder, tmp_path / "sharded", max_shard_size="100KB")
-    write_audio_only(folder, tmp_path / "written")
-    write_audio_only(tmp_path / "sharded", tmp_path / "of_shards")
+    tiny.write_audio_only(folder, tmp_path / "written")
+    tiny.write_audio_only(tmp_path / "sharded", tmp_path / "of_shards")
     for name in ("saved", "written", "of_shards"):
         names = set(safe_open(tmp_path / name / "model.safetensors", "pt").keys())
         assert names == {key for key in model.state_dict() if not key.startswith("vlm.")}
@@ -106,29 +106,22 @@ def test_a_model_saved_alone_and_its_backbone_are_the_whole_model(family, tmp_pa
         assert loaded.config.backbone_included and loaded.name_or_path == str(tmp_path / name)
 
 
-def test_all_files_but_the_weights_go_along(whole, alone, tmp_path):
+def test_all_files_but_the_weights_stay(whole, alone):
     names = {file.name for file in whole.iterdir()}
     assert {file.name for file in alone.iterdir()} == names
     for name in names - {"model.safetensors", "config.json"}:
         assert (alone / name).read_bytes() == (whole / name).read_bytes()
-    full = shutil.copytree(whole, tmp_path / "full")
-    for name in ("reproducibility.json", "training_args.bin"):
-        (full / name).write_text("of the whole folder")
-    (full / "checkpoint-1").mkdir()
-    write_audio_only(full, tmp_path / "out")
-    assert {file.name for file in (tmp_path / "out").iterdir()} == names
-    assert isinstance(AutoProcessor.from_pretrained(tmp_path / "out"), VAEmotionLLMProcessor)
+    assert isinstance(AutoProcessor.from_pretrained(alone), VAEmotionLLMProcessor)
 
 
-def test_chat_templates_beside_the_first_go_along_and_pickles_do_not(whole, tmp_path):
-    folder = Path(shutil.copytree(whole, tmp_path / "whole"))
-    processor = VAEmotionLLMProcessor.from_pretrained(folder)
-    processor.chat_template = {"default": processor.chat_template, "short": "{{ messages }}"}
-    processor.save_pretrained(folder)
-    (folder / "old.ckpt").write_bytes(b"anything")
-    write_audio_only(folder, tmp_path / "out")
-    assert VAEmotionLLMProcessor.from_pretrained(tmp_path / "out").chat_template == processor.chat_template
-    assert not (tmp_path / "out" / "old.ckpt").exists()
+def test_links_are_replaced_and_what_they_lead_to_stays(whole, tmp_path):
+    """As `push` has them: weights may be gigabytes."""
+    folder, weights = Path(shutil.copytree(whole, tmp_path / "linked")), (whole / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to(whole / "model.safetensors")
+    leave_out_backbone(folder)
+    assert (whole / "model.safetensors").read_bytes() == weights
+    assert not any(name.startswith("vlm.") for name in load_file(folder / "model.safetensors"))
 
 
 def test_dtype_attention_and_device_map_hold_for_the_whole(whole, alone):
@@ -162,7 +155,7 @@ def test_an_adapter_of_peft_finds_its_model_whole(alone, tmp_path):
 def test_offloading_to_the_disk(tmp_path):
     places = {"vlm": "disk", "audio_tower": "cpu", "audio_projector": "cpu", "emotion_adapter": "cpu"}
     untied = tiny.make_vaemotionllm(tmp_path, "qwen3_vl")
-    write_audio_only(untied, tmp_path / "alone")
+    tiny.write_audio_only(untied, tmp_path / "alone")
     model = AutoModel.from_pretrained(tmp_path / "alone", device_map=places, offload_folder=tmp_path / "offload")
     ids = torch.tensor([[20, 30, 40]])
     torch.testing.assert_close(model(input_ids=ids).logits, AutoModel.from_pretrained(untied)(input_ids=ids).logits)
@@ -195,23 +188,21 @@ def test_a_backbone_that_was_trained_is_not_left_out(whole, tmp_path):
     change(folder, lambda tensors: tensors["vlm.model.layers.0.self_attn.q_proj.weight"].view(-1)[7:8].add_(1e-3))
     text = r"1 of 56 tensors of the backbone are not those of .*, vlm.model.layers.0.self_attn.q_proj.weight .*LoRA"
     with pytest.raises(InputError, match=text):
-        write_audio_only(folder, tmp_path / "out")
+        tiny.write_audio_only(folder, tmp_path / "out")
     with pytest.raises(InputError, match="1 of 56 tensors .*model.layers.0.self_attn.q_proj.weight among"):
         Model.from_pretrained(folder).save_pretrained(tmp_path / "out", audio_only=True)
-    assert not (tmp_path / "out").exists() and list(tmp_path.iterdir()) == [folder]
+    assert "vlm.model.norm.weight" in load_file(tmp_path / "out" / "model.safetensors"), "nothing was changed"
 
 
 def test_what_cannot_be_written_alone_is_told(whole, alone, tmp_path):
     with pytest.raises(InputError, match="holds no weights of its backbone already"):
-        write_audio_only(alone, tmp_path / "out")
+        tiny.write_audio_only(alone, tmp_path / "out")
     nameless = shutil.copytree(whole, tmp_path / "nameless")
     (nameless / "config.json").write_text(json.dumps(config_of(whole) | {"backbone_name": None}))
     with pytest.raises(InputError, match="names no backbone"):
-        write_audio_only(nameless, tmp_path / "out")
-    write_audio_only(nameless, tmp_path / "out", backbone=config_of(whole)["backbone_name"])
+        tiny.write_audio_only(nameless, tmp_path / "out")
+    tiny.write_audio_only(nameless, tmp_path / "out", backbone=config_of(whole)["backbone_name"])
     assert_equal(AutoModel.from_pretrained(tmp_path / "out"), Model.from_pretrained(whole))
-    with pytest.raises(InputError, match="exists and is not an empty folder"):
-        write_audio_only(whole, tmp_path / "out")
 
 
 def test_a_backbone_that_is_gone_or_another_is_told(alone, parts, tmp_path):
@@ -255,9 +246,9 @@ def test_a_backbone_on_the_hub_is_fetched_at_its_commit(hub, parts, whole, tmp_p
 
 
 def test_a_folder_is_written_against_a_backbone_on_the_hub(hub, whole, tmp_path):
-    with pytest.raises(InputError, match=f"1 of 56 tensors .* 'org/vlm' at revision '{COMMITS[1]}'"):
-        write_audio_only(whole, tmp_path / "out", backbone="org/vlm")
-    write_audio_only(whole, tmp_path / "out", backbone="org/vlm", revision=COMMITS[0])
+    with pytest.raises(InputError, match="1 of 56 tensors .* 'org/vlm'"):
+        tiny.write_audio_only(whole, tmp_path / "out", backbone="org/vlm")
+    tiny.write_audio_only(whole, tmp_path / "out", backbone="org/vlm", revision=COMMITS[0])
     config = config_of(tmp_path / "out")
     assert (config["backbone_name"], config["backbone_revision"]) == ("org/vlm", COMMITS[0])
     assert_equal(AutoModel.from_pretrained(tmp_path / "out"), Model.from_pretrained(whole))
@@ -275,7 +266,7 @@ def test_a_backbone_under_other_names_or_of_another_dtype_is_the_same_backbone(f
     processor = VAEmotionLLMProcessor.from_backbone(str(vlm), str(audio), projector_stride=10)
     processor.save_pretrained(tmp_path / "processor")
     save_whole(model, tmp_path / "processor", tmp_path / "whole")
-    write_audio_only(tmp_path / "whole", tmp_path / "alone")
+    tiny.write_audio_only(tmp_path / "whole", tmp_path / "alone")
     model.save_pretrained(tmp_path / "saved", audio_only=True)
     for name in ("alone", "saved"):
         assert_equal(AutoModel.from_pretrained(tmp_path / name), model)

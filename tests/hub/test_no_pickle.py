@@ -146,7 +146,7 @@ def written(tmp_path_factory):
     assert main(["export", str(root / "stage2"), "--checkpoint", "1", "--out", str(root / "exported")]) == 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VAEMOTIONLLM_CACHE", str(root / "user_cache"))
-        backbone.build_backbone(config=TINY, progress=False)
+        backbone.build_backbone(config=TINY)
         assert main(["nano", "world", "--out", str(root / "nano_world"), "--train", "2", "--validation", "1",
                      "--benchmark", "1"]) == 0  # fmt: skip
     return root
@@ -193,5 +193,5 @@ def test_weights_in_a_pickle_are_not_read(tmp_path):
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
     with pytest.raises(OSError, match="model.safetensors"):
         AutoModel.from_pretrained(folder)
-    with pytest.raises(InputError, match="the weights are missing: .* holds no model.safetensors"):
+    with pytest.raises(InputError, match="holds no model.safetensors"):
         check_whole(folder)

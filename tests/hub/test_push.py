@@ -200,7 +200,8 @@ def test_no_place_of_this_machine_goes_out(folder, hub, tmp_path, capsys):
     of = found["adapter/adapter_config.json"]
     assert of["base_model_name_or_path"] is None
     assert of["auto_mapping"]["from_backbone"] == {"vlm": None, "audio": "openai/whisper", "projector_stride": 4}
-    assert found["tokenizer_config.json"]["vocab_file"] is None and found["tokenizer_config.json"]["sep_token"] == "/"
+    of = found["tokenizer_config.json"]
+    assert (of["vocab_file"], of["sep_token"]) == ("vocab.txt", "/")
     edited("config.json", lambda c: c.update(backbone_name="org/backbone", backbone_revision="1"))(folder)
     assert run(folder) == 0
     config = json.loads(hub.files("org/name")["config.json"])
@@ -209,7 +210,7 @@ def test_no_place_of_this_machine_goes_out(folder, hub, tmp_path, capsys):
 
 def test_a_relative_path_is_no_name_on_the_hub(tmp_path, monkeypatch):
     (tmp_path / "runs" / "vlm").mkdir(parents=True)
-    assert is_hub_name("runs/vlm") and not is_hub_name("runs/vlm", tmp_path / "runs" / "stage2")
+    assert is_hub_name("runs/vlm")
     monkeypatch.chdir(tmp_path)
     assert not is_hub_name("runs/vlm")
     assert not any(is_hub_name(name) for name in ("/a/b", "~/b", "./b", "a", "a/b/c", "a b/c"))
@@ -279,7 +280,7 @@ BROKEN = {
         edited(INDEX, lambda i: i["weight_map"].update(more="../../x.safetensors")),
         "only safetensors files of the folder itself",
     ),
-    "no weights": (without("model*"), "the weights are missing"),
+    "no weights": (without("model*"), "holds no model.safetensors"),
     "no processor": (without("processor_config.json"), "holds no processor_config.json"),
     "no tokenizer": (without("tokenizer.json"), "cannot be loaded"),
     "no code": (without("emotion_adapter.py"), "lacks emotion_adapter.py"),
@@ -314,9 +315,8 @@ def test_a_link_out_of_the_folder_is_refused(folder, tmp_path, capsys):
 
 WRONG = {
     "a repository without an owner": (("--repo", "name"), "allowed is OWNER/NAME"),
-    "a licence in words": (("--license", "My own"), "--license is 'My own'; give an identifier"),
     "a backbone that nothing fetches": (("--backbone", "a/b"), "are for --audio-only"),
-    "results that are not there": (("--results", "nowhere"), "--results nowhere does not exist"),
+    "results that are not there": (("--results", "nowhere"), "nowhere holds no *_results.json"),
 }
 
 

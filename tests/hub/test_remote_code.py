@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from vaemotionllm import VAEmotionLLMForConditionalGeneration
-from vaemotionllm.hub.audio_only import write_audio_only
 
 MODEL_CLASSES = ("AutoModel", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
 
@@ -89,7 +88,7 @@ def folder(tmp_path_factory):
         for parameter in model.emotion_adapter.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
     model.save_pretrained(folder)
-    write_audio_only(folder, folder / "alone")
+    tiny.write_audio_only(folder, folder / "alone")
     (folder / "newer").mkdir()
     for file in folder.iterdir():
         if file.suffix in (".py", ".json"):

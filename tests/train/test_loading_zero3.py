@@ -4,8 +4,6 @@ import fork_server
 import tiny
 import training
 
-from vaemotionllm.hub.audio_only import write_audio_only
-
 SCRIPT = """
 import sys
 import deepspeed, torch
@@ -34,7 +32,7 @@ print("equal")
 
 def test_sharded_loading_gives_the_saved_weights(tmp_path):
     whole = tiny.make_vaemotionllm(tmp_path)
-    write_audio_only(whole, tmp_path / "alone")
+    tiny.write_audio_only(whole, tmp_path / "alone")
     done = fork_server.run_ranks(["-c", SCRIPT, whole, tmp_path / "alone"], training.process_environment(), ranks=1)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.splitlines()[-1] == "equal"
