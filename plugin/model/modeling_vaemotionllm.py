@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Unpack
+from typing import NamedTuple, Unpack
 
 import torch
 from torch import nn
@@ -32,6 +32,14 @@ from .processing_vaemotionllm import add_audio_token
 from .transformers_api import CACHE, check_transformers, given_cache
 
 check_transformers()
+
+
+class ModalityOutput(NamedTuple):
+    """What the Supervisor gives for one modality: (B,) valence and arousal, (B, K) logits or None; see `of`."""
+
+    valence: torch.Tensor
+    arousal: torch.Tensor
+    emotion_logits: torch.Tensor | None
 
 
 @dataclass
@@ -65,8 +73,8 @@ class VAEmotionLLMOutput(ModelOutput):
         def past_key_values(self):
             return self.cache
 
-    def of(self, modality: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """(B,) valence, (B,) arousal and (B, K) emotion logits, or None without labels, of one modality.
+    def of(self, modality: str) -> ModalityOutput:
+        """Valence, arousal and emotion logits of one modality.
 
         Args:
             modality: "audio", "visual" or "av".
@@ -74,10 +82,14 @@ class VAEmotionLLMOutput(ModelOutput):
         Raises:
             ValueError: another modality, or an output that was made with the adapter off.
         """
+        if modality not in MODALITIES:
+            raise ValueError(f"{modality!r} is no modality; allowed are {', '.join(map(repr, MODALITIES))}.")
         if self.valence is None or self.arousal is None:
             raise ValueError("the output holds no emotion: the adapter was off. Call the model with use_adapter=True.")
         column, logits = MODALITIES.index(modality), self.emotion_logits
-        return self.valence[:, column], self.arousal[:, column], None if logits is None else logits[:, column]
+        return ModalityOutput(
+            self.valence[:, column], self.arousal[:, column], None if logits is None else logits[:, column]
+        )
 
 
 class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):

@@ -368,9 +368,24 @@ class VAEmotionLLMProcessor(ProcessorMixin):
 
     def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
         """Files are read here: the library's own loaders download, and need torchcodec."""
+        for kind, media in (("image", images), ("video", videos), ("audio", audio)):
+            self._check_rows(kind, [text] if isinstance(text, str) else text or [], media)
         images, text, videos, _ = self.vlm_processor.prepare_inputs_layout(_images(images), text, videos, **kwargs)
         videos = None if videos is None else _in_a_row(videos, _is_frame)
         return images, text, videos, None if audio is None else _in_a_row(audio)
+
+    def _check_rows(self, kind: str, texts: Sequence[str], media: Any) -> None:
+        """Media in a list for each text belong to that text; the library compares their sum alone."""
+        rows, token = (
+            _rows(media, _is_frame if kind == "video" else lambda medium: False),
+            getattr(self, f"{kind}_token"),
+        )
+        for n, (text, row) in enumerate(zip(texts, rows)) if len(rows) == len(texts) else ():
+            if text.count(token) != len(row):
+                raise InputError(
+                    f"Text {n} holds {text.count(token)} {kind} placeholders ({token}) and its list {len(row)} {kind} "
+                    "inputs; there must be as many of the one as of the other."
+                )
 
     def validate_inputs(self, videos=None, **kwargs):
         """Videos are only counted: they are read when it is known which frames are wanted."""
@@ -428,9 +443,14 @@ def _in_a_row(media: Any, is_part: Callable[[Any], bool] = lambda medium: False)
     """
     if not isinstance(media, (list, tuple)) or (media and is_part(media[0])):
         return [media]
-    if not all(isinstance(row, (list, tuple)) for row in media) or any(row and is_part(row[0]) for row in media):
-        return list(media)
-    return [medium for row in media for medium in row]
+    rows = _rows(media, is_part)
+    return [medium for row in rows for medium in row] if rows else list(media)
+
+
+def _rows(media: Any, is_part: Callable[[Any], bool]) -> Sequence[Sequence]:
+    """The media of a call where they come in a list for each text, else nothing."""
+    nested = isinstance(media, (list, tuple)) and all(isinstance(row, (list, tuple)) for row in media)
+    return media if nested and not any(row and is_part(row[0]) for row in media) else ()
 
 
 def _is_frame(medium: Any) -> bool:

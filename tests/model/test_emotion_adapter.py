@@ -128,7 +128,7 @@ def test_each_modality_has_labels_where_the_sample_carries_it(model, processor):
     with pytest.raises(ValueError, match="the adapter was off"):
         off.of("audio")
     model.set_emotion_labels(None)
-    assert model(**encode(processor, MIXED)).of("av")[2] is None
+    assert model(**encode(processor, MIXED)).of("av").emotion_logits is None
     model.set_emotion_labels(LABELS)
 
 

@@ -355,6 +355,9 @@ def test_media_and_placeholders_that_do_not_match_are_named(processor):
         processor(text=[prompt, "?", prompt * 2], audio=[sound])
     with pytest.raises(ValueError, match="Found total 0 .* tokens and 1 images"):
         processor(text="?", images=IMAGE["image"])
+    # Media in a list for each text: the sum is right, the order is not.
+    with pytest.raises(InputError, match="Text 0 holds 1 audio placeholders .* its list 2 audio inputs"):
+        processor(text=[prompt, prompt], audio=[[sound, sound], []])
     with pytest.raises(ValueError, match="Found 1 .* but no audio inputs were passed"):
         encode(processor, [user({"type": "audio"}, text("?"))])
     with pytest.raises(ValueError, match="at least one input"):
