@@ -35,7 +35,7 @@ def apply(loaded: str | None = None) -> bool:
     @functools.wraps(original)
     def evaluate(*args, **kwargs):
         from vaemotionllm.evaluation.refusals import refuse_without_audio
-        from vaemotionllm.evaluation.run_metadata import note
+        from vaemotionllm.evaluation.results import note
 
         given = inspect.signature(original).bind(*args, **kwargs).arguments
         refuse_without_audio(given["lm"], given["task_dict"])

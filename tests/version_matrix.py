@@ -17,11 +17,10 @@ from importlib.metadata import requires
 from pathlib import Path
 from xml.etree import ElementTree
 
+import pandas
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
-
-from vaemotionllm.evaluation.report import plain_table as table
 
 ROOT = Path(__file__).resolve().parents[1]
 HOME = ROOT / ".compat"
@@ -127,7 +126,8 @@ def main() -> int:
         results = check(name, args.workers)
         checked.append((name, *results.values()))
         failures += [f"{name}: {title} {said}" for title, said in results.items() if not said.endswith("passed")]
-    print("", *table(installed), "", *table(checked), "", *(failures or ["all passed"]), sep="\n")
+    tables = [pandas.DataFrame(rows).to_string(header=False, index=False) for rows in (installed, checked)]
+    print("", tables[0], "", tables[1], "", *(failures or ["all passed"]), sep="\n")
     return 1 if failures else 0
 
 

@@ -110,13 +110,13 @@ def _push(args: argparse.Namespace) -> None:
 
 
 def _compare(args: argparse.Namespace) -> None:
-    from ..evaluation.leaderboard import comparison_text
-    from ..evaluation.scores import compare, without_nan
+    from ..evaluation.report import comparison_text
+    from ..evaluation.scores import compare
 
     result = compare(args.a, args.b)
     print(comparison_text(result))
     if args.json:
-        write_json(args.json, without_nan(result))
+        write_json(args.json, result)
 
 
 def add_nano_arguments(parser: argparse.ArgumentParser) -> None:

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
 
     out = Path(args.out)
     report = read_json(out / "report.json", "the report of the demo")
-    print(f"\n{terminal_table(table_of(report['scores']))}\n\n{report['headline']}\n\n{report['statement']}\n")
+    print(f"\n{terminal_table(table_of(report['scores']))}\n\n{report['statement']}\n")
     print(f"{sum(check['passed'] for check in report['checks'])} of {len(report['checks'])} checks met")
     for check in report["checks"]:
         if not check["passed"]:
@@ -107,7 +107,7 @@ def run_plan(command: str, args: argparse.Namespace, plan: Callable) -> int:
     # A terminated run must end its running step too, as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        steps.run(out, plan(out, args.seed, sizes), demo.metadata(arguments), args.overwrite)
+        steps.run(out, plan(args.seed, sizes), demo.metadata(arguments), args.overwrite)
     except steps.StepFailed as failure:
         print(f"\nvaemotionllm {command}: {failure}; last lines of {failure.log}:\n", file=sys.stderr)
         print("\n".join(steps.last_lines(failure.log)), file=sys.stderr)

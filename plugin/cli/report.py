@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _models(paths: list[Path], args: argparse.Namespace) -> int:
     from ..demo.steps import RUN_FILE
-    from ..evaluation.leaderboard import read_models, write_models
+    from ..evaluation.report import read_models, write_models
 
     if args.out is None:
         raise InputError("--out is missing; name the folder into which the report goes, such as --out report.")
@@ -72,17 +72,12 @@ def _models(paths: list[Path], args: argparse.Namespace) -> int:
 
 def _demos(folders: list[Path], out: Path | None) -> int:
     from ..demo import demo_report
-    from ..evaluation.report import rendered, write
 
     if len(folders) == 1:
         report = demo_report.write_demo(folders[0])
-        _print(report, [report["headline"], report["statement"]], folders[0])
-        return 0
-    report, blocks = demo_report.seeds_report(demo_report.read_reports(folders))
-    if out is None:
-        print(rendered("md", "Means over seeds", [block for block in blocks if block["kind"] != "figures"]))
+        _print(report, [report["statement"]], folders[0])
     else:
-        print(*write(out, "report", "Means over seeds", blocks, report), sep="\n")
+        print(demo_report.seeds_report(folders, out))
     return 0
 
 

@@ -12,25 +12,24 @@ from typing import Any
 
 import pandas as pd
 
-from ..benchmark.schema import ASPECTS
 from ..config_file import read_config
 from ..evaluation import plots
 from ..evaluation import report as page
 from ..evaluation.plots import MODALITY_LABELS
 from ..evaluation.results import mean_ccc, read_emotion, read_evaluation
-from ..evaluation.scores import CELL_TASKS, over_seeds, pick, rows_of, supervisor_scores, table_of
+from ..evaluation.scores import CELL_TASKS, over_seeds, rows_of, supervisor_scores, table_of
 from ..model.inputs import MODALITIES
 from ..nano.language import CAPTION_PROMPTS
 from ..nano.world import DEFAULT_SIZES
 from ..utils import InputError, read_json
-from .demo import Sizes, calibrate_step, evaluate_steps, nano_steps, train_step
-from .steps import RUN_FILE, Step, marker_of
+from .demo import Sizes, calibrate_step, evaluate_step, nano_steps, predict_step, steps_word, train_step
+from .demo_report import TINY
+from .steps import RUN_FILE, Step, marker_of, refuse_unlike
 
 # Twice the demo's: differences of two points have to stand out from none.
 BENCHMARK_CLIPS = 768
 # Parts of the training clips, of both stages.
 SHARES = (0.1, 0.3)
-LORA = "{rank: 8, alpha: 16}"
 NO_SUPERVISOR = ("valence_weight=0", "arousal_weight=0", "emotion_weight=0")
 NOTE = (
     "The nano model with and without each of its parts: the procedural art world, a backbone of one to two million "
@@ -51,7 +50,6 @@ class Variant:
         words: `key=value` words of its stage 2, beside those of the full model.
         share: the part of the training clips that both its stages get.
         modalities: those that it is compared on; a baseline of one modality alone was trained on no other.
-        part: what it lacks, where that is a part of the method that has to earn its keep.
     """
 
     name: str
@@ -60,7 +58,6 @@ class Variant:
     words: tuple[str, ...] = ()
     share: float = 1.0
     modalities: tuple[str, ...] = MODALITIES
-    part: str | None = None
 
     @property
     def supervised(self) -> bool:
@@ -71,12 +68,11 @@ class Variant:
 FULL = Variant("full", "full model")
 VARIANTS = (
     FULL,
-    Variant("no_stage1", "without stage 1", start="backbone", part="stage 1"),
-    Variant("no_enhancer", "without Enhancer", words=("model_fields={enhancer_layers: []}",), part="Enhancer"),
-    Variant("no_supervisor", "without Supervisor", words=NO_SUPERVISOR, part="Supervisor"),
-    Variant("no_context", "without cross-modal context", words=("model_fields={enhancer_context: false}",),
-            part="cross-modal context"),
-    Variant("lora", "with LoRA", words=(f"lora={LORA}",)),
+    Variant("no_stage1", "without stage 1", start="backbone"),
+    Variant("no_enhancer", "without Enhancer", words=("model_fields={enhancer_layers: []}",)),
+    Variant("no_supervisor", "without Supervisor", words=NO_SUPERVISOR),
+    Variant("no_context", "without cross-modal context", words=("model_fields={enhancer_context: false}",)),
+    Variant("lora", "with LoRA", words=("lora={rank: 8, alpha: 16}",)),
     Variant("captions_full", "stage 1 by captions", start="captions"),
     *(
         Variant(f"{modality}_alone", f"trained on {label} alone", words=(f"modalities={{{modality}: 1}}",),
@@ -91,39 +87,37 @@ VARIANTS = (
     Variant("stage1", "stage 1 alone", start=None),
     Variant("captions", "captions alone", start=None),
 )  # fmt: skip
-BY_NAME = {variant.name: variant for variant in VARIANTS}
 
 
 # ---- the commands of one seed
 
 
-def plan(out: Path, seed: int, sizes: Sizes) -> list[Step]:
-    """The steps of one seed in `out`."""
+def plan(seed: int, sizes: Sizes) -> list[Step]:
+    """The steps of one seed."""
     sizes = dataclasses.replace(sizes, benchmark_clips=sizes.benchmark_clips or BENCHMARK_CLIPS)
-    steps = nano_steps(out, seed, sizes)
+    steps = nano_steps(seed, sizes)
     starts = {variant.start: variant.share for variant in VARIANTS if variant.start not in (None, "backbone")}
-    steps += [start_step(name, share, out, seed, sizes) for name, share in starts.items()]
+    steps += [start_step(name, share, seed, sizes) for name, share in starts.items()]
     for variant in VARIANTS:
         if variant.start is not None:
-            fewer = () if sizes.stage2_steps is None else (f"max_steps={sizes.stage2_steps}",)
-            words = (*_clips_words(variant.share, sizes), *fewer, *variant.words, *sizes.stage2)
+            words = [*_clips_words(variant.share, sizes), *steps_word(sizes.stage2_steps)]
+            words += [*variant.words, *sizes.stage2]
             title = f"stage 2, {variant.title}"
-            steps.append(train_step(variant.name, title, "stage2_nano", out / variant.start, out, seed, words))
+            steps.append(train_step(variant.name, title, "stage2_nano", variant.start, seed, words))
         if variant is FULL:
-            steps.append(calibrate_step(variant.name, out, sizes))
-        evaluate, predict = evaluate_steps(variant.name, out, sizes, controls=False)
-        steps += [evaluate, predict] if variant.supervised else [evaluate]
+            steps.append(calibrate_step(variant.name, sizes))
+        steps.append(evaluate_step(variant.name, sizes))
+        if variant.supervised:
+            steps.append(predict_step(variant.name, sizes))
     return steps
 
 
-def start_step(name: str, share: float, out: Path, seed: int, sizes: Sizes) -> Step:
+def start_step(name: str, share: float, seed: int, sizes: Sizes) -> Step:
     """The training of a model that stage 2 starts from."""
-    steps = () if sizes.stage1_steps is None else (f"max_steps={sizes.stage1_steps}",)
+    words, steps = ["model_fields=null", *_clips_words(share, sizes)], steps_word(sizes.stage1_steps)
     if name == "captions":
-        words = (*caption_words(), *steps)
-        return train_step(name, "captions in place of stage 1", "stage2_nano", out / "backbone", out, seed, words)
-    words = ("model_fields=null", *_clips_words(share, sizes), *steps, *sizes.stage1)
-    return train_step(name, f"stage 1, {name}", "stage1_nano", out / "backbone", out, seed, words)
+        return train_step(name, "captions", "stage2_nano", "backbone", seed, [*caption_words(), *steps])
+    return train_step(name, f"stage 1, {name}", "stage1_nano", "backbone", seed, [*words, *steps, *sizes.stage1])
 
 
 def caption_words() -> list[str]:
@@ -153,31 +147,20 @@ def _clips_words(share: float, sizes: Sizes) -> Sequence[str]:
 # ---- the report of several seeds
 
 
-def read_runs(folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """The `run.json` of each run, by seed, with "folder".
+def read_runs(folders: Sequence[Path]) -> dict[Path, dict[str, Any]]:
+    """Folder -> the `run.json` of its run, by seed.
 
     Raises:
         InputError: a folder without a finished run, two runs of one seed, or of other arguments or versions.
     """
-    runs = []
-    for folder in folders:
-        about = read_json(folder / RUN_FILE, "the arguments of `vaemotionllm ablation run`")
-        lacking = {f"eval_{variant.name}" for variant in VARIANTS} - about.get("commands", {}).keys()
-        if lacking or not all(marker_of(folder, name).get("done") for name in about["commands"]):
+    runs = {folder: read_json(folder / RUN_FILE, "the arguments of `vaemotionllm ablation run`") for folder in folders}
+    for folder, about in runs.items():
+        steps = {f"eval_{variant.name}" for variant in VARIANTS} | about["commands"].keys()
+        if not all(marker_of(folder, name).get("done") for name in steps):
             raise InputError(f"{folder} holds no finished run of this ablation; run `vaemotionllm ablation run` on it")
-        runs.append({**about, "folder": folder})
-    runs.sort(key=lambda run: run["arguments"]["seed"])
-    for one, other in zip(runs, runs[1:]):
-        if one["arguments"]["seed"] == other["arguments"]["seed"]:
-            raise InputError(f"{one['folder']} and {other['folder']} have the same seed; name each seed once")
-        for name in ("arguments", "versions", "configs"):
-            # Each seed may have its own backbone; that one was given counts.
-            own = {"seed": None}
-            ours, theirs = ({**r[name], **own, "backbone": bool(r[name].get("backbone"))} for r in (one, other))
-            if ours != theirs:
-                raise InputError(f"{one['folder']} and {other['folder']} differ in {name}: {ours} and {theirs}; make "
-                                 "them alike with `vaemotionllm ablation run --overwrite`")  # fmt: skip
-    return runs
+    alike = {folder: {**of["arguments"], **of["versions"], **of["configs"]} for folder, of in runs.items()}
+    refuse_unlike(alike)
+    return dict(sorted(runs.items(), key=lambda run: run[1]["arguments"]["seed"]))
 
 
 def run_scores(folder: Path) -> pd.DataFrame:
@@ -186,30 +169,25 @@ def run_scores(folder: Path) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for variant in VARIANTS:
         where = folder / "eval" / variant.name
-        evaluation = read_evaluation(where / "lmms_eval")
+        tasks = read_evaluation(where / "lmms_eval").tasks
         for cell, task in CELL_TASKS.items():
-            aspect, modality = cell.split("_")
-            if modality in variant.modalities:
-                if task not in evaluation.tasks:
-                    raise InputError(f"{evaluation.path} has no task {task}; run lmms-eval with --tasks artemo")
-                answers = evaluation.answers(task)
+            key = {"model": variant.title, **dict(zip(("aspect", "modality"), cell.split("_")))}
+            if key["modality"] in variant.modalities:
+                answers = tasks[task].rows
                 chance = (1 / answers.options.str.len()).mean()
-                rows.append({"model": variant.title, "measure": "accuracy", "aspect": aspect, "modality": modality,
-                             "value": answers.value.mean(), "chance": chance})  # fmt: skip
-        if variant.supervised:
-            for modality, points in read_emotion(where / "emotion.json").items():
-                if modality in variant.modalities:
-                    rows.append({"model": variant.title, "measure": "ccc", "modality": modality,
-                                 "value": float(mean_ccc(points))})  # fmt: skip
-    full = {(row["measure"], row.get("aspect"), row["modality"]): row["value"] for row in rows
-            if row["model"] == FULL.title}  # fmt: skip
-    rows += [
-        {**row, "measure": f"{row['measure']}_full_minus",
-         "value": full[row["measure"], row.get("aspect"), row["modality"]] - row["value"]}
-        for row in rows if row["model"] != FULL.title
-    ]  # fmt: skip
-    rows += [{"model": FULL.title, **row} for row in supervisor_scores(folder / "eval" / FULL.name / "emotion.json")]
-    return table_of(rows)
+                rows.append({**key, "measure": "accuracy", "value": answers.value.mean(), "chance": chance})
+        predicted = read_emotion(where / "emotion.json") if variant.supervised else {}
+        for modality in predicted.keys() & set(variant.modalities):
+            key = {"model": variant.title, "measure": "ccc", "modality": modality}
+            rows.append({**key, "value": float(mean_ccc(predicted[modality]))})
+    scores = table_of(rows)
+    cell = ["measure", "aspect", "modality"]
+    full = scores[scores.model == FULL.title].set_index(cell).value
+    minus = scores[scores.model != FULL.title]
+    minus = minus.assign(value=full.loc[pd.MultiIndex.from_frame(minus[cell])].to_numpy() - minus.value)
+    minus["measure"] += "_full_minus"
+    supervisor = table_of(supervisor_scores(folder / "eval" / FULL.name / "emotion.json")).assign(model=FULL.title)
+    return pd.concat([scores, minus, supervisor], ignore_index=True)
 
 
 def write_report(folders: Sequence[Path], out: Path) -> list[Path]:
@@ -222,67 +200,33 @@ def write_report(folders: Sequence[Path], out: Path) -> list[Path]:
     """
     plots.require_matplotlib()
     runs = read_runs(folders)
-    tables = [run_scores(run["folder"]) for run in runs]
-    scores = over_seeds(tables)
-    seeds = [run["arguments"]["seed"] for run in runs]
-    train = runs[0]["arguments"].get("train_clips") or DEFAULT_SIZES["train"]
-    columns = [*page.cell_keys(), *({"measure": "ccc", "modality": modality} for modality in MODALITIES)]
-    head = [*page.CELL_LABELS.values(), *(f"CCC, {label}" for label in MODALITY_LABELS.values())]
-    own = scores[scores.condition == ""]
-    values = [[cell if cell != "not run" else "" for cell in row] for row in page.grid(own, columns[6:], "plain")]
-    minus = own[own.measure.str.endswith("_full_minus")]
-    rows = []
-    for title in dict.fromkeys(minus["model"]):
-        found = [pick(minus, model=title, **{**keys, "measure": f"{keys['measure']}_full_minus"}) for keys in columns]
-        rows.append([title, *("" if row is None else _difference(row) for row in found)])
-    parts = {variant.title: variant.part for variant in VARIANTS if variant.part is not None}
-    drawn = minus[minus.model.isin(parts)]
-    drawn = drawn.assign(panel=drawn.aspect.where(drawn.aspect != "", "CCC, hundredths"))
-    shares = {v.title: v.share * train for v in sorted(VARIANTS, key=lambda v: v.share) if v.name.startswith("full")}
-    clips = [f"{count:.0f}" for count in shares.values()]
-    chance = {aspect: own[own.aspect == aspect].chance.mean() for aspect in ASPECTS}
-    by_clips = plots.draw_lines(page.cells_of(scores), shares, clips, log=True, references={"chance": chance})
-    note = NOTE.format(train=train, seeds=", ".join(map(str, seeds)))
-    calibration = scores[(scores["model"] == FULL.title) & (scores.condition == "supervisor")]
+    tables = [run_scores(folder) for folder in runs]
+    scores, about = over_seeds(tables), next(iter(runs.values()))
+    seeds = [of["arguments"]["seed"] for of in runs.values()]
+    train = about["arguments"].get("train_clips") or DEFAULT_SIZES["train"]
     commands = "\n".join(f"vaemotionllm ablation run --seed {seed}" for seed in seeds)
-    tiny = [page.text("Made with --scale tiny: these numbers mean nothing.", "note")]
-    blocks = [
-        page.heading("What each part gives", 1), page.text(note),
-        *(tiny if runs[0]["arguments"]["scale"] == "tiny" else []),
-        page.figures(plots.render(
-            "ablation_parts", plots.draw_rows(drawn, "panel", "model", "modality", parts, differences=True),
-            "The full model minus the model without the part, in points, with 95% intervals; right of 0 the part "
-            "helps.", "see the table of differences", commands)),
-        page.heading("Accuracy"), page.text(page.SEED_INTERVALS), page.accuracy_table(own),
-        page.heading("Valence and arousal"), page.text("Mean CCC of both, where the Supervisor was trained."),
-        page.table(["CCC", *head[6:]], [row for row in values if any(row[1:])]),
-        page.heading("The full model minus each"),
-        page.text("In points (CCC: hundredths), paired by seed; bold where the interval leaves 0 out. Above 0 the "
-                  "full model is better. Intervals are not widened for the number of cells: of twenty cells without "
-                  "any effect one is expected in bold."),
-        page.table(["full model minus", *head], rows),
-        page.heading("How many clips it takes"),
-        page.figures(plots.render(
-            "ablation_clips", by_clips, "Accuracy of the full model against the number of clips in both trainings, "
-            "with 95% intervals.", "see the table of accuracies", commands)),
-        page.heading("Calibration of the full model"),
-        page.table(["", "value"], [[f"{row.measure.replace('_', ' ')} {row.modality}".strip(),
-                               page.shown(pd.Series(row._asdict()), "plain")] for row in calibration.itertuples()]),
-        page.heading("What the rows are"),
-        page.table(["", "stage 2 from", "clips", "beside the full model's settings"], [
-            [v.title, v.start or "none", f"{v.share:.0%}", " ".join(v.words)] for v in VARIANTS], left=[1, 3]),
-        page.code(commands),
-    ]  # fmt: skip
+    parts = page.score_parts(scores, commands, questions=False)
+    mean_ccc, full_minus = {}, page.columns_of("accuracy_full_minus")
+    for modality, label in MODALITY_LABELS.items():
+        mean_ccc[label] = {"measure": "ccc", "modality": modality}
+        full_minus[f"CCC, {label}"] = {"measure": "ccc_full_minus", "modality": modality}
+    parts["mean_ccc"] = page.grid(scores, mean_ccc, "mean of both")
+    parts["full_minus"] = page.grid(scores, full_minus, "full model minus")
+    drawn = scores[scores.model.str.startswith("without ") & scores.measure.str.endswith("_full_minus")]
+    drawn = drawn.assign(panel=drawn.aspect.where(drawn.aspect != "", "CCC, hundredths"))
+    caption = "The full model minus the model without the part, in points, with 95% intervals; right of 0 it helps."
+    figure = plots.draw_rows(drawn, "panel", "model", "modality", differences=True)
+    parts["figure_parts"] = [page.figure("ablation_parts", figure, caption, commands)]
+    rows = {v.title: [v.start or "none", f"{v.share:.0%}", " ".join(v.words)] for v in VARIANTS}
+    heads = ["stage 2 from", "clips", "beside the full model's settings"]
+    parts["variants"] = pd.DataFrame.from_dict(rows, "index", dtype=object, columns=heads).rename_axis("model")
+    arguments = {name: of for name, of in about["arguments"].items() if name not in ("seed", "backbone")}
     report = {
         "format": page.FORMAT, "kind": "ablation", "seeds": seeds, "train_clips": train,
-        "intervals": page.SEED_INTERVALS,
-        "arguments": {name: value for name, value in runs[0]["arguments"].items() if name not in ("seed", "backbone")},
-        "versions": runs[0]["versions"], "scores": rows_of(scores),
-        "by_seed": {str(seed): rows_of(of) for seed, of in zip(seeds, tables)},
+        "intervals": page.SEED_INTERVALS, "arguments": arguments, "versions": about["versions"],
+        "scores": rows_of(scores), "by_seed": {str(seed): rows_of(of) for seed, of in zip(seeds, tables)},
     }  # fmt: skip
-    return page.write(out, "ablation", "What each part gives", blocks, report)
-
-
-def _difference(row: pd.Series) -> str:
-    words = page.shown(row, "points")
-    return page.Bold(words) if row["low"] > 0 or row["high"] < 0 else words
+    notes = [NOTE.format(train=train, seeds=", ".join(map(str, seeds)))]
+    notes += [TINY] * (arguments["scale"] == "tiny")
+    words = {"title": "What each part gives", "notes": notes, "intervals": page.SEED_INTERVALS, "commands": commands}
+    return page.write(out, "ablation", report, parts, **words)

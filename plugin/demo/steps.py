@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,7 @@ from ..utils import InputError, read_json, write_json
 RUN_FILE = "run.json"  # what decides a run's results
 MARKERS = "steps"  # a JSON file a step: command, whether it is done, time and memory
 LOGS = "logs"
-HEARTBEAT_S = 30.0
-# What of `run.json` decides the results; a run resumes only where all of it is the same.
-DECISIVE = ("arguments", "versions", "configs", "arithmetic", "commands")
+OUT = "{out}"  # stands for the output folder in commands
 
 
 @dataclass(frozen=True)
@@ -38,26 +36,29 @@ class Step:
     Args:
         name: of its marker, of its log, and in the report.
         title: what it does.
-        command: what a user would type, word by word.
-        makes: files or folders that exist when it has succeeded; some tools end with 0 although they wrote nothing.
-        owns: files or folders inside the output folder that it writes, patterns allowed; removed before it starts
-            from nothing.
-        env: environment variables it needs.
+        command: what a user would type, with `OUT` for the output folder.
+        makes: files or folders in the output folder that exist when it has succeeded; some tools end with 0 although
+            they wrote nothing.
+        owns: files or folders in the output folder that it writes; removed before it starts from nothing.
         resumes: whether the command resumes from its own checkpoints, so that what it left is kept.
     """
 
     name: str
     title: str
-    command: tuple[str, ...]
-    makes: tuple[Path, ...] = ()
-    owns: tuple[Path, ...] = ()
-    env: dict[str, str] = field(default_factory=dict)
+    command: str
+    makes: tuple[str, ...] = ()
+    owns: tuple[str, ...] = ()
     resumes: bool = False
 
-    def typed(self) -> str:
+    def typed(self, out: Path) -> str:
         """The command as one line for a shell."""
-        prefix = [f"{key}={shlex.quote(value)}" for key, value in self.env.items()]
-        return " ".join([*prefix, shlex.join(self.command)])
+        return self.command.replace(OUT, shlex.quote(str(out)))
+
+    def missing(self, out: Path) -> list[str]:
+        return [name for name in self.makes if not (out / name).exists()]
+
+    def done(self, out: Path) -> bool:
+        return bool(marker_of(out, self.name).get("done")) and not self.missing(out)
 
 
 class StepFailed(Exception):
@@ -86,114 +87,112 @@ def run(out: Path, steps: Sequence[Step], about: Mapping[str, Any], overwrite: b
         StepFailed: with the exit code and the log of the step that failed.
         KeyboardInterrupt: passed on after the running step has been ended.
     """
-    for path in (path for step in steps for path in step.owns):
-        _inside(path, out)
-    commands = {step.name: step.typed().replace(str(out), "OUT") for step in steps}
-    about = json.loads(json.dumps({**about, "commands": commands}))
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out} is a file; name a new or empty folder")
+    about = json.loads(json.dumps({**about, "commands": {step.name: step.command for step in steps}}))
     file = out / RUN_FILE
-    if not file.is_file() and out.exists() and any(out.iterdir()):
+    if out.exists() and not file.is_file() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(
-            f"--out {out} holds files that this command did not write (there is no {RUN_FILE} in it); name a new or "
+            f"--out {out} is or holds a file that this command did not write (there is no {RUN_FILE}); name a new or "
             "empty folder"
         )
     out.mkdir(parents=True, exist_ok=True)
     with _locked(out):
-        if file.is_file():
-            before = read_json(file, "the arguments of a run")
-            complete = all(marker_of(out, name).get("done") for name in before.get("commands", ["none"]))
-            same = all(before.get(name) == about.get(name) for name in DECISIVE)
-            if same and complete and not overwrite and all(path.exists() for step in steps for path in step.makes):
-                return say(f"{out}: the run is finished; --overwrite makes it again")
-            if same and not (complete and overwrite):
-                say(f"{out}: resuming after the last complete step")
-            else:
-                described = _described(before, about, complete)
-                if not overwrite:
-                    raise InputError(
-                        f"{out} holds {described}; name another folder with --out, or replace that run with "
-                        "--overwrite"
-                    )
-                say(f"replacing {described.partition(',')[0]} in {out}")
-                _remove(out, [*(path for step in steps for path in step.owns), out / MARKERS, out / LOGS])
+        before = read_json(file, "the arguments of a run") if file.is_file() else about
+        # A run resumes only where all that decides its results is the same.
+        odd = [name for name in about if name != "machine" and before.get(name) != about[name]]
+        finished = not odd and all(step.done(out) for step in steps)
+        if odd and not overwrite:
+            old, new = before.get("arguments", {}), about["arguments"]
+            changes = [f"{name} {old.get(name)} and not {new[name]}" for name in new if old.get(name) != new[name]]
+            raise InputError(
+                f"{out} holds a run of other {'; '.join([*odd, *changes])}: name another folder, or replace that run "
+                "by --overwrite"
+            )
+        if finished and not overwrite:
+            return say(f"{out}: the run is finished; --overwrite makes it again")
+        if odd or finished:
+            say(f"replacing the run in {out}")
+            _remove(out, [*(name for step in steps for name in step.owns), MARKERS, LOGS])
         write_json(file, about)
         for number, step in enumerate(steps, 1):
             label = f"[{number}/{len(steps)}] {step.name}"
-            marker = marker_of(out, step.name)
-            if marker.get("done") and all(path.exists() for path in step.makes):
-                say(f"{label}: already done ({marker['wall_s']:.1f} s)")
+            if step.done(out):
+                say(f"{label}: already done")
                 continue
             # Later steps read what this one writes: whatever they had done is out of date.
-            for later in steps[number:]:
-                (out / MARKERS / f"{later.name}.json").unlink(missing_ok=True)
-            say(f"{label}: {step.title}\n    $ {step.typed()}")
-            _run_step(out, step, label, marker, say)
+            _remove(out, [f"{MARKERS}/{later.name}.json" for later in steps[number:]])
+            say(f"{label}: {step.title}\n    $ {step.typed(out)}")
+            marker = _run_step(out, step)
+            say(f"{label}: done in {marker['wall_s']:.1f} s, peak memory {marker['peak_rss_mb']} MB")
 
 
 def marker_of(out: Path, name: str) -> dict[str, Any]:
-    """Of a step: `title`, `command`, `done`, `wall_s` and `peak_rss_mb`; empty where it never started."""
+    """Of a step: `command`, `done`, `wall_s` and `peak_rss_mb`; empty where it never started."""
     path = out / MARKERS / f"{name}.json"
     return read_json(path, "the marker of a step") if path.is_file() else {}
 
 
-def _run_step(out: Path, step: Step, label: str, marker: dict, say: Callable[[str], None]) -> None:
+def refuse_unlike(runs: Mapping[Path, Mapping[str, Any]]) -> None:
+    """Raise an InputError unless runs differ in their seeds alone, as those have to of which a mean is taken.
+
+    Args:
+        runs: folder -> "seed", "backbone", and what has to be equal. Each seed may have its own backbone; that one
+            was given counts.
+    """
+    first, seeds = next(iter(runs)), set()
+    for folder, run in runs.items():
+        if run["seed"] in seeds:
+            raise InputError(f"{folder} has the same seed as another, {run['seed']}; name each seed once")
+        seeds.add(run["seed"])
+        before, now = ({**of, "seed": None, "backbone": bool(of["backbone"])} for of in (runs[first], run))
+        if odd := [f"{name} {before.get(name)} and {now[name]}" for name in now if now[name] != before.get(name)]:
+            raise InputError(f"{first} and {folder} differ in {'; '.join(odd)}; a mean needs runs that are alike")
+
+
+def _run_step(out: Path, step: Step) -> dict[str, Any]:
+    """Run a step, and return its marker."""
     path, log = out / MARKERS / f"{step.name}.json", out / LOGS / f"{step.name}.log"
-    resumed = step.resumes and marker and not marker.get("done")
-    if not resumed:
+    marker = marker_of(out, step.name)
+    if not step.resumes or not marker or marker["done"]:
         # The time of broken attempts is not the cost of a step that starts from nothing.
         _remove(out, step.owns)
-        marker = {"wall_s": 0.0}
-    marker = {"title": step.title, "command": step.typed(), "peak_rss_mb": None, **marker, "done": False}
+        marker = {"wall_s": 0.0, "peak_rss_mb": None}
+    marker |= {"command": step.typed(out), "done": False}
     for folder in (path.parent, log.parent):
         folder.mkdir(exist_ok=True)
     write_json(path, marker)
     started, code = time.monotonic(), 1
     try:
-        code, marker["peak_rss_mb"] = _run_command(step, log, say)
+        code, marker["peak_rss_mb"] = _run_command(out, step, log)
     finally:
-        missing = [made for made in step.makes if not made.exists()]
         marker["wall_s"] = round(marker["wall_s"] + time.monotonic() - started, 2)
-        marker["done"] = code == 0 and not missing
+        marker["done"] = code == 0 and not step.missing(out)
         write_json(path, marker)
-    if code != 0:
-        raise StepFailed(code, log, f"step {step.name!r} ended with exit code {code}")
-    if missing:
-        raise StepFailed(1, log, f"step {step.name!r} ended without writing {missing[0]}")
-    say(f"{label}: done in {marker['wall_s']:.1f} s, peak memory {marker['peak_rss_mb']:.0f} MB")
+    if not marker["done"]:
+        reason = f"with exit code {code}" if code else f"without writing {step.missing(out)[0]}"
+        raise StepFailed(code or 1, log, f"step {step.name!r} ended {reason}")
+    return marker
 
 
-def _run_command(step: Step, log: Path, say: Callable[[str], None]) -> tuple[int, float]:
+def _run_command(out: Path, step: Step, log: Path) -> tuple[int, float]:
     """Exit code (128 + the number of a signal that ended it) and the largest memory of one of its processes, in MB.
 
     Between fork and exec a subprocess is a copy of this process, so that the memory is never below this one's.
     """
-    started = beat = time.monotonic()
     # Programs beside the running Python come first: no environment needs to be activated.
     paths = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     with log.open("ab") as file:
-        try:
-            process = subprocess.Popen(
-                step.command, env={**os.environ, "PATH": paths, **step.env}, stdin=subprocess.DEVNULL, stdout=file,
-                stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=_end_with_parent,
-            )  # fmt: skip
-        except FileNotFoundError as error:
-            raise InputError(
-                f"the command {step.command[0]!r} is not on PATH nor beside {sys.executable}; install the package "
-                "with `pip install vaemotionllm[demo]`"
-            ) from error
+        process = subprocess.Popen(
+            shlex.split(step.typed(out)), env={**os.environ, "PATH": paths}, stdin=subprocess.DEVNULL, stdout=file,
+            stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=_end_with_parent,
+        )  # fmt: skip
     try:
-        while (ended := os.wait4(process.pid, os.WNOHANG))[0] == 0:
-            time.sleep(0.1)
-            if time.monotonic() - beat > HEARTBEAT_S:
-                beat = time.monotonic()
-                say(f"    {beat - started:5.0f} s  {' '.join(last_lines(log, 1))}")
+        _, status, usage = os.wait4(process.pid, 0)
     except BaseException:
         _end(process)
         raise
-    code = process.returncode = os.waitstatus_to_exitcode(ended[1])
+    code = process.returncode = os.waitstatus_to_exitcode(status)
     # Linux counts in KiB, macOS in bytes.
-    peak = ended[2].ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return code if code >= 0 else 128 - code, round(peak / 2**20, 1)
 
 
@@ -233,30 +232,12 @@ def _locked(out: Path) -> Iterator[None]:
         os.close(folder)
 
 
-def _inside(path: Path, out: Path) -> str:
-    relative = Path(os.path.relpath(path, out))
-    if relative.parts[:1] in ((), ("..",)) or relative.is_absolute():
-        raise ValueError(f"{path} is not inside {out}")
-    return relative.as_posix()
-
-
-def _remove(out: Path, paths: Sequence[Path]) -> None:
-    for path in paths:
-        # A name may be a pattern such as `.world.*.partial`; what it matches lies inside the output folder as well.
-        for target in out.glob(_inside(path, out)):
-            if target.is_symlink() or target.is_file():
-                target.unlink()
-            elif target.is_dir():
-                shutil.rmtree(target)
-
-
-def _described(before: Mapping[str, Any], about: Mapping[str, Any], complete: bool) -> str:
-    """A run as text, and what keeps it from being that of `about`."""
-    old, new = before.get("arguments", {}), about["arguments"]
-    odd = [
-        f"--{name.replace('_', '-')} {old.get(name)}, not {new.get(name)}"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name)
-    ]
-    reason = "; ".join(odd) or "other versions, configurations or commands than those installed now"
-    return f"the {'finished' if complete else 'interrupted'} run with seed {old.get('seed')}, made with {reason}"
+def _remove(out: Path, names: Sequence[str]) -> None:
+    """Remove files and folders inside `out`; of a link the link."""
+    for path in (out / name for name in names):
+        if Path(os.path.abspath(out)) not in Path(os.path.abspath(path)).parents:
+            raise ValueError(f"{path} is not inside {out}")
+        if path.is_symlink() or path.is_file():
+            path.unlink()
+        elif path.is_dir():
+            shutil.rmtree(path)

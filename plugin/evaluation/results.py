@@ -6,9 +6,10 @@ import json
 import math
 import os
 import shlex
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,14 @@ from ..benchmark.prompts import options_of
 from ..model.inputs import MODALITIES
 from ..nano import select
 from ..utils import InputError, read_json, read_json_lines, sha256_of_file
+from .refusals import configs_of, tasks_of
 
 RESULTS = "_results.json"
 TASK_PREFIX = "artemo_"
 # The score of a task is the first of them that its samples have.
 METRICS = ("circular_accuracy", "follows_sight", "ccc", "accuracy")
+# What lmms-eval and the tasks log of every answer.
+COLUMNS = ["doc_id", "input", "target", "filtered_resps", "ci95_low", "unparsable", "missing"]
 DIMENSIONS = ("valence", "arousal")
 # Clip ids and scores of one cell, item by item.
 Cell = tuple[Sequence[str], Sequence[float]]
@@ -43,14 +47,19 @@ class Samples:
     Args:
         metric: "accuracy", "circular_accuracy", "follows_sight" or "ccc".
         benchmark: "name" and "version".
-        rows: a row a sample, with what lmms-eval logged and `item_id`, `clip_id`, `response`, `missing`, `value`. In
-            circular tasks there are several an item, one a rotation; in `artemo_va_*` the `value` is NaN and
-            `predicted` and `true` are (valence, arousal), `predicted` None where the answer states no two numbers.
+        rows: a row a sample, with what lmms-eval logged and `item_id`, `clip_id`, `response`, `value`. In circular
+            tasks there are several an item, one a rotation; in `artemo_va_*` the `value` is NaN and `predicted` and
+            `true` are (valence, arousal), `predicted` None where the answer states no two numbers; where the metric is
+            the accuracy, `answer`, `predicted` (None where the response names no option) and `options` are texts.
+        config: of the task, from the results file.
+        counts: "effective" and "original" number of documents.
     """
 
     metric: str
     benchmark: dict[str, str]
     rows: pd.DataFrame
+    config: dict = field(default_factory=dict)
+    counts: dict = field(default_factory=dict)
 
     @cached_property
     def items(self) -> pd.DataFrame:
@@ -64,36 +73,29 @@ class Samples:
     @cached_property
     def prompts(self) -> dict[str, list]:
         """Item id -> (prompt, target) of each of its samples."""
-        return {
-            item: list(zip(of.input, of.target)) for item, of in self.rows.groupby("item_id", sort=False)
-        }  # fmt: skip
+        groups = self.rows.groupby("item_id", sort=False)
+        return {item: list(zip(of.input, of.target)) for item, of in groups}
 
     @cached_property
     def points(self) -> pd.DataFrame:
-        """The valence and arousal that the answers to an `artemo_va_*` task state, see `read_emotion`."""
+        """The valence and arousal that the answers to an `artemo_va_*` task state, see `points_of`."""
         answered = self.rows[self.rows.predicted.notna()]
         return points_of(answered.clip_id, answered.predicted.tolist(), answered.true.tolist())
 
-    @cached_property
-    def answers(self) -> pd.DataFrame:
-        """`item_id`, `clip_id`, `value`, `missing`, `response`, `answer`, `predicted` (None where the response names
-        no option) and `options` of each sample of a multiple-choice task; KeyError or ValueError without them."""
-        found = self.rows[["item_id", "clip_id", "value", "missing", "response"]].copy()
-        labels = [dict(label) for label in self.rows["macro_f1"]]
-        found["answer"] = [label["true"] for label in labels]
-        found["predicted"] = pd.Series([label["predicted"] for label in labels], index=found.index, dtype=object)
-        found["options"] = [tuple(options_of(prompt)) for prompt in self.rows["input"]]
-        return found
+    @property
+    def value(self) -> float:
+        """The task's score, as the task itself prints it."""
+        if self.metric != "ccc":
+            return sum(self.items.value) / len(self.items)
+        return float(mean_ccc(self.points)) if len(self.points) > 1 else math.nan
 
     def score(self) -> tuple[float, tuple[float, float]]:
-        """The task's score and its 95% interval, as the task itself prints them."""
+        """The task's score and its 95% interval."""
         if self.metric != "ccc":
-            clips, values = self.cell
-            return sum(values) / len(values), accuracy_interval(clips, values)[1]
+            return self.value, accuracy_interval(*self.cell)[1]
         if len(self.points) < 2:
             return math.nan, (math.nan, math.nan)
-        drawn = bootstrap(len(self.points), lambda weights: mean_ccc(self.points, weights))
-        return float(mean_ccc(self.points)), percentile_interval(drawn)
+        return self.value, percentile_interval(bootstrap(len(self.points), lambda of: mean_ccc(self.points, of)))
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,7 @@ class Evaluation:
 
     Args:
         path: the newest results file.
-        results: what it holds; of the tasks that stand in older files alone, their configs, numbers of samples and of
-            shots too.
+        tasks: task -> its answers, of the newest run that has it.
         runs: results file -> what it holds, newest first, of the runs that gave the tasks.
     """
 
@@ -111,7 +112,6 @@ class Evaluation:
     model: str
     model_args: str
     tasks: dict[str, Samples]
-    results: dict
     runs: dict[Path, dict]
 
     @property
@@ -119,24 +119,10 @@ class Evaluation:
         """Questions that were not put to the model, since their media could not be read."""
         return round(sum(samples.rows.missing.sum() for samples in self.tasks.values()))
 
-    def answers(self, task: str) -> pd.DataFrame:
-        """`Samples.answers` of a multiple-choice task.
-
-        Raises:
-            InputError: the samples lack what the tasks of this release write.
-        """
-        try:
-            return self.tasks[task].answers
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(
-                f"{self.path}: a sample of {task} lacks what the tasks write ({error!r}); evaluate again with this "
-                "release."
-            ) from error
-
 
 def metadata_of(evaluation: Evaluation) -> dict:
     """The metadata of the evaluation's first task of artemo: the same benchmark and model stand in all of them."""
-    return dict(evaluation.results["configs"][next(iter(evaluation.tasks))]["metadata"])
+    return dict(next(iter(evaluation.tasks.values())).config["metadata"])
 
 
 def read_evaluation(path: Path) -> Evaluation:
@@ -150,37 +136,38 @@ def read_evaluation(path: Path) -> Evaluation:
             missing or incomplete, or a score in the results file is not that of the samples.
     """
     runs: dict[Path, dict] = {}
-    samples: dict[str, Samples] = {}
+    tasks: dict[str, Samples] = {}
+    ways: dict[Path, dict[str, Any]] = {}
     for file in _results_files(path):
+        results = read_json(file, "results of lmms-eval")
         try:
-            results = json.loads(file.read_text(encoding="utf-8"))
-            tasks = [task for task in results["configs"] if task.startswith(TASK_PREFIX)]
-            results["config"]["model"], results["config"]["model_args"]
-        except (ValueError, KeyError, TypeError) as error:
+            way = {name: str(results["config"][name]) for name in ("model", "model_args")}
+            added = [task for task in results["configs"] if task.startswith(TASK_PREFIX) and task not in tasks]
+        except (KeyError, TypeError) as error:
             raise InputError(f"{file} is no results file of lmms-eval ({error!r}); evaluate again.") from error
-        added = [task for task in tasks if task not in samples]
         if added:
-            if runs:
-                _refuse_other_run(next(iter(runs.items())), (file, results))
-            runs[file] = results
-            samples |= {task: _read_samples(file, results, task) for task in added}
+            read = {task: _read_samples(file, results, task) for task in added}
+            metadata = read[added[0]].config["metadata"]
+            way |= {name: results.get(name) for name in ("system_instruction", "chat_template_sha")}
+            way |= {name: metadata.get(name) for name in ("benchmark", "version", "benchmark_sha256")}
+            for other, before in ways.items():
+                if odd := [name for name in way if way[name] != before[name]]:
+                    raise InputError(
+                        f"{file} has tasks that {other} has not, but was run in another way: {odd[0]} "
+                        f"{way[odd[0]]!r} and not {before[odd[0]]!r}. Name one of the two files, or evaluate into a "
+                        "folder for each."
+                    )
+            runs[file], ways[file] = results, way
+            tasks |= read
     if not runs:
         raise InputError(f"{path} holds no task of artemo; run lmms-eval with --tasks artemo.")
-    newest, results = next(iter(runs.items()))
-    # The newest last, so that its entries count.
-    parts = {
-        name: {task: of for older in reversed(runs.values()) for task, of in older.get(name, {}).items()}
-        for name in ("configs", "n-samples", "n-shot")
-    }
-    model, model_args = str(results["config"]["model"]), str(results["config"]["model_args"])
-    return Evaluation(newest, model, model_args, dict(sorted(samples.items())), {**results, **parts}, runs)
+    newest = next(iter(runs))
+    return Evaluation(newest, ways[newest]["model"], ways[newest]["model_args"], dict(sorted(tasks.items())), runs)
 
 
 def _results_files(path: Path) -> list[Path]:
     """Those of one model, newest first."""
     if path.is_file():
-        if not path.name.endswith(RESULTS):
-            raise InputError(f"{path} is not a file *{RESULTS} of lmms-eval; name that file or its folder.")
         return [path]
     # Their names begin with the date.
     found = sorted(path.glob(f"**/*{RESULTS}"), key=lambda file: file.name, reverse=True)
@@ -194,74 +181,50 @@ def _results_files(path: Path) -> list[Path]:
     return found
 
 
-def _refuse_other_run(newest: tuple[Path, dict], older: tuple[Path, dict]) -> None:
-    """Raises InputError unless two results files are of the same model, evaluated in the same way."""
-
-    def way_of(results: dict) -> dict[str, Any]:
-        task = next(task for task in results["configs"] if task.startswith(TASK_PREFIX))
-        metadata = results["configs"][task].get("metadata") or {}
-        return {
-            **{name: results["config"][name] for name in ("model", "model_args")},
-            **{name: results[name] for name in ("system_instruction", "chat_template_sha") if name in results},
-            **{name: metadata[name] for name in ("benchmark", "version", "benchmark_sha256") if name in metadata},
-        }
-
-    (one, first), (other, last) = newest, older
-    before = way_of(last)
-    for name, value in way_of(first).items():
-        # What an older release of lmms-eval or of the tasks does not state cannot differ.
-        if name in before and before[name] != value:
-            raise InputError(
-                f"{other} has tasks that {one} has not, but was run in another way: {name} {before[name]!r} and not "
-                f"{value!r}. Name one of the two files, or evaluate into a folder for each."
-            )
-
-
 def _read_samples(file: Path, results: dict, task: str) -> Samples:
     path = file.with_name(f"{file.name.removesuffix(RESULTS)}_samples_{task}.jsonl")
     if not path.is_file():
         raise InputError(f"{path} is missing: run lmms-eval with --log_samples.")
+    logged = pd.DataFrame([row for _, row in read_json_lines(path, "line")], dtype=object)
     try:
-        logged = {row["doc_id"]: row for _, row in read_json_lines(path, "line")}
-        metadata = results["configs"][task]["metadata"]
-        benchmark = {"name": str(metadata["benchmark"]), "version": str(metadata["version"])}
-        expected = results["n-samples"][task]["effective"]
-        metric = next(name for name in METRICS if name in logged[0])
-        rows = _rows_of([logged[doc_id] for doc_id in sorted(logged)], metric)
+        config, counts = results["configs"][task], results["n-samples"][task]
+        benchmark = {"name": str(config["metadata"]["benchmark"]), "version": str(config["metadata"]["version"])}
+        metric = next(name for name in METRICS if name in logged)
+        logged = logged.drop_duplicates("doc_id", keep="last").sort_values("doc_id", ignore_index=True)
+        rows = _rows_of(logged, metric)
         written = next(value for key, value in results["results"][task].items() if key.split(",")[0] == metric)
-    except (KeyError, TypeError, StopIteration) as error:
+        expected = counts["effective"]
+    except (KeyError, TypeError, ValueError, StopIteration) as error:
         raise InputError(f"{path} or {file} lacks what the tasks write ({error!r}); evaluate {task} again.") from error
     if len(logged) != expected:
         raise InputError(f"{path} holds {len(logged)} of {expected} answers; evaluate {task} again.")
     if rows.empty:
         raise InputError(f"{path} holds no item under every rotation of its options; evaluate without --limit.")
-    samples = Samples(metric, benchmark, rows)
-    score = samples.score()[0]
-    if not math.isclose(score, written, abs_tol=1e-6) and not (math.isnan(score) and math.isnan(written)):
-        raise InputError(f"{file} says {metric} {written} for {task}, but its samples say {score}.")
+    samples = Samples(metric, benchmark, rows, config, counts)
+    if not np.isclose(samples.value, written, rtol=0, atol=1e-6, equal_nan=True):
+        raise InputError(f"{file} says {metric} {written} for {task}, but its samples say {samples.value}.")
     return samples
 
 
-def _rows_of(logged: list[dict], metric: str) -> pd.DataFrame:
-    """See `Samples.rows`. KeyError where a row lacks what the tasks write."""
-    rows = pd.DataFrame(logged)
-    rows[["input", "target", "unparsable"]]  # each row has them
-    about = [row["ci95_low"] for row in logged]
-    rows["item_id"], rows["clip_id"] = ([of[name] for of in about] for name in ("item_id", "clip_id"))
-    responses = [row["filtered_resps"] for row in logged]
-    rows["response"] = [str(of[0] if isinstance(of, list) else of) for of in responses]
-    rows["missing"] = rows["missing"].astype(float) if "missing" in rows else 0.0  # older ones have none
+def _rows_of(logged: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """See `Samples.rows`. KeyError or ValueError where a row lacks what the tasks write."""
+    logged[COLUMNS]  # each row has them
+    about = pd.DataFrame(logged["ci95_low"].tolist(), dtype=object)
+    rows = logged.assign(item_id=about["item_id"], clip_id=about["clip_id"], value=math.nan)
+    responses = [str(of[0] if isinstance(of, list) else of) for of in rows["filtered_resps"]]
+    rows["response"] = pd.Series(responses, rows.index, dtype=object)  # lone surrogates fit no other type
+    rows[["unparsable", "missing"]] = rows[["unparsable", "missing"]].astype(float)
     if metric == "ccc":
-        for name in ("predicted", "true"):
-            rows[name] = pd.Series([of[name] for of in about], dtype=object)
-        rows["value"] = math.nan
-    elif metric == "circular_accuracy":
-        rows["value"] = [of["correct"] for of in about]
+        return rows.assign(predicted=about["predicted"], true=about["true"])
+    if metric == "circular_accuracy":
+        rows["value"] = about["correct"].astype(float)
         # With --limit the last item can lack rotations: nobody knows whether it is right.
-        whole = rows.groupby("item_id")["item_id"].transform("size") >= [of["rotations"] for of in about]
-        rows = rows[whole]
-    else:
-        rows["value"] = rows[metric].astype(float)
+        return rows[rows.groupby("item_id")["item_id"].transform("size") >= about["rotations"]]
+    rows["value"] = rows[metric].astype(float)
+    if metric == "accuracy":
+        labels = pd.DataFrame(rows["macro_f1"].tolist(), dtype=object)
+        rows = rows.assign(answer=labels["true"], predicted=labels["predicted"])
+        rows["options"] = [tuple(options_of(prompt)) for prompt in rows["input"]]
     return rows
 
 
@@ -317,22 +280,18 @@ def find_items(evaluations: Sequence[Evaluation], given: str | None = None) -> t
     Raises:
         InputError: `given` cannot be read, or is another benchmark.
     """
-    if given is not None:
-        items = read_items(select.find(given))
-        if reason := other_than(items, evaluations):
-            raise InputError(f"--benchmark {given} is not the benchmark that was evaluated: {reason}.")
-        return items, ""
     named = [metadata_of(evaluation).get("benchmark_folder") for evaluation in evaluations]
+    named = [given] if given is not None else [*named, os.environ.get(select.VARIABLE)]
     reasons = []
-    for name in dict.fromkeys(str(name) for name in (*named, os.environ.get(select.VARIABLE)) if name):
+    for name in dict.fromkeys(str(name) for name in named if name):
         try:
             items = read_items(select.find(name))
-        except InputError as error:
-            reasons.append(str(error).rstrip("."))
-            continue
-        if not (reason := other_than(items, evaluations)):
+            refuse_other_benchmark(items, evaluations)
             return items, ""
-        reasons.append(f"{name} is not the benchmark that was evaluated: {reason}")
+        except InputError as error:
+            if given is not None:
+                raise
+            reasons.append(str(error).rstrip("."))
     return None, "; ".join(reasons) or "the result files name no benchmark folder"
 
 
@@ -340,107 +299,67 @@ def read_items(folder: Path) -> BenchmarkItems:
     """The items of a benchmark folder, without a look at their media.
 
     Raises:
-        InputError: the folder is no benchmark, or a line of it no item.
+        InputError: the folder is no benchmark, or a line of its items no JSON.
     """
     folder, _ = schema.open_folder(folder)
-    rows: dict[str, dict] = {}
-    for number, row in schema.enumerate_rows(folder):
-        if isinstance(row, InputError):
-            raise row
-        if not isinstance(row, dict) or any(row.get(column) is None for column in schema.REQUIRED):
-            raise InputError(f"{schema.where_of(folder, number)}: no item; run `vaemotionllm benchmark validate`.")
-        rows[row["id"]] = row
-    return BenchmarkItems(folder, rows)
+    return BenchmarkItems(folder, {row["id"]: row for _, row in read_json_lines(folder / schema.ITEMS_FILE, "line")})
 
 
-def other_than(items: BenchmarkItems, evaluations: Sequence[Evaluation]) -> str:
-    """What tells that these are not the items that were evaluated; "" where nothing does.
+def refuse_other_benchmark(items: BenchmarkItems, evaluations: Sequence[Evaluation]) -> None:
+    """Raises InputError unless these are the items that were evaluated, by their ids, options and hash.
 
-    Older results do not state the hash of the items, so options and questions are compared too. Where results state
-    different revisions, of which the report has a warning, one of them has to be this one.
+    Where results state different revisions, of which the report has a warning, one of them has to be this one.
     """
-    for evaluation in evaluations:
-        for task, samples in evaluation.tasks.items():
-            if samples.metric not in ("accuracy", "circular_accuracy"):
-                continue  # no options, or pairs of the benchmark's items
-            for row in samples.rows.drop_duplicates("item_id").itertuples():
-                if (item := items.rows.get(row.item_id)) is None:
-                    return f"it has no item {row.item_id!r} of {task}"
-                where = f"the item {row.item_id!r} of {task} has"
-                try:
-                    if sorted(options_of(row.input)) != sorted(item["options"]):
-                        return f"{where} other options there"
-                except ValueError as error:
-                    return f"{where} no options: {error}"
-                label = getattr(row, "macro_f1", None)
-                if samples.metric == "accuracy" and label and label["true"] != item["answer"]:
-                    return f"{where} another answer there"
-                if item["question"] not in row.input:
-                    return f"{where} another question there"
+    odd = []
+    for samples in (samples for of in evaluations for samples in of.tasks.values() if samples.metric == "accuracy"):
+        for item, options in zip(samples.rows.item_id, samples.rows.options):
+            if sorted(items.rows.get(item, {}).get("options", [])) != sorted(options):
+                odd.append(f"the item {item!r} is not there, or has other options")
     stated = {str(of["benchmark_sha256"]) for e in evaluations if (of := metadata_of(e)).get("benchmark_sha256")}
     if stated and (found := sha256_of_file(items.folder / schema.ITEMS_FILE)) not in stated:
-        return f"the hash of its items is {found[:16]} and not {' or '.join(of[:16] for of in sorted(stated))}"
-    return ""
+        odd.append(f"the hash of its items is {found[:16]} and not {' or '.join(h[:16] for h in stated)}")
+    if odd:
+        raise InputError(f"{items.folder} is not the benchmark that was evaluated: {odd[0]}.")
 
 
 # ---- what a reader needs to evaluate the same again
 
 
-# lmms-eval's defaults that are not None, False or "" (0.7): such arguments need no word in the command.
-_DEFAULTS: dict[str, Any] = {
-    "batch_size": "1", "offset": 0, "seed": [0, 1234, 1234, 1234], "repeats": 1,
-    "reasoning_tags": '[["<think>", "</think>"], ["<analysis>", "</analysis>"]]',
-}  # fmt: skip
-# Arguments that change no answer: where and what is logged, caches, and statistics that are made afterwards.
-_LEFT_OUT = {
-    "agentic_trace_mode", "alpha", "baseline", "cache_requests", "check_integrity", "config", "correlation",
-    "effect_size", "hf_hub_log_args", "log_samples_suffix", "power", "power_analysis", "process_docs_parallel",
-    "show_config", "std_a", "std_b", "swanlab_args", "swanlab_log_samples", "timezone", "tui", "use_cache",
-    "verbosity", "wandb_args", "wandb_log_samples", "write_out",
-}  # fmt: skip
-# These first, in this order; the others in that of the file.
-_FIRST = ("model", "model_args", "tasks", "batch_size", "gen_kwargs", "limit")
+# Arguments of lmms-eval (0.7) that can change an answer, in the order in which the command names them.
+_ARGUMENTS = (
+    "model", "model_args", "tasks", "batch_size", "gen_kwargs", "limit", "offset", "num_fewshot", "seed", "repeats",
+    "system_instruction", "apply_chat_template", "fewshot_as_multiturn", "reasoning_tags", "include_path", "device",
+    "max_batch_size", "force_simple", "predict_only", "trust_remote_code", "launcher_args",
+)  # fmt: skip
 
 
 def settings_of(evaluation: Evaluation) -> dict[str, Any]:
     """Model, versions, data and decoding of one evaluation, from the results file; None is what it does not state."""
-    results, metadata = evaluation.results, metadata_of(evaluation)
-    config, run, shots = results["config"], metadata.get("run") or {}, results.get("n-shot") or {}
-    seeds = [f"{name} {config[f'{name}_seed']}" for name in ("random", "numpy", "torch", "fewshot")
-             if config.get(f"{name}_seed") is not None]  # fmt: skip
-    stated = ("attention", "dtype", "num_frames", "sampling_rate_hz", "max_audio_s", "use_adapter", "scoring")
+    results, metadata = evaluation.runs[evaluation.path], metadata_of(evaluation)
+    config, run = results["config"], metadata.get("run") or {}
+    seeds = {name: config.get(f"{name}_seed") for name in ("random", "numpy", "torch", "fewshot")}
     return {
         "model": evaluation.model_args or evaluation.model,
-        "model_revision": run.get("revision"),
-        "adapter": run.get("adapter") or config.get("model_backend"),
-        **(run.get("versions") or {"versions": None}),
-        "benchmark": metadata.get("benchmark"),
-        "benchmark_version": metadata.get("version"),
-        "benchmark_sha256": metadata.get("benchmark_sha256"),
-        "build_key": metadata.get("build_key"),
-        **{name: run.get(name) for name in stated},
-        "device": run.get("device") or config.get("device"),
+        **{name: metadata.get(name) for name in ("benchmark", "version", "benchmark_sha256", "build_key")},
+        **run.get("versions", {}),
+        **{name: run.get(name) for name in RUN},
+        "scoring": run.get("scoring") or "generate",  # of our adapter; a stock one generates
+        **{name: results.get(name) or "none" for name in ("system_instruction", "chat_template_sha")},
+        "num_fewshot": ", ".join(sorted(map(str, set(results.get("n-shot", {}).values())))) or None,
+        "seeds": ", ".join(f"{name} {seed}" for name, seed in seeds.items() if seed is not None) or None,
         "batch_size": config.get("batch_size"),
-        # lmms-eval states both always, as null where there is none.
-        "system_instruction": results.get("system_instruction")
-        or ("none" if "system_instruction" in results else None),
-        "chat_template_sha256": results.get("chat_template_sha")
-        or ("none" if "chat_template_sha" in results else None),
-        "num_fewshot": ", ".join(str(n) for n in sorted({shots[t] for t in evaluation.tasks if t in shots})) or None,
-        "seeds": ", ".join(seeds) or None,
         "date": results.get("date"),
     }
 
 
-def task_settings(evaluation: Evaluation, task: str) -> dict[str, Any]:
+def task_settings(samples: Samples) -> dict[str, Any]:
     """Decoding, numbers of documents and the hash of the prompts of one task."""
-    counts, prompts = evaluation.results["n-samples"][task], evaluation.tasks[task].prompts
     # Each item's id with its prompts and targets, in the order of the ids.
-    text = json.dumps([[item, prompts[item]] for item in sorted(prompts)], ensure_ascii=False)
+    text = json.dumps(sorted(samples.prompts.items()), ensure_ascii=False)
     return {
-        "generation": evaluation.results["configs"][task].get("generation_kwargs"),
-        "documents": counts["effective"],
-        "documents_of_task": counts.get("original", counts["effective"]),
+        "generation": samples.config.get("generation_kwargs"),
+        "documents": samples.counts["effective"],
+        "documents_of_task": samples.counts.get("original", samples.counts["effective"]),
         "prompt_sha256": hashlib.sha256(text.encode()).hexdigest(),
     }
 
@@ -449,31 +368,72 @@ def command_of(evaluation: Evaluation) -> str | None:
     """The commands that were run, one a line, the oldest first; None where a results file does not hold them."""
     folder = metadata_of(evaluation).get("benchmark_folder")
     dataset = f"{select.VARIABLE}={shlex.quote(str(folder))} " if folder else ""
-    lines = []
-    for results in reversed(evaluation.runs.values()):
-        given = results["config"].get("resolved_cli_args")
-        if not isinstance(given, dict):
-            return None
-        lines.append(dataset + shlex.join(["lmms-eval", *words_of(given)]))
-    return "\n".join(lines)
+    given = [results["config"].get("resolved_cli_args") for results in reversed(evaluation.runs.values())]
+    if not all(given):
+        return None
+    return "\n".join(dataset + shlex.join(["lmms-eval", *words_of(arguments)]) for arguments in given)
 
 
-def words_of(given: dict[str, Any]) -> list[str]:
-    """The words of a command that gives these arguments, without those that are defaults or change no answer."""
-
-    def word(value: Any) -> str:
+def words_of(given: Mapping[str, Any]) -> list[str]:
+    """The words of a command of lmms-eval that gives these arguments, without those that change no answer."""
+    words = []
+    for name in _ARGUMENTS:
+        value = given.get(name)
+        if value is None or value is False or value == "":
+            continue
         if isinstance(value, list):
             nested = any(isinstance(part, list) for part in value)
-            return json.dumps(value) if nested else ",".join(map(str, value))
-        # `--limit` is a float, of which a whole one is a number of questions.
-        return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-
-    words = []
-    for name in dict.fromkeys((*_FIRST, *given)):
-        value = given.get(name)
-        # 0 is a value: `--num_fewshot 0` is not the default.
-        if name in _LEFT_OUT or value is None or value is False or value == "":
-            continue
-        if name not in _DEFAULTS or word(value) != word(_DEFAULTS[name]):
-            words += [f"--{name}"] if value is True else [f"--{name}", word(value)]
+            value = json.dumps(value) if nested else ",".join(map(str, value))
+        elif isinstance(value, float) and value.is_integer():
+            value = int(value)  # `--limit` is a float, of which a whole one is a number of questions
+        words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
     return words
+
+
+# ---- metadata of a run. lmms-eval's results file holds the arguments of the command alone, and defaults are not among
+# them. These are read from the loaded model instead, of any adapter, and kept in the tasks' metadata. What a model
+# does not hold is left out, never guessed.
+
+
+PACKAGES = ("vaemotionllm", "lmms_eval", "transformers", "torch")
+RUN = ("adapter", "revision", "attention", "dtype", "device", "num_frames", "sampling_rate_hz", "max_audio_s",
+       "use_adapter")  # fmt: skip
+
+
+def note(model: Any, task_dict: Mapping) -> None:
+    """Put the metadata of a loaded lmms-eval model into that of artemo's tasks, as "run"."""
+    run = run_metadata(model)
+    for name, task in tasks_of(task_dict).items():
+        if name.startswith(TASK_PREFIX):
+            task.set_config("metadata", {**task.get_config("metadata"), "run": run})
+
+
+def run_metadata(model: Any) -> dict:
+    """Metadata of a loaded lmms-eval model, as JSON takes it.
+
+    Returns:
+        "versions" (package -> version), and those of `RUN` and "scoring" that the model holds; "revision" is the Hub's
+        commit.
+    """
+    processor = getattr(model, "processor", None) or getattr(model, "_processor", None)
+    config, weights = next(iter(configs_of(model)), None), getattr(model, "model", None)
+    found = {
+        "adapter": f"{type(model).__module__}.{type(model).__name__}",
+        "revision": getattr(config, "_commit_hash", None),
+        "attention": getattr(config, "_attn_implementation", None),
+        "dtype": getattr(weights, "dtype", None),
+        "device": getattr(weights, "device", None),
+    }
+    # The first that the adapter or its processor has.
+    holders = (model, processor, getattr(processor, "feature_extractor", None))
+    for name, attributes in {
+        "num_frames": ("num_frames", "max_num_frames", "_max_num_frames"), "sampling_rate_hz": ("sampling_rate",),
+        "max_audio_s": ("max_audio_s",), "use_adapter": ("use_adapter",), "scoring": ("scoring",),
+    }.items():  # fmt: skip
+        values = [getattr(holder, attribute, None) for holder in holders for attribute in attributes]
+        found[name] = next((value for value in values if isinstance(value, bool | int | float | str)), None)
+    written = {name: value for name, value in found.items() if value is not None}
+    return {
+        "versions": {name: version(name) for name in PACKAGES},
+        **{name: value if isinstance(value, bool | int | float) else str(value) for name, value in written.items()},
+    }

@@ -25,7 +25,7 @@ from vaemotionllm.train.config import Stage1Config, Stage2Config
 
 
 def typed(**sizes) -> dict[str, str]:
-    return {step.name: step.typed() for step in ablation.plan(Path("runs/a"), 3, Sizes(**sizes))}
+    return {step.name: step.typed(Path("runs/a")) for step in ablation.plan(3, Sizes(**sizes))}
 
 
 def write_run(out: Path, seed: int, skill: dict[str, float], n_clips: int = 60) -> Path:
@@ -112,7 +112,7 @@ def test_means_differences_and_intervals_are_those_of_a_loop_over_seeds(runs):
                     expected[name].append(np.mean([json.loads(line)["accuracy"] for line in open(file)]))
         row = pick(scores, model="full model", measure=measure, aspect=aspect, modality=modality)
         assert row.value == pytest.approx(np.mean(expected["full"]), abs=1e-12) and row.n == 3
-        title = ablation.BY_NAME["no_context"].title
+        title = "without cross-modal context"
         row = pick(scores, model=title, measure=f"{measure}_full_minus", aspect=aspect, modality=modality)
         differences = np.subtract(*expected.values())
         assert row.value == pytest.approx(differences.mean(), abs=1e-12)
@@ -155,7 +155,7 @@ def test_report_is_bold_where_an_interval_over_seeds_leaves_0_out(runs, tmp_path
         (lambda run: (run / "run.json").unlink(), "cannot read"),
         (lambda run: edit(run / "steps/eval_full.json", done=False), "no finished run"),
         (lambda run: edit(run / "run.json", arguments={"seed": 0}), "the same seed"),
-        (lambda run: edit(run / "run.json", versions={"torch": "2.10.0"}), "differ in versions"),
+        (lambda run: edit(run / "run.json", versions={"torch": "2.10.0"}), "differ in torch 2.11.0 and 2.10.0"),
         (lambda run: (run / "eval/lora/emotion.json").unlink(), "eval/lora/emotion.json"),
     ],
 )
@@ -179,15 +179,18 @@ def test_backbones_that_are_given_may_differ_by_seed(tmp_path):
     for run in runs:
         arguments = json.loads((run / "run.json").read_text())["arguments"]
         edit(run / "run.json", arguments=arguments | {"backbone": str(run)})
-    assert [run["arguments"]["seed"] for run in ablation.read_runs(runs)] == [0, 1]
+    assert [run["arguments"]["seed"] for run in ablation.read_runs(runs).values()] == [0, 1]
 
 
-def run_forked(step, log, say, really=steps._run_command) -> tuple[int, None]:
+def run_forked(out, step, log, really=steps._run_command) -> tuple[int, None]:
     """The step's own program, as a fork where it is one of Python."""
-    if step.command[0] == "cp":
-        return really(step, log, say)
-    program = str(Path(sys.executable).parent / step.command[0])
-    process = fork_server.start([program, *step.command[1:]], {**os.environ, **step.env}, stdout=log, stderr=log)
+    words, env = shlex.split(step.typed(out)), {}
+    if words[0] == "cp":
+        return really(out, step, log)
+    if words[0] == "env":
+        env, words = {"ARTEMO_DATASET": words[1].partition("=")[2]}, words[2:]
+    program = str(Path(sys.executable).parent / words[0])
+    process = fork_server.start([program, *words[1:]], {**os.environ, **env}, stdout=log, stderr=log)
     process.join()
     return process.exitcode, None
 
@@ -197,13 +200,15 @@ def test_a_run_on_real_files_is_read_as_it_was_written(tmp_path, monkeypatch, ca
     monkeypatch.setenv("VAEMOTIONLLM_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(steps, "_run_command", run_forked)
-    monkeypatch.setattr(ablation, "VARIANTS", (ablation.FULL, ablation.BY_NAME["backbone"]))
+    monkeypatch.setattr(
+        ablation, "VARIANTS", (ablation.FULL, ablation.Variant("backbone", "backbone alone", start=None))
+    )
     backbone = tmp_path / "given"
     backbone.mkdir()
     tiny.make_backbone(backbone)
     words = ["ablation", "run", "--scale", "tiny", "--backbone", str(backbone), "--out", "run", "--seed", "5"]
     assert main(words) == 0, capsys.readouterr().out[-3000:]
-    [run] = ablation.read_runs([Path("run")])
+    run = ablation.read_runs([Path("run")])[Path("run")]
     assert run["arguments"]["seed"] == 5 and run["arguments"]["scale"] == "tiny"
     scores = ablation.run_scores(Path("run"))
     row = pick(scores, model="full model", measure="accuracy", aspect="emotion", modality="av")

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,11 +20,15 @@ def append(path: Path, word: str) -> str:
     return f"open({str(path)!r}, 'a').write({word!r} + chr(10))"
 
 
+def python(program: str) -> str:
+    return shlex.join(["python", "-c", program])
+
+
 def step(out: Path, name: str, code: str = "", **kwargs) -> Step:
     """Writes its name into calls.txt beside the output folder and makes a file of its own."""
     made = out / f"{name}.txt"
     program = f"{append(out.parent / 'calls.txt', name)}; {code or 'pass'}; {append(made, name)}"
-    return Step(name, f"make {name}", ("python", "-c", program), makes=(made,), owns=(made,), **kwargs)
+    return Step(name, f"make {name}", python(program), makes=(made.name,), owns=(made.name,), **kwargs)
 
 
 def calls(out: Path) -> list[str]:
@@ -55,7 +60,7 @@ def test_memory_is_that_of_the_largest_process_of_a_step(out):
     code = "x = b'x' * 150_000_000"
     program = (
         "from pathlib import Path; from vaemotionllm.demo.steps import Step, run, marker_of; "
-        f"out = Path({str(out)!r}); run(out, [Step('a', '', ('python', '-c', {code!r}))], {{'arguments': {{}}}}); "
+        f"out = Path({str(out)!r}); run(out, [Step('a', '', {python(code)!r})], {{'arguments': {{}}}}); "
         "print(marker_of(out, 'a')['peak_rss_mb'])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -72,7 +77,7 @@ def test_an_interrupted_run_resumes_after_the_last_complete_step(out):
     assert not marker_of(out, "b")["done"] and calls(out) == ["a", "b"]
     flag.touch()
     lines = runner(out, steps)
-    assert "resuming" in lines and "a: already done" in lines and calls(out) == ["a", "b", "b", "c"]
+    assert "a: already done" in lines and calls(out) == ["a", "b", "b", "c"]
     assert (out / "a.txt").read_text() == "a\n"
 
 
@@ -81,7 +86,7 @@ def test_a_step_that_resumes_keeps_its_files_and_adds_up_its_time(out):
     count = f"len(open({str(counter)!r}).read())"
     code = f"{append(counter, 'x')}; import sys, time; time.sleep(0.3); {count} > 3 or sys.exit(1)"
     first = step(out, "a", code, resumes=True)
-    first = Step(first.name, first.title, first.command, first.makes, (*first.owns, counter), resumes=True)
+    first = Step(first.name, first.title, first.command, first.makes, (*first.owns, counter.name), resumes=True)
     with pytest.raises(StepFailed):
         runner(out, [first])
     runner(out, [first])
@@ -92,7 +97,7 @@ def test_a_step_that_does_not_resume_starts_from_nothing(out):
     rest = out / "half"
     code = f"import sys; {append(rest, 'x')}; sys.exit(3)"
     broken = step(out, "a", code)
-    broken = Step(broken.name, broken.title, broken.command, broken.makes, (*broken.owns, out / "hal*"))
+    broken = Step(broken.name, broken.title, broken.command, broken.makes, (*broken.owns, rest.name))
     for _ in range(2):
         with pytest.raises(StepFailed):
             runner(out, [broken])
@@ -106,17 +111,17 @@ def test_a_complete_run_and_one_of_other_arguments_are_replaced_only_by_overwrit
     before = (out / "run.json").read_text()
     assert "is finished" in runner(out, steps) and calls(out) == ["a"]
     for other in ({"seed": 1}, {"scale": "tiny"}):
-        with pytest.raises(InputError, match=f"the finished run with seed 0, made with --{next(iter(other))}"):
+        with pytest.raises(InputError, match=f"a run of other arguments; {next(iter(other))}"):
             runner(out, steps, **other)
     assert (out / "run.json").read_text() == before and (out / "a.txt").exists()
-    assert "replacing the finished run with seed 0 in" in runner(out, steps, overwrite=True)
+    assert "replacing the run in" in runner(out, steps, overwrite=True)
     assert calls(out) == ["a", "a"] and (out / "a.txt").read_text() == "a\n"
     failing = [step(out, "a"), step(out, "b", "import sys; sys.exit(1)")]
     for _ in range(2):  # the second time the interrupted run resumes
         with pytest.raises(StepFailed):
             runner(out, failing, overwrite=True)
     assert calls(out) == ["a", "a", "a", "b", "b"]
-    with pytest.raises(InputError, match="the interrupted run with seed 0"):
+    with pytest.raises(InputError, match="a run of other arguments"):
         runner(out, failing, seed=1)
     with pytest.raises(StepFailed):
         runner(out, failing, overwrite=True, seed=1)
@@ -127,7 +132,7 @@ def test_what_a_complete_run_has_lost_is_made_again(out):
     steps = [step(out, "a"), step(out, "b")]
     runner(out, steps)
     (out / "b.txt").unlink()
-    assert "resuming" in runner(out, steps) and calls(out) == ["a", "b", "b"]
+    assert "a: already done" in runner(out, steps) and calls(out) == ["a", "b", "b"]
 
 
 def test_later_steps_run_again_where_an_earlier_result_is_gone(out):
@@ -141,14 +146,14 @@ def test_later_steps_run_again_where_an_earlier_result_is_gone(out):
 
 
 def test_a_step_without_its_file_has_failed(out):
-    silent = Step("a", "", ("python", "-c", "print('all is well')"), makes=(out / "report.json",))
+    silent = Step("a", "", python("print('all is well')"), makes=("report.json",))
     with pytest.raises(StepFailed, match="without writing .*report.json") as failure:
         runner(out, [silent])
     assert failure.value.code == 1 and (out / "logs" / "a.log").read_text() == "all is well\n"
 
 
 def test_a_step_that_a_signal_ended_has_its_code(out):
-    killed = Step("a", "", ("python", "-c", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"))
+    killed = Step("a", "", python("import os, signal; os.kill(os.getpid(), signal.SIGKILL)"))
     with pytest.raises(StepFailed) as failure:
         runner(out, [killed])
     assert failure.value.code == 137
@@ -158,9 +163,9 @@ def test_a_step_that_a_signal_ended_has_its_code(out):
     "make, words",
     [
         (lambda out: (out.mkdir(), (out / "thesis.txt").write_text("mine")), "did not write"),
-        (lambda out: out.write_text("mine"), "is a file"),
+        (lambda out: out.write_text("mine"), "is or holds a file"),
         (lambda out: (out.mkdir(), (out / "run.json").write_text("{")), "no valid JSON"),
-        (lambda out: (out.mkdir(), (out / "run.json").write_text("{}")), "made with"),
+        (lambda out: (out.mkdir(), (out / "run.json").write_text("{}")), "a run of other"),
     ],
 )
 def test_a_folder_of_somebody_else_is_refused_and_left_alone(out, make, words):
@@ -175,11 +180,12 @@ def test_a_folder_of_somebody_else_is_refused_and_left_alone(out, make, words):
 def test_nothing_outside_the_folder_can_be_removed(out, tmp_path):
     treasure = tmp_path / "treasure"
     treasure.mkdir()
-    for outside in (treasure, out, out / ".." / "treasure"):
+    for outside in (str(treasure), ".", "../treasure"):
         with pytest.raises(ValueError, match="is not inside"):
-            runner(out, [Step("a", "", ("python", "-c", ""), owns=(outside,))])
+            runner(out, [Step("a", "", python(""), owns=(outside,))])
+    assert treasure.is_dir()
     # A link is removed, what it points to is not.
-    runner(out, [step(out, "a")])
+    runner(out, [step(out, "a")], overwrite=True)
     (out / "a.txt").unlink()
     (out / "a.txt").symlink_to(treasure)
     runner(out, [step(out, "a")], overwrite=True)
@@ -196,11 +202,6 @@ def test_two_runs_do_not_share_a_folder(out):
     assert "is finished" in runner(out, [step(out, "a")])
 
 
-def test_a_program_that_is_not_installed_is_named(out):
-    with pytest.raises(InputError, match="no-such-program"):
-        runner(out, [Step("a", "", ("no-such-program", "--help"))])
-
-
 def test_last_lines_show_the_last_state_of_a_bar(tmp_path):
     (tmp_path / "log").write_bytes(b"start\n" + b"".join(b"\r%d/300" % i for i in range(301)) + b"\n\ndone\n")
     assert last_lines(tmp_path / "log") == ["start", "300/300", "done"]
@@ -209,20 +210,20 @@ def test_last_lines_show_the_last_state_of_a_bar(tmp_path):
 def test_a_stray_descendant_does_not_hold_the_run(out):
     stray = "import time; time.sleep(600)"
     code = f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {stray!r}]).pid)"
-    runner(out, [Step("a", "", ("python", "-c", code))])
+    runner(out, [Step("a", "", python(code))])
     process = psutil.Process(int((out / "logs/a.log").read_text()))
     assert process.is_running(), "the run waited for it"
     process.kill()
 
 
 INTERRUPTED = """
-import signal, sys
+import shlex, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 from pathlib import Path
 from vaemotionllm.demo.steps import Step, run
 out = Path(sys.argv[1])
 code = "import os, time; open(%r, 'w').write(str(os.getpid())); time.sleep(600)" % str(out.parent / "pid")
-run(out, [Step("a", "", ("python", "-c", code))], {"arguments": {}})
+run(out, [Step("a", "", shlex.join(["python", "-c", code]))], {"arguments": {}})
 """
 
 

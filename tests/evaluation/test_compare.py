@@ -12,7 +12,7 @@ from vaemotionllm import InputError
 from vaemotionllm.benchmark.intervals import draw_weights, paired, wilson
 from vaemotionllm.cli.main import main
 from vaemotionllm.evaluation import artemo
-from vaemotionllm.evaluation.scores import GAINS, MODALITIES, compare, modality_gains
+from vaemotionllm.evaluation.scores import GAINS, MODALITIES, compare, modality_gains, pick, table_of
 from vaemotionllm.nano import select
 
 CELLS = [f"{aspect}_{path}" for aspect in ("content", "emotion") for path in ("audio", "visual", "av")]
@@ -95,31 +95,37 @@ A = knows(by_path={"audio": range(4), "visual": range(6), "av": range(9)})
 B = knows(by_path={"audio": range(8), "visual": range(6), "av": range(7)})
 
 
+def score(result: dict, measure: str, cell: str = "_", model: str = "B", **keys):
+    aspect, modality = cell.split("_")
+    return pick(table_of(result["scores"]), model=model, measure=measure, aspect=aspect, modality=modality, **keys)
+
+
 def test_differences_are_paired_by_clip(tmp_path):
     result = compare(evaluate(tmp_path / "a", A), evaluate(tmp_path / "b", B, model="other"))
-    found = result["tasks"]["artemo_content_audio"]
-    assert (found["metric"], found["n"], found["clips"]) == ("accuracy", 12, 12)
-    assert [found[side]["value"] for side in "ab"] == pytest.approx([4 / 12, 8 / 12], abs=1e-12)
-    assert found["difference"]["value"] == pytest.approx(4 / 12, abs=1e-12)
+    values = [score(result, "accuracy", "content_audio", model).value for model in "AB"]
+    assert values == pytest.approx([4 / 12, 8 / 12], abs=1e-12)
+    found = score(result, "accuracy_minus_first", "content_audio")
+    assert found.value == pytest.approx(4 / 12, abs=1e-12)
     clips = [f"clip-{i}" for i in range(12)]
     expected = paired(
         (clips, [float(i < 8) for i in range(12)]), (clips, [float(i < 4) for i in range(12)]), np.subtract
     )
-    assert found["difference"]["ci95"] == pytest.approx(expected, abs=1e-12)
+    assert [found.low, found.high] == pytest.approx(expected, abs=1e-12)
     # Both see the same draw, so a model is exactly as good as itself.
-    same = result["tasks"]["artemo_emotion_visual"]["difference"]
-    assert same == {"value": 0, "ci95": [0, 0]}
+    same = score(result, "accuracy_minus_first", "emotion_visual")
+    assert (same.value, same.low, same.high) == (0, 0, 0)
     assert (result["a"]["model"], result["b"]["model"]) == ("model", "other")
     assert result["benchmark"] == {"name": "test set", "version": "1"} and not result["only_in_a"]
 
 
 def test_gains_and_synergy_by_hand(tmp_path):
-    found = compare(evaluate(tmp_path / "a", A), evaluate(tmp_path / "b", B))["gains"]["emotion"]
-    values = {side: [found[side][gain]["value"] for gain in GAINS] for side in found}
-    assert values["a"] == pytest.approx([3 / 12, 5 / 12, 3 / 12], abs=1e-12)
+    result = compare(evaluate(tmp_path / "a", A), evaluate(tmp_path / "b", B))
+    values = {model: [score(result, gain, "emotion_", model).value for gain in GAINS] for model in "AB"}
+    assert values["A"] == pytest.approx([3 / 12, 5 / 12, 3 / 12], abs=1e-12)
     # Both senses are worse than sound alone: a negative synergy.
-    assert values["b"] == pytest.approx([1 / 12, -1 / 12, -1 / 12], abs=1e-12)
-    assert values["difference"] == pytest.approx([-2 / 12, -6 / 12, -4 / 12], abs=1e-12)
+    assert values["B"] == pytest.approx([1 / 12, -1 / 12, -1 / 12], abs=1e-12)
+    differences = [score(result, f"{gain}_minus_first", "emotion_").value for gain in GAINS]
+    assert differences == pytest.approx([-2 / 12, -6 / 12, -4 / 12], abs=1e-12)
     # The interval against a plain bootstrap over the same draws.
     weights = draw_weights(12)
     right = {"audio": np.arange(12) < 4, "visual": np.arange(12) < 6, "av": np.arange(12) < 9}
@@ -129,24 +135,24 @@ def test_gains_and_synergy_by_hand(tmp_path):
         times = dict(zip(order, row))
         accuracy = {path: sum(times[i] * right[path][i] for i in range(12)) / 12 for path in right}
         drawn.append(accuracy["av"] - max(accuracy["audio"], accuracy["visual"]))
-    assert found["a"]["synergy"]["ci95"] == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=1e-9)
+    found = score(result, "synergy", "emotion_", "A")
+    assert [found.low, found.high] == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=1e-9)
 
 
-def test_groups_pool_their_items_and_draw_clips(tmp_path):
-    tasks = (*CELLS, "content_blind", "emotion_blind", "content_audio_noise")
-    found = compare(evaluate(tmp_path / "a", A, tasks), evaluate(tmp_path / "b", B, tasks))["groups"]
-    assert set(found) == {"artemo", "artemo_blind"}
-    group = found["artemo"]
+def test_all_six_cells_pool_their_items_and_draw_clips(tmp_path):
+    result = compare(evaluate(tmp_path / "a", A), evaluate(tmp_path / "b", B))
+    a, b = (score(result, "accuracy", "all_all", model) for model in "AB")
     # Both aspects: 4 + 6 + 9 and 8 + 6 + 7 of 36.
-    assert (group["n"], group["clips"]) == (72, 12)
-    assert [group[side]["value"] for side in "ab"] == pytest.approx([19 / 36, 21 / 36], abs=1e-12)
+    assert a.n == 72 and [a.value, b.value] == pytest.approx([19 / 36, 21 / 36], abs=1e-12)
     # A clip's six questions stand or fall together: far wider than 72 independent answers.
-    low, high = group["a"]["ci95"]
     narrow = wilson(38, 72)
-    assert low < narrow[0] and narrow[1] < high
+    assert a.low < narrow[0] and narrow[1] < a.high
     each = np.array([sum(i < limit for limit in (4, 6, 9)) / 3 for i in sorted(range(12), key=str)])
-    assert [low, high] == pytest.approx(np.quantile(draw_weights(12) @ each / 12, [0.025, 0.975]), abs=1e-9)
-    assert group["difference"]["value"] == pytest.approx(2 / 36, abs=1e-12)
+    assert [a.low, a.high] == pytest.approx(np.quantile(draw_weights(12) @ each / 12, [0.025, 0.975]), abs=1e-9)
+    found = score(result, "accuracy_minus_first", "all_all")
+    other = np.array([sum(i < limit for limit in (8, 6, 7)) / 3 for i in sorted(range(12), key=str)])
+    ends = np.quantile(draw_weights(12) @ (other - each) / 12, [0.025, 0.975])
+    assert [found.value, found.low, found.high] == pytest.approx([2 / 36, *ends], abs=1e-9)
 
 
 def test_gains_need_the_same_clips():
@@ -170,63 +176,57 @@ def test_every_kind_of_task_is_compared(tmp_path):
         return doc["sound_answer"] if task == "conflict" else "B"
 
     out = evaluate(tmp_path / "a", first, tasks), evaluate(tmp_path / "b", second, tasks)
-    found = compare(*out)["tasks"]
-    assert {task: entry["metric"] for task, entry in found.items()} == {
-        "artemo_va_av": "ccc",
-        "artemo_conflict": "follows_sight",
-        "artemo_emotion_audio_circular": "circular_accuracy",
-        "artemo_content_blind": "accuracy",
-    }
-    circular = found["artemo_emotion_audio_circular"]
-    assert (circular["n"], circular["a"]["value"], circular["b"]["value"]) == (12, 1, 0)
-    assert found["artemo_conflict"]["difference"]["value"] == -1
-    assert found["artemo_content_blind"]["b"]["value"] == 0
-    plane = found["artemo_va_av"]
-    assert plane["a"]["unparsable"] == 1 / 12 and plane["b"]["value"] == pytest.approx(1, abs=1e-9)
-    assert plane["difference"]["value"] == pytest.approx(1 - plane["a"]["value"], abs=1e-9)
-    assert 0 < plane["difference"]["ci95"][0] < plane["difference"]["value"] < plane["difference"]["ci95"][1]
+    found = compare(*out)
+    circular = [score(found, "circular_accuracy", "emotion_audio", model) for model in "AB"]
+    assert [(of.n, of.value) for of in circular] == [(12, 1), (12, 0)]
+    assert score(found, "circular_accuracy_minus_first", "emotion_audio").value == -1
+    assert score(found, "follows_sight_minus_first", condition="conflict").value == -1
+    assert score(found, "accuracy", "content_", condition="blind").value == 0
+    first, second = (score(found, "ccc", "_av", model, condition="stated") for model in "AB")
+    assert first.unparsable == 1 / 12 and second.value == pytest.approx(1, abs=1e-9)
+    difference = score(found, "ccc_minus_first", "_av", condition="stated")
+    assert difference.value == pytest.approx(1 - first.value, abs=1e-9)
+    assert 0 < difference.low < difference.value < difference.high
 
 
 def test_the_command_prints_and_writes(tmp_path, capsys):
     a, b = evaluate(tmp_path / "a", A, (*CELLS, "content_blind")), evaluate(tmp_path / "b", B, (*CELLS, "va_audio"))
     assert main(["benchmark", "compare", str(a), str(b), "--json", str(tmp_path / "c.json")]) == 0
     out = capsys.readouterr().out
-    line = next(line for line in out.splitlines() if line.startswith("artemo_content_audio "))
-    assert line.split()[:5] == ["artemo_content_audio", "accuracy", "12", "33.3%", "[13.8,"] and "+33.3 [" in line
-    same = next(line for line in out.splitlines() if line.startswith("artemo_emotion_visual "))
-    assert "+0.0  " in same and "+0.0 [" not in same, "nothing differs, so there is no interval"
+    line = next(line for line in out.splitlines() if line.startswith("accuracy content audio "))
+    assert line.split()[3:5] == ["33.3%", "[13.8,"] and "+33.3 [" in line
+    same = next(line for line in out.splitlines() if line.startswith("accuracy emotion visual "))
+    assert same.endswith(" +0.0"), "nothing differs, so there is no interval"
     assert "Only in A: artemo_content_blind" in out and "Only in B: artemo_va_audio" in out
-    assert "emotion  synergy" in out and "test set, version 1" in out
+    assert "\nsynergy emotion " in out and "test set, version 1" in out
     assert json.loads((tmp_path / "c.json").read_text()) == compare(a, b)
 
 
-def test_a_score_that_is_not_defined_is_null(tmp_path, capsys):
+def test_a_score_that_is_not_defined_is_left_out(tmp_path, capsys):
     silent = evaluate(tmp_path / "a", lambda task, doc: "", ("va_audio",))
-    assert math.isnan(compare(silent, silent)["tasks"]["artemo_va_audio"]["a"]["value"])
+    assert math.isnan(score(compare(silent, silent), "ccc", "_audio", condition="stated").value)
     assert main(["benchmark", "compare", str(silent), str(silent), "--json", str(tmp_path / "c.json")]) == 0
-    assert capsys.readouterr().out.count("not defined") == 3
-    assert json.loads((tmp_path / "c.json").read_text())["tasks"]["artemo_va_audio"]["difference"]["value"] is None
+    assert "not defined" in capsys.readouterr().out
+    assert not any("value" in row for row in json.loads((tmp_path / "c.json").read_text())["scores"])
 
 
 def test_other_benchmarks_are_refused_by_name(tmp_path, monkeypatch, folder):
     a = evaluate(tmp_path / "a", A)
     cut = evaluate(tmp_path / "cut", A, limit=11)
-    with pytest.raises(
-        InputError, match="artemo_content_audio: 1 of 12 items .* the first is 'clip-11-content-audio'"
-    ):
+    with pytest.raises(InputError, match="artemo_.*: 1 items differ, the first is 'clip-11-.*"):
         compare(a, cut)
-    with pytest.raises(InputError, match="1 of 12 items of .*/a/.* are not in .*/cut/"):
+    with pytest.raises(InputError, match="/cut/.* None in .*/a/|None in .*/cut/.*/a/"):
         compare(cut, a)
     other = write_benchmark(tmp_path / "other")
     rows = benchmark_files.read_items(other)
     rows[0]["options"] = rows[0]["options"][::-1]
     benchmark_files.write_items(other, rows)
     monkeypatch.setenv(select.VARIABLE, str(other))
-    with pytest.raises(InputError, match="the item 'clip-0-content-audio' has other words"):
+    with pytest.raises(InputError, match="items differ, the first is 'clip-0-content-audio'"):
         compare(a, evaluate(tmp_path / "b", A))
     (other / "benchmark.json").write_text(json.dumps({"format": 1, "name": "their set", "version": "2"}))
     artemo._benchmark.cache_clear()
-    with pytest.raises(InputError, match="'test set' version 1 in .*'their set' version 2 in "):
+    with pytest.raises(InputError, match="'test set', 'version': '1'. in .*'their set', 'version': '2'. in "):
         compare(a, evaluate(tmp_path / "c", A))
 
 
@@ -244,7 +244,7 @@ def test_files_that_do_not_fit_are_named(tmp_path, capsys):
     # A results file names itself, and the newest of a folder counts.
     evaluate(tmp_path / "a", B, date="20260102_030406")
     old = a / "org__model" / f"{DATE}_results.json"
-    assert compare(old, a)["tasks"]["artemo_content_audio"]["difference"]["value"] == pytest.approx(4 / 12)
+    assert score(compare(old, a), "accuracy_minus_first", "content_audio").value == pytest.approx(4 / 12)
     samples = old.with_name(f"{DATE}_samples_artemo_content_av.jsonl")
     lines = samples.read_text().splitlines(keepends=True)
     samples.write_text("".join(lines[:-1]))

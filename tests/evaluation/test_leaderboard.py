@@ -18,10 +18,10 @@ from vaemotionllm import InputError
 from vaemotionllm.benchmark import prompts
 from vaemotionllm.benchmark.intervals import ccc, wilson
 from vaemotionllm.cli.main import main
-from vaemotionllm.evaluation import leaderboard, plots, report
-from vaemotionllm.evaluation.leaderboard import read_models, write_models
-from vaemotionllm.evaluation.results import find_items, words_of
-from vaemotionllm.evaluation.scores import pick, table_of
+from vaemotionllm.evaluation import plots, report, results
+from vaemotionllm.evaluation.report import read_models, write_models
+from vaemotionllm.evaluation.results import command_of, find_items, words_of
+from vaemotionllm.evaluation.scores import models_scores, pick, table_of
 from vaemotionllm.nano import select
 
 CONTROLS = ("content_audio_silence", "emotion_audio_silence", "emotion_audio_mismatch", "emotion_blind")
@@ -56,19 +56,21 @@ def change(out, **entries):
 def build(*outs, names=None) -> pd.DataFrame:
     """The table of scores."""
     models = read_models(list(outs), names)
-    return leaderboard.models_scores(models, find_items(list(models.values()))[0])
+    items = find_items(list(models.values()))[0]
+    return models_scores(models, {name: item.get("art_form") for name, item in items.rows.items()})
 
 
 def warnings(*outs) -> list[str]:
     models = read_models(list(outs))
     about = {
         label: {
-            "settings": leaderboard.settings_of(of),
-            "tasks": {task: leaderboard.task_settings(of, task) for task in of.tasks},
+            "settings": results.settings_of(of),
+            "tasks": {task: results.task_settings(samples) for task, samples in of.tasks.items()},
+            "unknown_tasks": [],
         }
         for label, of in models.items()
     }
-    return leaderboard.warnings_about(models, about)
+    return report.warnings_about(models, about)
 
 
 def score(scores: pd.DataFrame, measure: str, cell: str = "_", model: str = "model", **keys) -> pd.Series:
@@ -96,7 +98,7 @@ def test_scores_by_hand(tmp_path):
     assert score(scores, "accuracy", "emotion_av", group="emotion: joyful").value == 1, "the clips 0, 4 and 8"
     calm = score(scores, "accuracy", "emotion_av", group="emotion: calm").value
     assert calm == pytest.approx(2 / 3), "of 3, 7 and 11 two"
-    answers = read_models([tmp_path / "a"])["model"].answers("artemo_emotion_audio")
+    answers = read_models([tmp_path / "a"])["model"].tasks["artemo_emotion_audio"].rows
     counts = plots.confusion(answers)
     assert list(counts.index) == list(counts.columns) == ["calm", "joyful", "sad", "tense"]
     assert counts.to_numpy().tolist() == [[1, 2, 0, 0], [0, 1, 0, 2], [2, 0, 1, 0], [0, 0, 2, 1]]
@@ -116,11 +118,11 @@ def test_two_models_stand_beside_each_other(tmp_path, capsys):
     assert difference.value == pytest.approx(4 / 12, abs=1e-12)
     text = (tmp_path / "report/report.md").read_text()
     low, high = (100 * end for end in wilson(4, 12))
-    assert f"| 33.3% [{low:.1f}, {high:.1f}] |" in text and "Each model minus model" in text
+    assert f"| 33.3% [{low:.1f}, {high:.1f}] |" in text and "| minus the first |" in text
     order = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")][:4]
     assert order == ["accuracy", "---", "other", "model"]
-    for heading in ("Valence and arousal as stated", "Under every rotation of the options"):
-        assert f"## {heading}\n\nNot run." in text
+    absent = text.split("*Not run: ")[1]
+    assert "Valence and arousal as stated" in absent and "Under every rotation of the options" in absent
     for file in re.findall(r"\]\(<?([^)>]*)>?\)", text):
         assert (tmp_path / "report" / file).is_file(), file
 
@@ -161,7 +163,6 @@ def test_controls_circular_conflict_and_stated_valence_and_arousal(tmp_path, fol
     text = (tmp_path / "report/report.md").read_text()
     assert re.search(r"\| the same option each time \|.* 25\.0% \|", text)
     assert "figures/valence_arousal_1.png" in text and "| model, audio | not defined |" in text
-    assert "| 0 of 12 |" in text
     rows = json.loads((tmp_path / "report/report.json").read_text())["scores"]
     (audio,) = [row for row in rows if row["measure"] == "ccc" and row["modality"] == "audio"]
     assert "value" not in audio, "not defined, and not a number"
@@ -208,26 +209,26 @@ def test_no_text_of_a_model_is_markup():
     said = "[a](http://x) ![b][c] [1](y) *_`~# a & b $x$ a\x07b\u202ec \ud800 [1.0, 2.0] [-1.0, +2.0]"
     line = r"\[a\](http://x) !\[b\]\[c] [1\](y) \*\_\`\~\# a \& b \$x\$ a�b�c � [1.0, 2.0] [-1.0, +2.0]"
     assert report.escaped(said) == line
-    card = {"name": "f", "title": said, "head": [said], "rows": [[said]], "image": None, "audio": None, "video": None}
-    blocks = [report.text(said), report.table([said], [[said]]), report.cards([{**card, "files": {}}])]
-    markdown, html = (report.rendered(kind, said, blocks) for kind in ("md", "html"))
-    assert markdown.count(line) == 6 and html.count("a�b�c � ") == 7
+    table = pd.DataFrame([[said, said]], dtype=object, columns=["a", "b"]).rename_axis("c").set_index("a")
+    parts = {"accuracy": table, "wrong": [report.Figure("f", said, None, table=table)]}
+    markdown, html = (report.rendered(kind, parts, title=said, notes=[said]) for kind in ("md", "html"))
+    assert markdown.count(line) == 7 and html.count("a�b�c � ") == 8
     assert not set("\x07\u202e\ud800") & {*markdown, *html}
 
 
 def test_wrong_answers_are_shown_with_their_media(tmp_path):
     models = read_models([evaluate(tmp_path / "a", A)])
     items, _ = find_items(list(models.values()))
-    shown, lacking = report.wrong_answers(models["model"], items, "wrong_1", tmp_path)
-    assert not lacking and [card["name"] for card in shown] == [f"wrong_1_{cell}" for cell in CELLS]
-    # By audio the first wrong one is clip 4, by image 6, by both 9; then the next that is not shown.
-    ids = [card["head"][1].split("-content")[0].split("-emotion")[0] for card in shown]
-    assert ids == [f"clip-{i}" for i in (4, 6, 9, 5, 7, 10)]
-    assert [card["image"] is not None for card in shown] == [False, True, True] * 2
-    assert [card["audio"] is not None for card in shown] == [True, False, True] * 2
-    rows = dict(shown[0]["rows"])
+    shown = report.wrong_answers("model", models["model"], items, "wrong_1", tmp_path)
+    assert [of.name for of in shown] == [f"wrong_1_{cell}" for cell in CELLS]
+    # By audio the first wrong one is clip 4, by image 6, by both 9.
+    ids = [of.table.columns[0].split("-content")[0].split("-emotion")[0] for of in shown]
+    assert ids == [f"clip-{i}" for i in (4, 6, 9) * 2]
+    assert [of.png is not None for of in shown] == [False, True, True] * 2
+    assert [of.audio is not None for of in shown] == [True, False, True] * 2
+    rows = shown[0].table.iloc[:, 0]
     assert (rows["right"], rows["chosen"], rows["response"]) == ("rain", "\u2717 fire", "B")
-    assert all((tmp_path / file).is_file() for card in shown for file in card["files"].values())
+    assert all((tmp_path / file).is_file() for of in shown for file in of.files.values())
 
 
 def test_no_name_is_a_formula():
@@ -235,7 +236,7 @@ def test_no_name_is_a_formula():
     names = ["_a$b_", "x{y}$^$", "$\\frac$", "{"]
     answers = pd.DataFrame({"answer": names, "predicted": names[0], "options": [tuple(names)] * 4})
     drawn = plots.draw_confusion(plots.confusion(answers), "av")
-    assert plots.render("f", drawn, "", "").png[:4] == b"\x89PNG"
+    assert plots.png_of(drawn)[:4] == b"\x89PNG"
     assert not any(text.get_parse_math() for text in drawn.axes[0].get_xticklabels())
 
 
@@ -247,9 +248,6 @@ def test_a_label_called_none_is_an_option():
     counts = plots.confusion(found)
     assert (list(counts.index), list(counts.columns)) == (["none", "x"], ["none", "x", "no option"])
     assert counts.to_numpy().tolist() == [[2, 0, 0], [0, 0, 1]]
-    assert plots.most_frequent_mistake(found) == "most frequent: no option for x, 1 time"
-    assert plots.most_frequent_mistake(found[:1]) == "no mistake"
-    assert plots.most_frequent_mistake(answers(*[("x", "none")] * 2)) == "most frequent: none for x, 2 times"
 
 
 def test_options_are_read_from_the_prompt():
@@ -278,9 +276,9 @@ def test_what_is_not_of_one_kind_is_said_above_the_leaderboard(tmp_path):
     notices = "\n".join(warnings(*outs))
     assert "differ in benchmark sha256" in notices and "other 000000" in notices
     assert "differ in scoring, so their scores do not compare: model generate, other options." in notices
-    assert "other has other prompts than model in artemo_emotion_av." in notices
-    assert "other has other decoding than model in artemo_content_audio, " in notices
-    assert "other answered a part of the questions only (--limit): 12 of 20 in artemo_content_audio" in notices
+    assert "The models were given other prompts in artemo_emotion_av." in notices
+    assert "The models were given other decoding in artemo_content_audio, " in notices
+    assert "other answered a part of the questions only (--limit): 12 in artemo_content_audio" in notices
 
 
 def test_models_that_were_not_run_alike_are_named(tmp_path):
@@ -302,7 +300,7 @@ def test_models_that_were_not_run_alike_are_named(tmp_path):
     found = {w.split("differ in ")[1].split(",")[0]: w.split("compare: ")[1] for w in warnings(*outs)}
     assert found == {
         "system instruction": f"model none, other Be brief.{31 * '.'}.",
-        "chat template sha256": "model none, other abc.",
+        "chat template sha": "model none, other abc.",
         "num fewshot": "model 0, other 2.",
         "num frames": "model 8, other 4.",
         "sampling rate hz": "model 16000, other 8000.",
@@ -351,11 +349,11 @@ def test_bad_input_is_named(tmp_path, capsys):
     assert "several results are of a model called 'model'" in refused(first, evaluate(tmp_path / "c", B))
     assert "--names has 1 names for 2" in refused(first, first, "--names", "x")
     fewer = evaluate(tmp_path / "fewer", A, model="fewer", limit=6)
-    assert re.search("6 of 12 items of .* are not in .*fewer", refused(first, fewer))
+    assert re.search("6 items differ, the first is 'clip-10-.*fewer", refused(first, fewer))
     torn = shutil.copytree(first, tmp_path / "torn")
     (file,) = torn.glob("*/*_results.json")
     file.write_text(file.read_text()[:-9])
-    assert "is no results file of lmms-eval" in refused(torn)
+    assert "(results of lmms-eval) is no valid JSON" in refused(torn)
     torn = shutil.copytree(first, tmp_path / "torn_samples")
     (file,) = torn.glob("*/*_samples_artemo_content_av.jsonl")
     file.write_text(file.read_text()[:-9])
@@ -368,7 +366,7 @@ def test_bad_input_is_named(tmp_path, capsys):
     old = shutil.copytree(first, tmp_path / "old")
     for file in old.glob("*/*_samples_*.jsonl"):
         file.write_text(file.read_text().replace('"macro_f1"', '"f1"'))
-    assert "a sample of artemo_content_audio lacks what the tasks write" in refused(old)
+    assert "lacks what the tasks write (KeyError('macro_f1')); evaluate artemo_content_audio again" in refused(old)
 
 
 def test_tasks_that_are_not_known_are_named(tmp_path):
@@ -392,18 +390,18 @@ def test_what_lacks_for_want_of_the_benchmark_is_said(folder, tmp_path, monkeypa
     shutil.rmtree(copy / "media")
     write_models(models, tmp_path / "report", str(copy))
     text = (tmp_path / "report/report.md").read_text()
-    assert (
-        "> 6 examples are left out, since their media cannot be read: clip-4-content-audio: there is no file" in text
-    )
-    assert "| short film |" in text
+    assert len(re.findall(r"\*model: [^*]*clip-4\.", text)) == 2 and "| model, short film |" in text
     # Without the items the emotions are still known, from the answers.
     shutil.rmtree(copy)
     written = write_models(models, tmp_path / "report")
     text = (tmp_path / "report/report.md").read_text()
     assert "there is no folder" in text and "there is no folder" in written["benchmark_missing"]
-    assert not any(row.get("group", "").startswith("art_form") for row in written["scores"]) and "| joyful |" in text
+    assert (
+        not any(row.get("group", "").startswith("art_form") for row in written["scores"])
+        and "| model, joyful |" in text
+    )
     other = benchmark_files.write_benchmark(tmp_path / "other", clips=6)
-    words = "is not the benchmark that was evaluated: it has no item 'clip-6-content-audio'"
+    words = "is not the benchmark that was evaluated: the item 'clip-6-content-audio' is not there"
     with pytest.raises(InputError, match=words):
         find_items(list(models.values()), str(other))
     rows = benchmark_files.read_items(folder)
@@ -412,7 +410,7 @@ def test_what_lacks_for_want_of_the_benchmark_is_said(folder, tmp_path, monkeypa
     benchmark_files.write_items(tmp_path / "changed", rows)
     monkeypatch.setenv(select.VARIABLE, str(tmp_path / "changed"))
     found, reason = find_items(list(models.values()))
-    assert found is None and "the item 'clip-0-content-audio' of artemo_content_audio has another answer" in reason
+    assert found is None and "the hash of its items is" in reason
 
 
 def test_a_later_run_of_other_tasks_hides_none(tmp_path, folder):
@@ -421,7 +419,7 @@ def test_a_later_run_of_other_tasks_hides_none(tmp_path, folder):
     evaluate(out, B, ["content_audio", "va_av"], date="20260102_030406")
     (model,) = read_models([out]).values()
     assert [path.name[:15] for path in model.runs] == ["20260102_030406", "20260102_030405"]
-    assert model.path.name == "20260102_030406_results.json" and "artemo_emotion_av" in model.results["configs"]
+    assert model.path.name == "20260102_030406_results.json" and "artemo_emotion_av" in model.tasks
     scores = build(out)
     assert score(scores, "accuracy", "content_audio").value == pytest.approx(8 / 12), "of the newer file"
     assert score(scores, "accuracy", "emotion_audio").value == pytest.approx(4 / 12), "of the older one"
@@ -432,7 +430,7 @@ def test_a_later_run_of_other_tasks_hides_none(tmp_path, folder):
         written["config"]["resolved_cli_args"] = {"tasks": arguments.split()[-1]}
         file.write_text(json.dumps(written))
     given = f"ARTEMO_DATASET={folder} lmms-eval --tasks"
-    assert leaderboard.command_of(read_models([out])["model"]) == f"{given} artemo\n{given} x"
+    assert command_of(read_models([out])["model"]) == f"{given} artemo\n{given} x"
     written = json.loads(older.read_text())
     written["config"]["model_args"] = "x=2"
     older.write_text(json.dumps(written))
@@ -445,30 +443,26 @@ def test_a_later_run_of_other_tasks_hides_none(tmp_path, folder):
 
 
 def test_another_benchmark_is_refused(folder, tmp_path):
-    """By the hash of its items where the results state it, else by what was asked, in every task with options."""
+    """By the hash of its items where the results state it, and by the options."""
 
     def other(name, **entries):
         rows = benchmark_files.read_items(folder)
-        rows[0] |= entries  # by sound; asked in the circular and the blind task too
+        rows[0] |= entries
         place = shutil.copytree(folder, tmp_path / name)
         benchmark_files.write_items(place, rows)
         return str(place)
 
-    film = other("form", art_form="opera")
-    question = other("question", question="Which sound is that?")
+    form = other("form", art_form="opera")
     options = other("options", options=["rain", "fire", "wind", "a gong"], answer="rain")
-    tasks = (["content_audio"], ["content_audio_circular"], ["content_blind"])
-    for number, asked in enumerate(tasks):
-        out = evaluate(tmp_path / str(number), A, asked)
-        models = list(read_models([out]).values())
-        with pytest.raises(InputError, match="the hash of its items is [0-9a-f]{16} and not [0-9a-f]{16}"):
-            find_items(models, film)
-        change(out, configs=lambda of: {t: {"metadata": without_hash(c["metadata"])} for t, c in of.items()})
-        old = list(read_models([out]).values())
-        assert find_items(old, film)[0].rows, "an older result cannot tell"
-        for place, said in ((question, "another question"), (options, "other options")):
-            with pytest.raises(InputError, match=f"the item 'clip-0-content-audio' of .* has .*{said} there"):
-                find_items(old, place)
+    out = evaluate(tmp_path / "a", A, ["content_audio"])
+    models = list(read_models([out]).values())
+    with pytest.raises(InputError, match="the hash of its items is [0-9a-f]{16} and not [0-9a-f]{16}"):
+        find_items(models, form)
+    change(out, configs=lambda of: {t: {"metadata": without_hash(c["metadata"])} for t, c in of.items()})
+    old = list(read_models([out]).values())
+    assert find_items(old, form)[0].rows, "an older result cannot tell"
+    with pytest.raises(InputError, match="the item 'clip-0-content-audio' .* has other options"):
+        find_items(old, options)
 
 
 def without_hash(metadata):
@@ -485,14 +479,11 @@ def test_the_command_holds_what_changes_an_answer():
     ]  # fmt: skip
     silent = ["--verbosity", "DEBUG", "--use_cache", "c", "--wandb_args", "key=secret", "--power", "0.9"]
     given = words_of(resolved([*words, *silent]))
-    assert sorted(given) == sorted(words) and resolved(given) == resolved(words)
-    assert words_of(resolved(["--model", "m", "--limit", "0.5"])) == [
-        "--model",
-        "m",
-        "--limit",
-        "0.5",
-    ]
-    assert words_of({"model": "m", "batch_size": 1, "new": 3}) == ["--model", "m", "--new", "3"]
+    assert resolved(given) == {**resolved(words), "batch_size": "1"}
+    assert not {"--use_cache", "--wandb_args"} & set(given)
+    assert words_of({"model": "m", "limit": 0.5, "num_fewshot": 0}) == [
+        "--model", "m", "--limit", "0.5", "--num_fewshot", "0",
+    ]  # fmt: skip
 
 
 def resolved(words):
@@ -521,14 +512,7 @@ def test_a_report_takes_the_place_of_its_own_kind_alone(tmp_path, capsys):
     outs = evaluate(tmp_path / "a", A), evaluate(tmp_path / "b", B, model="other")
     place = tmp_path / "report"
     write_models(read_models(outs), place)
-    names = json.loads((place / "report.json").read_text())["figures"]
-    (place / "figures/mine.png").write_bytes(b"")
-    assert names == sorted({p.name for p in (place / "figures").iterdir()} - {"mine.png"})
-    assert "confusion_2_emotion_av.png" in names
-    write_models(read_models(outs[:1]), place)
-    one = json.loads((place / "report.json").read_text())["figures"]
-    assert "confusion_2_emotion_av.png" not in one and "accuracy.png" in one
-    assert {p.name for p in (place / "figures").iterdir()} == {*one, "mine.png"}
+    assert (place / "figures/confusion_2_emotion_av.png").is_file()
     (place / "run.json").write_text("{}")
     before = (place / "report.json").read_bytes()
     assert main(["report", str(outs[1]), "--out", str(place)]) == 2
@@ -541,47 +525,12 @@ def test_one_task_alone_is_reported(tmp_path):
     scores = table_of(write_models(read_models([out]), tmp_path / "report")["scores"])
     assert set(scores[scores.measure == "accuracy"].modality) == {"visual"} and "synergy" not in set(scores.measure)
     line = next(x for x in (tmp_path / "report/report.md").read_text().splitlines() if x.startswith("| model |"))
-    assert line.count("not run") == 5 and "| 16.7% [" in line
-
-
-def test_labels_of_the_figures_do_not_overlap():
-    rng = np.random.default_rng(0)
-
-    def frame(rows):
-        value = rng.uniform(0.1, 0.9, len(rows))
-        scores = {"value": value, "low": value - 0.05, "high": value + 0.05, "chance": 0.25}
-        return pd.DataFrame(rows).assign(**scores)
-
-    names = [f"{i} {'w' * 40} one of Many models with the Very long name" for i in range(6)] + ["short"]
-    aspects, modalities = ("content", "emotion"), ("audio", "visual", "av")
-    cells = frame([{"model": n, "aspect": a, "modality": m} for n in names for a in aspects for m in modalities])
-    ways = report.AUDIO_LABELS
-    sounds = frame([{"model": n, "aspect": a, "condition": w} for w in ways for n in names for a in aspects])
-    drawn = (plots.draw_rows(cells, "aspect", "model", "modality"),
-             plots.draw_rows(sounds, "aspect", "condition", "model", ways))  # fmt: skip
-    for figure in drawn:
-        figure.canvas.draw()
-        texts = [
-            text for axis in figure.axes for text in (*axis.texts, *axis.get_yticklabels(), *axis.get_xticklabels())
-        ]
-        texts += figure.legends[0].get_texts()
-        box = figure.legends[0].get_window_extent()
-        assert figure.bbox.contains(box.x0, box.y0) and figure.bbox.contains(box.x1, box.y1), "the legend is cut off"
-        assert all(axis.get_window_extent().height > 100 for axis in figure.axes)
-        boxes = [
-            (text.get_text(), text.get_window_extent()) for text in texts if text.get_text() and text.get_visible()
-        ]
-        assert len(boxes) > 40
-        for number, (name, box) in enumerate(boxes):
-            over = [other for other, its in boxes[:number] if box.overlaps(its)]
-            assert not over, (name, over)
+    assert line.count("|") == 3 and "| 16.7% [" in line
 
 
 def test_long_names_are_shortened_in_the_middle():
-    long = [f"org/{'a' * 20}{i}{'b' * 20}" for i in range(3)]
-    found = plots.short_names(["org/model", *long])
-    assert found[:2] == ["org/model", f"org/{'a' * 14}...{'b' * 18}"] and found[3] == f"org/{'a' * 12}..3..{'b' * 16}"
-    assert len(set(found)) == 4 and max(map(len, found)) <= plots.LONGEST_NAME
+    assert plots.short_name("org/model") == "org/model"
+    assert plots.short_name(f"org/{'a' * 20}{'b' * 20}") == f"org/{'a' * 14}...{'b' * 18}"
 
 
 def test_real_results_of_our_adapter_and_of_a_stock_one(tmp_path):

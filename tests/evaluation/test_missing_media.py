@@ -18,8 +18,8 @@ from test_lmms_eval import answers, documents_of, instances, lmms_eval
 from vaemotionllm import InputError
 from vaemotionllm.benchmark import prompts
 from vaemotionllm.evaluation import artemo
-from vaemotionllm.evaluation.leaderboard import comparison_text
 from vaemotionllm.evaluation.lmms_model import VAEmotionLLM
+from vaemotionllm.evaluation.report import comparison_text
 from vaemotionllm.evaluation.scores import compare
 
 
@@ -128,4 +128,4 @@ def test_two_processes_answer_as_one_and_report_what_is_missing(model_folder, fo
     )
     assert samples[1]["accuracy"] == samples[1]["unparsable"] == 0 and samples[1]["missing"] == 1
     assert f"{task}, item 'clip-1-emotion-visual'" in done.stdout
-    assert "A lacks 1 answers" in comparison_text(compare(results_file, results_file))
+    assert "1 answers missing" in comparison_text(compare(results_file, results_file))
