@@ -28,7 +28,7 @@ GOALS = {"time_vs_stock": 1 / 2.5}
 CELLS = [f"artemo_{aspect}_{modality}" for aspect in ("content", "emotion") for modality in ("audio", "visual", "av")]
 # Enough to say a letter and end; the finished backbone has more.
 TEXT_STEPS, STEPS = 250, 150
-STOCK, FULL, OPTIONS = "lmms-eval's generic adapter", "+ media encoded once a clip", "the same, scoring=options"
+STOCK, FULL = "lmms-eval's generic adapter", "+ media encoded once a clip"
 
 
 def make_model(folder: Path) -> Path:
@@ -110,8 +110,8 @@ def measure(path: Path, batch_size: int, rounds: int, limit: int | None) -> None
     def stock_run() -> None:
         answers[STOCK] = [result.text for result in stock.generate_until(requests)]
 
-    def run(name: str, batch: int, threads: int, max_bytes: int, scoring: str = "generate") -> None:
-        ours.batch_size, ours.scoring = batch, scoring
+    def run(name: str, batch: int, threads: int, max_bytes: int) -> None:
+        ours.batch_size = batch
         ours.pipeline.workers, ours.pipeline.kept = threads, EncodedMedia(max_bytes)
         answers[name] = [result.text for result in ours.generate_until(requests)]
 
@@ -120,7 +120,6 @@ def measure(path: Path, batch_size: int, rounds: int, limit: int | None) -> None
         f"+ {batch_size} questions a batch": (batch_size, 1, 0),
         f"+ {workers} threads that decode": (batch_size, workers, 0),
         FULL: (batch_size, workers, kept_bytes),
-        OPTIONS: (batch_size, workers, kept_bytes, "options"),
     }
     runs = {STOCK: stock_run, **{name: partial(run, name, *values) for name, values in steps.items()}}
     stderr, sys.stderr = sys.stderr, open(os.devnull, "w")  # the adapters' bars
@@ -145,10 +144,9 @@ def measure(path: Path, batch_size: int, rounds: int, limit: int | None) -> None
     last_line(
         measured
         | {"samples_per_s_vs_stock": 1 / measured["time_vs_stock"], "equal_answers": same[FULL]}
-        | {"options_time_vs_generation": ratio(times, OPTIONS, FULL), "equal_answers_options": same[OPTIONS]}
         | {"questions": len(requests), "different_answers": len(set(answers[STOCK]))}
     )
-    different = {name: share for name, share in same.items() if share < 1 and name != OPTIONS}
+    different = {name: share for name, share in same.items() if share < 1}
     if different:
         for name in different:
             for request, mine, its in zip(requests, answers[name], answers[STOCK]):

@@ -8,18 +8,12 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
 # Defined beside the model, because the processor raises it and is copied to the Hub with its siblings alone.
 from .model.inputs import InputError
-
-try:
-    from safetensors import SafetensorError
-except ImportError:  # `--version` works where the requirements are not installed; nothing is written there
-    SafetensorError = OSError  # type: ignore[assignment, misc]
 
 # ---- errors
 
@@ -43,6 +37,8 @@ def reported_writing(path: Path, unfinished: bool = False) -> Iterator[None]:
     Raises:
         RankError: one rank may meet it alone.
     """
+    from safetensors import SafetensorError  # `--version` works where the requirements are not installed
+
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -168,22 +164,16 @@ def new_folder(out: Path, option: str) -> Iterator[Path]:
         InputError: see `check_new`.
     """
     check_new(out, option)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    partial = out.with_name(f".{out.name}.{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    partial.mkdir(parents=True)
     try:
         yield partial
-        os.chmod(partial, 0o777 & ~_umask())
         if out.exists():
             out.rmdir()
         os.replace(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _umask() -> int:
-    value = os.umask(0)
-    os.umask(value)
-    return value
 
 
 # ---- environment variables of the CPU libraries below torch. They read them once, when torch is imported; so they are

@@ -86,7 +86,7 @@ def commands(page: Path) -> list[list[str]]:
 def test_commands_of_a_page_are_understood(page):
     for name, *words in commands(page):
         parser = argparse.ArgumentParser(prog=f"vaemotionllm {name}", exit_on_error=False)
-        entry._functions(name)[0](parser)
+        entry.functions_of(name)[0](parser)
         arguments = parser.parse_args(words)
         for word in getattr(arguments, "overrides", None) or ():
             assert word.partition("=")[0] in FIELDS, f"{page.name}: {name} {word}"

@@ -31,11 +31,11 @@ def test_what_the_user_says_is_kept(said, holds):
 
 AS_A_RANK = """
 import os, sys
-from vaemotionllm.cli import launched, train
+from vaemotionllm.cli import main, train
 
 loaded = "torch" in sys.modules
-show = lambda args: print(loaded, os.environ["GOMP_SPINCOUNT"])
-launched.run_as_rank("train", train.add_train_arguments, show, ["--config", "x"])
+train.run_train = lambda args: print(loaded, os.environ["GOMP_SPINCOUNT"])
+main.main(["train", "--local_rank=0", "--config", "x"])
 """
 AS_A_COMMAND = """
 import os, sys

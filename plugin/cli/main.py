@@ -2,61 +2,61 @@
 
 import argparse
 import importlib
+import os
 import sys
 
 from .. import __version__
-from ..utils import InputError, bound_spinning
+from ..utils import InputError, RankError, bound_spinning
 
-# Command -> one line for --help. Each names a module in this folder ("-" as "_") with `add_arguments(parser)` and
-# `run(args)`, unless `SHARED` has it.
+# Command -> (module in this folder, one line for --help). The module has a function that adds the command's arguments
+# and one that runs it, see `functions_of`.
 COMMANDS = {
-    "init": "add an audio encoder to a vision-language model: the untrained model that stage 1 trains",
-    "cache-teacher": "query the teacher of stage 1 once, so that training need not run it in each step",
-    "plan": "what a stage-1 run will need: parameters, memory, FLOPs, clips a second, disk",
-    "instructions": "make chat samples of a manifest's labels, to be looked at, edited and trained on in stage 2",
-    "train": "train stage 1 (VG-Align) or stage 2 (EmoAdapter) from a YAML config",
-    "export": "make a model folder from a checkpoint of a training run",
-    "push": "upload a saved model to the Hub, with its card and hashes, in one commit",
-    "inspect": "show what teacher and student expect at each token of a clip's response",
-    "predict": "predict which emotion images, audio and videos express, for each modality",
-    "calibrate": "fit the confidence of the predictions, on labelled clips that were not trained on",
-    "verify": "check a model, of a folder or of the Hub: hashes, format, recorded outputs and answers",
-    "nano": "build the embedded default: the procedural art world, its benchmark and its backbone",
-    "benchmark": "show, check, build, upload or compare what the lmms-eval tasks `artemo` read",
-    "evaluate-emotion": "score the Supervisor's predictions for a benchmark's clips, under each modality",
-    "report": "report on models by their lmms-eval results, on a demo, or on means over the seeds of demos",
-    "ablation": "train the nano model with and without each of its parts, over seeds, and compare",
-    "demo": "run everything on the nano world: backbone, both stages, lmms-eval, report",
+    "init": ("train", "add an audio encoder to a vision-language model: the untrained model that stage 1 trains"),
+    "cache-teacher": ("train", "query the teacher of stage 1 once, so that training need not run it in each step"),
+    "plan": (
+        "train",
+        "what a stage-1 run will need: parameters, memory in each ZeRO stage, FLOPs, clips a second, disk",
+    ),
+    "instructions": ("train", "make chat samples of a manifest's labels, to be edited and trained on in stage 2"),
+    "train": ("train", "train stage 1 (VG-Align) or stage 2 (EmoAdapter) from a YAML config"),
+    "export": ("train", "make a model folder that from_pretrained loads from a checkpoint of a training run"),
+    "inspect": ("train", "show a clip's teacher (given the visual) and student (given audio) side by side"),
+    "predict": ("emotion", "predict which emotion images, audio and videos express, for each modality"),
+    "calibrate": ("emotion", "fit the confidence of the predictions, on labelled clips that were not trained on"),
+    "evaluate-emotion": ("emotion", "score the Supervisor's predictions for a benchmark's clips, under each modality"),
+    "push": ("hub", "upload a saved model to the Hub, with its card and hashes, in one commit"),
+    "verify": ("hub", "check a model, of a folder or of the Hub, against what was recorded of it"),
+    "nano": ("benchmark", "build the embedded default: the procedural art world, its benchmark and its backbone"),
+    "benchmark": ("benchmark", "show, check, build, upload or compare what the lmms-eval tasks `artemo` read"),
+    "report": ("report", "report on models by their lmms-eval results, on a demo, or on means over seeds of demos"),
+    "demo": ("demo", "run everything on the nano world: backbone, both stages, lmms-eval, report"),
+    "ablation": ("demo", "train the nano model with and without each of its parts, over seeds, and compare"),
 }
-
-# Command -> (module, function that adds arguments, function that runs it).
-SHARED = {
-    "init": ("train", "add_init_arguments", "run_init"),
-    "cache-teacher": ("train", "add_cache_teacher_arguments", "run_cache_teacher"),
-    "plan": ("train", "add_plan_arguments", "run_plan"),
-    "instructions": ("train", "add_instructions_arguments", "run_instructions"),
-    "train": ("train", "add_train_arguments", "run_train"),
-    "export": ("train", "add_export_arguments", "run_export"),
-    "inspect": ("train", "add_inspect_arguments", "run_inspect"),
-    "nano": ("benchmark", "add_nano_arguments", "run_nano"),
-    "push": ("hub", "add_push_arguments", "run_push"),
-    "verify": ("hub", "add_verify_arguments", "run_verify"),
-    "predict": ("emotion", "add_predict_arguments", "run_predict"),
-    "calibrate": ("emotion", "add_calibrate_arguments", "run_calibrate"),
-    "evaluate-emotion": ("emotion", "add_evaluate_arguments", "run_evaluate"),
-    "ablation": ("demo", "add_ablation_arguments", "run_ablation"),
-}
-
 
 # What a user can mend: bad input, and paths that cannot be used.
 USER_ERRORS = (InputError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 
 
-def one_line(error: Exception) -> str:
-    """One line about one of `USER_ERRORS`."""
-    if isinstance(error, OSError):
-        return f"{error.strerror}: {error.filename}; name a path that can be used."
-    return str(error)
+def functions_of(command: str):
+    """The two functions of a command: one adds its arguments, the other runs it."""
+    module = importlib.import_module(f"{__package__}.{COMMANDS[command][0]}")
+    name = command.replace("-", "_")
+    return getattr(module, f"add_{name}_arguments"), getattr(module, f"run_{name}")
+
+
+def _report(command: str, error: Exception) -> None:
+    """Print one of `USER_ERRORS` as one line. Rank 0 reports what all ranks met, each rank what it met alone."""
+    text = (
+        f"{error.strerror}: {error.filename}; name a path that can be used." if isinstance(error, OSError) else error
+    )
+    if (rank := os.environ.get("RANK", "0")) == "0":
+        print(f"vaemotionllm {command}: error: {text}", file=sys.stderr)
+    elif isinstance(error, RankError):
+        print(f"vaemotionllm {command}: error on rank {rank}: {text}", file=sys.stderr)
+
+
+def _is_setting(word: str) -> bool:
+    return "=" in word and not word.startswith("-")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -65,27 +65,31 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="vaemotionllm", description="A vision-language model that hears.")
     parser.add_argument("--version", action="version", version=f"vaemotionllm {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, text in COMMANDS.items():
+    for name, (_, text) in COMMANDS.items():
         sub = commands.add_parser(name, help=text, description=text)
         # Only the chosen command's module is imported, so that --help stays fast.
         if argv and argv[0] == name:
-            _functions(name)[0](sub)
-    args = parser.parse_args(argv)
+            functions_of(name)[0](sub)
+    args, rest = parser.parse_known_args(argv)
+    overrides = getattr(args, "overrides", None)
+    if overrides is not None:  # argparse takes them from one place of the line alone
+        overrides += [word for word in rest if _is_setting(word)]
+        rest = [word for word in rest if not _is_setting(word)]
+    if rest:
+        name = rest[0].lstrip("-").partition("=")[0]
+        if _is_setting(rest[0]):
+            rest.append(f"(flags are written --{name.replace('_', '-')} VALUE)")
+        elif overrides is not None:
+            rest.append(f"(a config's fields are written {name.replace('-', '_')}=VALUE)")
+        parser.error(f"{args.command}: unrecognized arguments: {' '.join(rest)}")
     try:
-        return _functions(args.command)[1](args) or 0
+        return functions_of(args.command)[1](args) or 0
     except USER_ERRORS as error:
-        print(f"vaemotionllm {args.command}: error: {one_line(error)}", file=sys.stderr)
+        _report(args.command, error)
         return 2
     except KeyboardInterrupt:
         print(f"vaemotionllm {args.command}: interrupted.", file=sys.stderr)
         return 130  # as a shell says of a program that Ctrl-C ended
-
-
-def _functions(command: str):
-    """The two functions of a command: one adds its arguments, the other runs it."""
-    module, add, run = SHARED.get(command, (command.replace("-", "_"), "add_arguments", "run"))
-    found = importlib.import_module(f"{__package__}.{module}")
-    return getattr(found, add), getattr(found, run)
 
 
 if __name__ == "__main__":

@@ -9,46 +9,58 @@ Under a launcher this module runs `train`, or `cache-teacher` where that is its 
 import argparse
 import json
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from ..model.inputs import MODALITIES
 from ..utils import InputError, check_new, new_folder
-from .launched import hint_at_form, run_as_rank, shown_log
+from . import positive
+from .launched import end_rank, shown_log
+from .main import main
 
 
-def _describe(parser: argparse.ArgumentParser, text: str, config: bool = False) -> None:
-    parser.description, parser.formatter_class = text, argparse.RawDescriptionHelpFormatter
-    hint_at_form(parser)
-    if config:
-        parser.add_argument("--config", help="a YAML file, or the name of a config that the package ships")
-        parser.add_argument("overrides", nargs="*", metavar="key=value", help="config fields to set, as YAML values")
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    # The deepspeed launcher adds it; the environment variable LOCAL_RANK says the same.
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--config", required=True, help="a YAML file, or the name of a config that the package ships")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="config fields to set, as YAML values")
 
 
 # ---- train
 
-TRAIN = """train stage 1 (VG-Align) or stage 2 (EmoAdapter) from a YAML config
-
-A run that was stopped resumes from its last complete checkpoint when the same command runs again; a finished one is
-made longer by a larger max_steps or num_train_epochs.
-
-  vaemotionllm train --config stage1_nano vlm=DIR/vlm audio=DIR/audio manifest=DIR/manifest.jsonl output_dir=runs/s1
-  deepspeed --num_gpus 8 --module vaemotionllm.cli.train --config stage1_qwen2_5_vl_7b deepspeed=zero3
-"""
-
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
-    _describe(parser, TRAIN, config=True)
-    parser.add_argument("--fields", action="store_true", help="list the config fields of both stages and exit")
+    parser.epilog = """A run that was stopped resumes from its last complete checkpoint when the same command runs
+    again; a finished one is made longer by a larger max_steps or num_train_epochs."""
+    _add_config(parser)
+    parser.add_argument("--fields", action=_Fields, help="list the config fields of both stages and exit")
 
 
-def run_train(args: argparse.Namespace) -> int:
-    if args.fields:
-        print_fields()
-        return 0
-    from ..config_file import build_config, shipped_file
+class _Fields(argparse.Action):
+    """Like --help: needs no config."""
 
-    values = _values(args)
+    def __init__(self, option_strings, dest, help):
+        super().__init__(option_strings, dest, nargs=0, help=help)
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        from ..config_file import describe_field, own_fields
+        from ..train.config import CONFIGS, StageConfig
+
+        common = {field.name for field in own_fields(StageConfig)}
+        for title, cls in [("Both stages", StageConfig), *((f"Stage {n}", cls) for n, cls in CONFIGS.items())]:
+            print(f"{title} (name: type = default)")
+            for field in own_fields(cls):
+                if cls is StageConfig or field.name not in common:
+                    print(f"  {describe_field(cls, field)}\n      {field.metadata.get('help', '')}")
+        print("Every field of transformers.TrainingArguments is allowed as well.")
+        parser.exit()
+
+
+def run_train(args: argparse.Namespace) -> None:
+    from ..config_file import build_config, read_config, shipped_file
+
+    values = read_config(args.config, args.overrides)
     if isinstance(values.get("deepspeed"), str):
         values["deepspeed"] = str(shipped_file("deepspeed", values["deepspeed"], (".json",)))
     from ..train.config import CONFIGS
@@ -64,52 +76,22 @@ def run_train(args: argparse.Namespace) -> int:
               "overwrite=true to train again.")  # fmt: skip
     elif config.process_index == 0:
         print(f"Stage {config.stage} is finished: {config.output_dir}")
-    return 0
-
-
-def _values(args: argparse.Namespace) -> dict:
-    from ..config_file import read_config
-
-    if not args.config:
-        raise InputError("--config is missing: give a YAML file, or the name of a shipped config such as stage1_nano.")
-    return read_config(args.config, args.overrides)
-
-
-def print_fields() -> None:
-    from ..config_file import describe_field, own_fields
-    from ..train.config import CONFIGS, StageConfig
-
-    common = {field.name for field in own_fields(StageConfig)}
-    parts = {"Both stages": (StageConfig, common)}
-    for stage, cls in CONFIGS.items():
-        parts[f"Stage {stage}"] = (cls, {field.name for field in own_fields(cls)} - common)
-    for title, (cls, names) in parts.items():
-        print(f"{title} (name: type = default)")
-        for field in own_fields(cls):
-            if field.name in names:
-                print(f"  {describe_field(cls, field)}\n      {field.metadata.get('help', '')}")
-    print("Every field of transformers.TrainingArguments is allowed as well.")
 
 
 # ---- cache-teacher
 
-CACHE_TEACHER = """query the teacher of a stage-1 config once: its responses, its states at them, its scores
-
-Training with the same config then reads `teacher_cache` in place of running the teacher in each step. What was stopped
-is resumed; more clips or responses are added to what is there. With several GPUs:
-
-  torchrun --nproc_per_node 8 -m vaemotionllm.cli.train cache-teacher --config stage1_qwen2_5_vl_7b \\
-      manifest=clips/manifest.jsonl teacher_cache=cache/teacher
-"""
-
 
 def add_cache_teacher_arguments(parser: argparse.ArgumentParser) -> None:
-    _describe(parser, CACHE_TEACHER, config=True)
+    parser.epilog = """Training with the same config then reads `teacher_cache` in place of running the teacher in each
+    step. What was stopped is resumed; more clips or responses are added to what is there."""
+    _add_config(parser)
     parser.add_argument("--estimate", action="store_true", help="print what it will take on disk, and end")
 
 
-def run_cache_teacher(args: argparse.Namespace) -> int:
-    values = _values(args)
+def run_cache_teacher(args: argparse.Namespace) -> None:
+    from ..config_file import build_config, read_config
+
+    values = read_config(args.config, args.overrides)
     if values.get("stage") != 1:
         raise InputError(f"config field `stage` is {values.get('stage')!r}; only stage 1 has a teacher.")
     if not values.get("teacher_cache"):
@@ -117,30 +99,26 @@ def run_cache_teacher(args: argparse.Namespace) -> int:
     # An engine shards what it trains; here nothing is trained, and the teacher is whole on each rank.
     # A rank that is done waits for the slowest, which in a pass of a day may be hours behind.
     values = {"output_dir": values["teacher_cache"], "ddp_timeout": 86_400, **values, "deepspeed": None}
-    from ..config_file import build_config
     from ..train.config import Stage1Config
     from ..train.data import Stage1Data
     from ..train.model import load_model
 
     config = build_config(Stage1Config, values)
-    data, main = Stage1Data(config), config.process_index == 0
-    with shown_log(main):
+    data, is_main = Stage1Data(config), config.process_index == 0
+    with shown_log(is_main):
         model, processor = load_model(config)
-    sizes, responses = data.estimate_bytes(model, processor), len(data.clips) * config.responses_per_clip
-    if main:
-        audio = f", about {_size(sizes['audio'])} for the audio tower's states" if "audio" in sizes else ""
-        print(f"At most {_size(sizes['states'])} for {responses} responses of up to {config.max_response_tokens} "
-              f"tokens{audio}; {_size(sizes['free'])} are free.", flush=True)  # fmt: skip
-        if sizes["states"] + sizes.get("audio", 0) > sizes["free"]:
-            print("WARNING: it may not fit. Lower responses_per_clip or max_response_tokens, or name a larger disk.")
-    if args.estimate:
-        return 0
-    with shown_log(main):
-        data.fill_teacher_cache(model, processor)
-    if main:
+        sizes, responses = data.estimate_bytes(model, processor), len(data.clips) * config.responses_per_clip
+        if is_main:
+            shown = ", ".join(f"{name} {_size(size)}" for name, size in sizes.items())
+            tokens = config.max_response_tokens
+            print(f"At most, for {responses} responses of up to {tokens} tokens: {shown}", flush=True)
+            if sizes["states"] + sizes.get("audio", 0) > sizes["free"]:
+                print("WARNING: it may not fit. Lower responses_per_clip or max_response_tokens, or use another disk.")
+        if not args.estimate:
+            data.fill_teacher_cache(model, processor)
+    if is_main and not args.estimate:
         used = sum(file.stat().st_size for file in Path(config.teacher_cache).iterdir() if file.is_file())
         print(f"{config.teacher_cache}: {responses} responses, {_size(used)}")
-    return 0
 
 
 def _size(count: int) -> str:
@@ -149,20 +127,14 @@ def _size(count: int) -> str:
 
 # ---- plan
 
-PLAN = """what a stage-1 run will need: parameters, memory in each ZeRO stage, FLOPs, clips a second, disk
-
-The model is made at full size on the meta device: its config.json is read, its weights are not.
-
-  vaemotionllm plan --config stage1_qwen2_5_vl_7b --gpus 8 --gpu-memory-gb 80
-  vaemotionllm plan --config stage1_qwen2_5_vl_3b --gpus 1 --gpu-memory-gb 24 per_device_train_batch_size=1
-"""
-
 
 def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
-    _describe(parser, PLAN, config=True)
+    parser.epilog = "The model is made at full size on the meta device: its config.json is read, its weights are not."
+    _add_config(parser)
     add = parser.add_argument
     add("--gpus", type=int, default=1, metavar="N", help="number of GPUs (1)")
-    add("--gpu-memory-gb", type=float, default=80, metavar="GB", help="memory of one GPU, counted in GiB (80)")
+    memory = "memory of one GPU, counted in GiB (80)"
+    add("--gpu-memory-gb", dest="gpu_memory_gib", type=float, default=80, metavar="GB", help=memory)
     add("--gpu", default="H100", metavar="NAME", help="GPU whose peak is taken, such as A100 (H100)")
     add("--peak-tflops", type=float, metavar="N", help="dense bf16 peak of one GPU, in place of --gpu")
     add("--mfu", type=float, default=0.35, metavar="SHARE", help="share of the peak reached (0.35)")
@@ -175,39 +147,32 @@ def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="print one JSON object")
 
 
-def run_plan(args: argparse.Namespace) -> int:
+def run_plan(args: argparse.Namespace) -> None:
     from ..train.plan import as_text, make_plan
 
-    if not args.config:
-        raise InputError("--config is missing: give a YAML file, or the name of a shipped config.")
-    found = make_plan(args.config, args.overrides, {**vars(args), "gpu_memory_gib": args.gpu_memory_gb})
+    found = make_plan(args.config, args.overrides, vars(args))
     print(json.dumps(found) if args.json else as_text(found))
-    return 0
 
 
 # ---- init
 
-INIT = "add an audio encoder to a vision-language model: the untrained model that stage 1 trains"
-
 
 def add_init_arguments(parser: argparse.ArgumentParser) -> None:
-    _describe(parser, INIT)
     add = parser.add_argument
     add("--vlm", required=True, metavar="DIR_OR_NAME", help="a transformers image-text-to-text model")
     add("--audio", required=True, metavar="DIR_OR_NAME", help="a transformers audio encoder with its extractor")
-    add("--out", required=True, metavar="DIR", help="new folder for the model and its processor")
+    add("--out", required=True, type=Path, metavar="DIR", help="new folder for the model and its processor")
     add("--seed", type=int, default=0, help="seed of the new weights: projector, EmoAdapter (default 0)")
     add("--like", metavar="CONFIG", help="take model_fields, num_frames and max_audio_s from this training config")
-    add("fields", nargs="*", metavar="FIELD=VALUE", help="fields of VAEmotionLLMConfig")
+    add("overrides", nargs="*", metavar="FIELD=VALUE", help="fields of VAEmotionLLMConfig")
 
 
-def run_init(args: argparse.Namespace) -> int:
-    out = Path(args.out)
-    check_new(out, "--out")  # before the model is made
+def run_init(args: argparse.Namespace) -> None:
+    check_new(args.out, "--out")  # before the model is made
     from ..config_file import parse_overrides, read_config
 
     like = read_config(args.like) if args.like else {}
-    fields = {**(like.get("model_fields") or {}), **parse_overrides(args.fields)}
+    fields = {**(like.get("model_fields") or {}), **parse_overrides(args.overrides)}
 
     import torch
 
@@ -224,51 +189,39 @@ def run_init(args: argparse.Namespace) -> int:
         model = VAEmotionLLMForConditionalGeneration.from_backbone(args.vlm, args.audio, **fields)
     except (OSError, ValueError) as error:
         raise InputError(f"--vlm {args.vlm} and --audio {args.audio} do not make a model: {error}") from error
-    with new_folder(out, "--out") as partial:
+    with new_folder(args.out, "--out") as partial:
         model.save_pretrained(partial)
         processor.save_pretrained(partial)
     whole, tower = (sum(p.numel() for p in part.parameters()) / 1e6 for part in (model, model.audio_tower))
-    print(f"{out}: {whole:.2f} M parameters, of which audio tower {tower:.2f} M, not yet trained on audio")
-    return 0
+    print(f"{args.out}: {whole:.2f} M parameters, of which audio tower {tower:.2f} M, not yet trained on audio")
 
 
 # ---- export
 
-EXPORT = """make a model folder that from_pretrained loads from a checkpoint of a training run
-
-It starts from the model that the run started from: run it where the paths in the run's config are valid. LoRA is
-merged into the model, and written alone into DIR/adapter for PEFT. A checkpoint that DeepSpeed wrote is unpickled,
-which can execute code: export only runs of your own.
-"""
-
 
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:
-    _describe(parser, EXPORT)
-    parser.add_argument("run", metavar="RUN_DIR", help="output_dir of a training run, finished or not")
+    parser.epilog = """It starts from the model that the run started from: run it where the paths in the run's config
+    are valid. LoRA is merged into the model, and written alone into DIR/adapter for PEFT. A checkpoint that DeepSpeed
+    wrote is unpickled, which can execute code: export only runs of your own."""
+    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="output_dir of a training run, finished or not")
     parser.add_argument("--checkpoint", type=int, metavar="N", help="step of the checkpoint (default: the last one)")
-    parser.add_argument("--out", required=True, metavar="DIR", help="new folder for the model and its processor")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="new folder for model and processor")
 
 
-def run_export(args: argparse.Namespace) -> int:
-    with new_folder(Path(args.out), "--out") as partial:
+def run_export(args: argparse.Namespace) -> None:
+    with new_folder(args.out, "--out") as partial:
         from ..train.checkpoint import export
 
-        taken = export(Path(args.run), partial, args.checkpoint)
+        taken = export(args.run, partial, args.checkpoint)
     print(f"{args.out}: the model of {taken}")
-    return 0
 
 
 # ---- inspect
 
-INSPECT = """show a clip's teacher (given the visual) and student (given audio) side by side
-
-The teacher answers the prompt about the visual; at each token of its answer the most probable tokens of both are
-shown, and KL(teacher || student) in nats.
-"""
-
 
 def add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
-    _describe(parser, INSPECT)
+    parser.epilog = """The teacher answers the prompt about the visual; at each token of its answer the most probable
+    tokens of both are shown, and KL(teacher || student) in nats."""
     add = parser.add_argument
     add("--model", required=True, metavar="DIR_OR_NAME", help="a VAEmotionLLM, as stage 1 saved it")
     add("--manifest", required=True, help="clip manifest, .jsonl or .parquet")
@@ -276,23 +229,22 @@ def add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
     add("--id", help="id of the clip (default: the split's first)")
     add("--prompt", default="Describe this and the emotion that it expresses.", help="the prompt")
     add("--modality", default="audio", choices=("audio", "av"), help="what the student is given")
-    add("--top", type=int, default=3, help="tokens shown at each position (default 3)")
-    add("--max-response-tokens", type=int, default=32, help="longest answer (default 32)")
+    add("--top", type=positive, default=3, help="tokens shown at each position (default 3)")
+    add("--max-response-tokens", type=positive, default=32, help="longest answer (default 32)")
     add("--device", default=None, help="default: the accelerator, where there is one")
     add("--json", action="store_true", help="print one JSON object")
 
 
-def run_inspect(args: argparse.Namespace) -> int:
-    for name in ("top", "max_response_tokens"):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} is {getattr(args, name)}; at least 1 is needed.")
+def run_inspect(args: argparse.Namespace) -> None:
     from ..data.manifest import read_manifest
 
     clips = {clip.id: clip for clip in read_manifest(args.manifest, args.split, ("audio", "visual"))}
-    if args.id is not None and args.id not in clips:
-        first = next(iter(clips))
+    first = next(iter(clips))
+    clip = clips.get(args.id or first)
+    if clip is None:
         raise InputError(f"--id {args.id} is not in split {args.split} of {args.manifest}; the first is {first}.")
-    clip = clips[args.id] if args.id is not None else next(iter(clips.values()))
+
+    import pandas as pd
 
     from ..model.loading import check_model_folder, load_model, load_processor
     from ..train.teacher import compare
@@ -302,61 +254,39 @@ def run_inspect(args: argparse.Namespace) -> int:
     found = compare(model, processor, clip, args.prompt, args.modality, args.max_response_tokens, args.top)
     if args.json:
         print(json.dumps(found))
-        return 0
+        return
     words = lambda expected: " ".join(f"{token!r} {share:.2f}" for token, share in expected)
-    rows = [("token", "teacher expects", "student expects", "KL")]
-    rows += [
-        (repr(p["token"]), words(p["teacher"]), words(p["student"]), f"{p['kl']:.3f}") for p in found["positions"]
-    ]
+    rows = [(repr(p["token"]), words(p["teacher"]), words(p["student"]), p["kl"]) for p in found["positions"]]
+    table = pd.DataFrame(rows, columns=["token", "teacher expects", "student expects", "KL"])
     print(f"clip {clip.id}, student modality {args.modality}: {args.prompt}")
-    print(f"teacher: {found['response']}\nstudent: {found['student_response']}\n\n{_table(rows)}\n")
-    print(
-        f"mean KL {found['kl']:.3f} nats; both expect the same token most at {found['agreement']:.0%} of the positions"
-    )
-    return 0
-
-
-def _table(rows: list[tuple[str, ...]], right: bool = False) -> str:
-    """Columns of equal width; all but the first are aligned to the right where that is wanted."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    pad = lambda i, cell: cell.rjust(widths[i]) if right and i else cell.ljust(widths[i])
-    return "\n".join("  ".join(pad(i, cell) for i, cell in enumerate(row)).rstrip() for row in rows)
+    print(f"teacher: {found['response']}\nstudent: {found['student_response']}\n")
+    print(table.to_string(index=False, float_format="{:.3f}".format), end="\n\n")
+    print(f"mean KL {found['kl']:.3f} nats; the most probable token is the same at {found['agreement']:.0%}")
 
 
 # ---- instructions
 
-INSTRUCTIONS = """make chat samples of a manifest's labels, in the messages format
-
-  vaemotionllm instructions --manifest clips/manifest.jsonl --instructions art --out samples.jsonl
-
-The file can be looked at, edited and translated; stage 2 trains on it with `instructions: samples.jsonl`. The same
-arguments give the same file.
-"""
-
 
 def add_instructions_arguments(parser: argparse.ArgumentParser) -> None:
-    from ..model.inputs import MODALITIES
-
-    _describe(parser, INSTRUCTIONS)
+    parser.epilog = """The file can be looked at, edited and translated; stage 2 trains on it with `instructions:
+    samples.jsonl`. The same arguments give the same file."""
     add = parser.add_argument
     add("--manifest", required=True, help="clip manifest, .jsonl or .parquet")
     add("--instructions", default="art", metavar="NAME_OR_FILE", help="`art`, a YAML file, or `nano` (art)")
     add("--out", required=True, type=Path, metavar="FILE", help="the .jsonl file to write")
-    add("--samples-per-clip", type=int, default=2, metavar="N", help="of each clip on each of its modalities (2)")
+    add("--samples-per-clip", type=positive, default=2, metavar="N", help="of each clip on each modality (2)")
     add("--seed", type=int, default=0, help="of the choice of wordings (0)")
     add("--modalities", nargs="+", choices=MODALITIES, default=MODALITIES, help="modalities of the samples (all)")
     add("--split", default="train", help="split of the manifest (train)")
 
 
-def run_instructions(args: argparse.Namespace) -> int:
-    from ..model.inputs import MODALITIES
-
-    if args.samples_per_clip < 1:
-        raise InputError(f"--samples-per-clip is {args.samples_per_clip}; at least 1 is needed.")
+def run_instructions(args: argparse.Namespace) -> None:
     if args.out.suffix != ".jsonl":
         raise InputError(f"--out is {args.out}; stage 2 knows a file of samples by the ending .jsonl.")
     if args.out.exists():
         raise InputError(f"--out {args.out} exists, perhaps edited by hand; name a new file or remove it.")
+    import pandas as pd
+
     from ..data.manifest import read_manifest, write_manifest
     from ..train.data import modalities_of_clips
     from ..train.instructions import checked_instructions, emotion_of, make_samples
@@ -366,32 +296,27 @@ def run_instructions(args: argparse.Namespace) -> int:
     modalities = modalities_of_clips(clips, dict.fromkeys(args.modalities, 1.0))
     source.check(clips, modalities)
     emotions = {clip.id: emotion_of(clip) or "(no emotion)" for clip in clips}
-    counts: dict[str, Counter] = {"kind": Counter(), "emotion": Counter()}
+    rows: list[tuple[str, str, str]] = []
 
-    def counted() -> Iterator[dict]:
+    def counted() -> Iterator[dict[str, Any]]:
         root = Path(args.manifest).absolute().parent
         for sample in make_samples(source, clips, modalities, args.samples_per_clip, args.seed, root):
-            counts["kind"][sample["kind"], sample["modality"]] += 1
-            counts["emotion"][emotions[sample["clip_id"]], sample["modality"]] += 1
+            rows.append((sample["kind"], emotions[sample["clip_id"]], sample["modality"]))
             yield sample
 
     args.out.parent.mkdir(parents=True, exist_ok=True)
     write_manifest(args.out, counted())
-    for name, found in counts.items():
-        columns = [modality for modality in MODALITIES if any(modality == taken for _, taken in found)]
-        cells = {row: [found[row, modality] for modality in columns] for row, _ in found}
-        table = sorted(cells.items(), key=lambda item: (-sum(item[1]), item[0]))
-        table.append(("all", [sum(column) for column in zip(*cells.values())]))
-        lines = [(name, *columns, "all"), *((row, *map(str, numbers), str(sum(numbers))) for row, numbers in table)]
-        print(_table(lines, right=True), end="\n\n")
-    print(f"{args.out}: {counts['kind'].total()} samples of {len(clips)} clips")
-    return 0
+    drawn = pd.DataFrame(rows, columns=["kind", "emotion", "modality"])
+    for name in ("kind", "emotion"):
+        counts = pd.crosstab(drawn[name], drawn["modality"], margins=True, margins_name="all")
+        columns = [modality for modality in MODALITIES if modality in counts] + ["all"]
+        print(counts[columns].reset_index().to_string(index=False), end="\n\n")
+    print(f"{args.out}: {len(drawn)} samples of {len(clips)} clips")
 
 
 if __name__ == "__main__":
-    words = sys.argv[1:]
-    # The deepspeed launcher puts its --local_rank first.
-    if "cache-teacher" in words[:2]:
-        words.remove("cache-teacher")
-        sys.exit(run_as_rank("cache-teacher", add_cache_teacher_arguments, run_cache_teacher, words))
-    sys.exit(run_as_rank("train", add_train_arguments, run_train, words))
+    command, words = "train", sys.argv[1:]
+    if "cache-teacher" in words[:2]:  # the deepspeed launcher puts its --local_rank first
+        command = "cache-teacher"
+        words.remove(command)
+    end_rank(main([command, *words]))

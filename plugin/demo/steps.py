@@ -26,6 +26,7 @@ from ..utils import InputError, read_json, write_json
 RUN_FILE = "run.json"  # what decides a run's results
 MARKERS = "steps"  # a JSON file a step: command, whether it is done, time and memory
 LOGS = "logs"
+HEARTBEAT_S = 30.0
 OUT = "{out}"  # stands for the output folder in commands
 
 
@@ -121,7 +122,7 @@ def run(out: Path, steps: Sequence[Step], about: Mapping[str, Any], overwrite: b
             # Later steps read what this one writes: whatever they had done is out of date.
             _remove(out, [f"{MARKERS}/{later.name}.json" for later in steps[number:]])
             say(f"{label}: {step.title}\n    $ {step.typed(out)}")
-            marker = _run_step(out, step)
+            marker = _run_step(out, step, say)
             say(f"{label}: done in {marker['wall_s']:.1f} s, peak memory {marker['peak_rss_mb']} MB")
 
 
@@ -148,7 +149,7 @@ def refuse_unlike(runs: Mapping[Path, Mapping[str, Any]]) -> None:
             raise InputError(f"{first} and {folder} differ in {'; '.join(odd)}; a mean needs runs that are alike")
 
 
-def _run_step(out: Path, step: Step) -> dict[str, Any]:
+def _run_step(out: Path, step: Step, say: Callable[[str], None]) -> dict[str, Any]:
     """Run a step, and return its marker."""
     path, log = out / MARKERS / f"{step.name}.json", out / LOGS / f"{step.name}.log"
     marker = marker_of(out, step.name)
@@ -162,7 +163,7 @@ def _run_step(out: Path, step: Step) -> dict[str, Any]:
     write_json(path, marker)
     started, code = time.monotonic(), 1
     try:
-        code, marker["peak_rss_mb"] = _run_command(out, step, log)
+        code, marker["peak_rss_mb"] = _run_command(out, step, log, say)
     finally:
         marker["wall_s"] = round(marker["wall_s"] + time.monotonic() - started, 2)
         marker["done"] = code == 0 and not step.missing(out)
@@ -173,7 +174,7 @@ def _run_step(out: Path, step: Step) -> dict[str, Any]:
     return marker
 
 
-def _run_command(out: Path, step: Step, log: Path) -> tuple[int, float]:
+def _run_command(out: Path, step: Step, log: Path, say: Callable[[str], None]) -> tuple[int, float]:
     """Exit code (128 + the number of a signal that ended it) and the largest memory of one of its processes, in MB.
 
     Between fork and exec a subprocess is a copy of this process, so that the memory is never below this one's.
@@ -185,14 +186,19 @@ def _run_command(out: Path, step: Step, log: Path) -> tuple[int, float]:
             shlex.split(step.typed(out)), env={**os.environ, "PATH": paths}, stdin=subprocess.DEVNULL, stdout=file,
             stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=_end_with_parent,
         )  # fmt: skip
+    started = beat = time.monotonic()
     try:
-        _, status, usage = os.wait4(process.pid, 0)
+        while (ended := os.wait4(process.pid, os.WNOHANG))[0] == 0:
+            time.sleep(0.1)
+            if time.monotonic() - beat > HEARTBEAT_S:
+                beat = time.monotonic()
+                say(f"    {beat - started:5.0f} s  {' '.join(last_lines(log, 1))}")
     except BaseException:
         _end(process)
         raise
-    code = process.returncode = os.waitstatus_to_exitcode(status)
+    code = process.returncode = os.waitstatus_to_exitcode(ended[1])
     # Linux counts in KiB, macOS in bytes.
-    peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak = ended[2].ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return code if code >= 0 else 128 - code, round(peak / 2**20, 1)
 
 

@@ -27,7 +27,7 @@ from ..model.inputs import MODALITIES
 from ..model.media import SAMPLING_RATE_HZ, load_audio, load_image
 from ..nano import select
 from ..utils import InputError, sha256_of_file
-from .refusals import TASK_PREFIX, stop, stopping
+from .refusals import TASK_PREFIX, stopping
 
 Rows = list[dict]
 Values = Sequence[dict]
@@ -44,34 +44,26 @@ def _benchmark(choice: select.Choice) -> Benchmark:
 
 
 def benchmark() -> Benchmark:
-    """The selected benchmark; read once a process and choice. Ends lmms-eval's command where it cannot be used."""
-    with stopping():
-        return _benchmark(select.current_choice())
+    """The selected benchmark; read once a process and choice."""
+    return _benchmark(select.current_choice())
 
 
 @functools.lru_cache(maxsize=16)
 def _made(make: Callable, folder: Path, *arguments):
+    """`make(benchmark, *arguments)`, once a process and benchmark, whose folder this is."""
     return make(benchmark(), *arguments)
 
 
-def made(make: Callable, *arguments):
-    """`make(benchmark, *arguments)`, once a process and benchmark. Ends lmms-eval's command at bad input."""
-    with stopping():
-        return _made(make, benchmark().folder, *arguments)
-
-
-@functools.lru_cache(maxsize=4)
-def items_sha256(folder: Path) -> str:
-    """SHA-256 of the file of items. Unpacked shards name media by their content, so there it pins the media too."""
-    return sha256_of_file(folder / ITEMS_FILE)
-
-
 def items_of(aspect: str, modality: str | None = None) -> list[Item]:
-    """The benchmark's items of an aspect and a modality; ends lmms-eval's command where there is none."""
+    """The benchmark's items of an aspect and a modality.
+
+    Raises:
+        InputError: there is none.
+    """
     chosen = benchmark().select(aspect=aspect, modality=modality)
     if not chosen:
         wanted = f"aspect {aspect!r}" + (f" and modality {modality!r}" if modality else "")
-        stop(InputError(f"{benchmark().folder} holds no item with {wanted}."))
+        raise InputError(f"{benchmark().folder} holds no item with {wanted}.")
     return chosen
 
 
@@ -81,24 +73,14 @@ def items_of(aspect: str, modality: str | None = None) -> list[Item]:
 
 def document(item: Item, **changes) -> dict:
     """What a task's document holds of an item; `changes` replace or add fields."""
-    return {
-        "id": item.id,
-        "clip_id": item.clip_id,
-        "question": item.question,
-        "options": list(item.options),
-        "answer": item.answer,
-        "audio": item.audio,
-        "image": item.image,
-        "video": item.video,
-        "art_form": item.art_form,
-        **changes,
-    }
+    names = ("id", "clip_id", "question", "options", "answer", "audio", "image", "video", "art_form")
+    return {name: getattr(item, name) for name in names} | changes
 
 
 def cell_rows(aspect: str, modality: str, control: str | None = None) -> Rows:
     """The items of a cell in the file's order, with the audio of a control where one is named."""
     chosen = items_of(aspect, modality)
-    audio = made(control_audio, control) if control else {}
+    audio = _made(control_audio, benchmark().folder, control) if control else {}
     return [document(item, audio=audio.get(item.clip_id, item.audio)) for item in chosen]
 
 
@@ -132,7 +114,7 @@ def conflict_rows() -> Rows:
             sound_clip_id=pair.audio.clip_id,  # words: recorded in lmms-eval's samples
             sound_answer=pair.audio.answer,  # words: recorded in lmms-eval's samples
         )
-        for pair in made(conflict_items)
+        for pair in _made(conflict_items, benchmark().folder)
     ]
 
 
@@ -144,11 +126,9 @@ def va_rows(modality: str) -> Rows:
             numbers = {"valence": float(item.valence), "arousal": float(item.arousal)}
             rows.setdefault(item.clip_id, document(item, **numbers))
     if not rows:
-        stop(
-            InputError(
-                f"{benchmark().folder} holds no {modality} emotion item with 'valence' and 'arousal', so "
-                f"{TASK_PREFIX}_va_{modality} has nothing to score; give the items both, or leave the task out."
-            )
+        raise InputError(
+            f"{benchmark().folder} holds no {modality} emotion item with 'valence' and 'arousal', so "
+            f"{TASK_PREFIX}_va_{modality} has nothing to score; give the items both, or leave the task out."
         )
     return list(rows.values())
 
@@ -168,26 +148,15 @@ TASKS: dict[str, Callable[[], Rows]] = {
 
 
 def doc_to_text(doc: dict, lmms_eval_specific_kwargs: dict | None = None) -> str:
+    if "valence" in doc:
+        return prompts.valence_arousal_prompt()
     return prompts.multiple_choice(doc["question"], doc["options"])
-
-
-def va_doc_to_text(doc: dict, lmms_eval_specific_kwargs: dict | None = None) -> str:
-    return prompts.valence_arousal_prompt()
 
 
 def doc_to_messages(doc: dict, lmms_eval_specific_kwargs: dict | None = None) -> list[dict]:
     """One user turn for chat models: image or video, then audio, then the question."""
-    return _messages(doc, doc_to_text(doc))
-
-
-def va_doc_to_messages(doc: dict, lmms_eval_specific_kwargs: dict | None = None) -> list[dict]:
-    """As `doc_to_messages`."""
-    return _messages(doc, va_doc_to_text(doc))
-
-
-def _messages(doc: dict, text: str) -> list[dict]:
     content = [{"type": kind, "url": doc[kind]} for kind in ("image", "video", "audio") if doc[kind]]
-    return [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
+    return [{"role": "user", "content": [*content, {"type": "text", "text": doc_to_text(doc)}]}]
 
 
 def doc_to_visual(doc: dict) -> list:
@@ -200,17 +169,14 @@ def doc_to_visual(doc: dict) -> list:
 
 
 def doc_to_target(doc: dict) -> str:
-    return prompts.letter_of(doc["options"], doc["answer"])
-
-
-def conflict_doc_to_target(doc: dict) -> str:
-    """Both letters, since neither is right."""
-    letters = [prompts.letter_of(doc["options"], doc[name]) for name in ("answer", "sound_answer")]  # words: see above
-    return "sight {}, sound {}".format(*letters)  # words: recorded in lmms-eval's samples
-
-
-def va_doc_to_target(doc: dict) -> str:
-    return f"valence: {doc['valence']}, arousal: {doc['arousal']}"
+    """The right letter; of a conflict both letters, since neither is right; else the two numbers."""
+    if "valence" in doc:
+        return f"valence: {doc['valence']}, arousal: {doc['arousal']}"
+    letter = prompts.letter_of(doc["options"], doc["answer"])
+    if "sound_answer" in doc:  # words: recorded in lmms-eval's samples
+        audio = prompts.letter_of(doc["options"], doc["sound_answer"])  # words: recorded in lmms-eval's samples
+        return f"sight {letter}, sound {audio}"  # words: recorded in lmms-eval's samples
+    return letter
 
 
 # ---- scores of one answer
@@ -291,14 +257,9 @@ def _not_answered(response: str, predicted: object | None) -> dict[str, float]:
 # ---- scores of a task
 
 
-def macro_f1(values: Values) -> float:
-    """See `metrics.macro_f1`."""
-    return metrics.macro_f1([value["predicted"] for value in values], [value["true"] for value in values])
-
-
-def uar(values: Values) -> float:
-    """See `metrics.uar`."""
-    return metrics.uar([value["predicted"] for value in values], [value["true"] for value in values])
+def label_score(metric: Callable[[Sequence, Sequence], float], values: Values) -> float:
+    """`metrics.macro_f1` or `metrics.uar`."""
+    return metric([value["predicted"] for value in values], [value["true"] for value in values])
 
 
 def interval(values: Values, score: str = "accuracy") -> Ends:
@@ -355,15 +316,7 @@ def va_score(name: str, values: Values) -> float:
 
 
 def mean_ccc(predicted: np.ndarray, true: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """Mean of valence's and arousal's CCC.
-
-    Args:
-        predicted, true: (valence, arousal) of the answered clips, shape (answered, 2).
-        weights: shape (draws, answered), how often each clip counts; None counts each once.
-
-    Returns:
-        Shape (draws,), or () without weights.
-    """
+    """Mean of valence's and arousal's `intervals.ccc`, from arrays of shape (answered, 2)."""
     return np.mean([ccc(predicted[:, column], true[:, column], weights) for column in (0, 1)], axis=0)
 
 
@@ -381,13 +334,13 @@ def _ends(prefix: str, ends: Callable[[Values], Ends]) -> dict[str, Callable[[Va
 
 # ---- what the YAMLs take from utils.py
 
-_FUNCTIONS = (
-    doc_to_text, doc_to_messages, doc_to_visual, doc_to_target, process_results, macro_f1, uar,
-    circular_process_results, circular_accuracy, conflict_doc_to_target, conflict_process_results,
-    va_doc_to_text, va_doc_to_messages, va_doc_to_target, va_process_results,
-)  # fmt: skip
+_DOCUMENTS = (doc_to_text, doc_to_messages, doc_to_visual, doc_to_target)
+_RESULTS = (process_results, circular_process_results, conflict_process_results, va_process_results)
 YAML_FUNCTIONS: dict[str, Callable] = {
-    **{function.__name__: function for function in _FUNCTIONS},
+    **{function.__name__: function for function in (*_DOCUMENTS, *_RESULTS)},
+    "macro_f1": functools.partial(label_score, metrics.macro_f1),
+    "uar": functools.partial(label_score, metrics.uar),
+    "circular_accuracy": circular_accuracy,
     **{f"va_{name}": functools.partial(va_score, name) for name in VA_METRICS},
     **_ends("", interval),
     **_ends("circular_", circular_interval),
@@ -396,40 +349,37 @@ YAML_FUNCTIONS: dict[str, Callable] = {
 }
 
 
-# Made with the data set and not with the documents: lmms-eval tries those five times and then hides the error.
-_MADE: dict[str, tuple] = {f"dataset_kwargs_{kind}": (control_audio, kind) for kind in KINDS}
-_MADE["dataset_kwargs_conflict"] = (conflict_items,)
-
-
 def yaml_value(name: str):
     """A value that a YAML takes from utils.py: a function, or what depends on the selected benchmark.
 
+    What cannot be used ends lmms-eval's command, see `stopping`.
+
     Args:
-        name: a name in `YAML_FUNCTIONS`, `dataset_kwargs`, `dataset_kwargs_KIND` (a kind of control audio, or
-            conflict), `metadata`, `alias_TASK`, or `documents_TASK` with a name in `TASKS`.
+        name: a name in `YAML_FUNCTIONS`, `dataset_kwargs`, `metadata`, `alias_TASK`, or `documents_TASK` with a name
+            in `TASKS`.
 
     Raises:
         AttributeError: for every other name, as a module does.
     """
     if name in YAML_FUNCTIONS:
         return YAML_FUNCTIONS[name]
-    if name == "metadata":
-        return metadata()
-    if name.startswith("alias_"):
-        return alias(name.removeprefix("alias_"))
-    if name == "dataset_kwargs" or name in _MADE:
-        if name in _MADE:
-            made(*_MADE[name])
-        # One block: the reader takes a column's type from its first block, and a null there fails in the next.
-        return {"data_files": {"test": str(benchmark().folder / ITEMS_FILE)}, "chunksize": 1 << 30}
-    rows = TASKS.get(name.removeprefix("documents_")) if name.startswith("documents_") else None
-    if rows is None:
+    kind, _, task = name.partition("_")
+    with stopping(name):
+        if name == "metadata":
+            return metadata()
+        if kind == "alias":
+            return alias(task)
+        if name == "dataset_kwargs":
+            # One block: the reader takes a column's type from its first block, and a null there fails in the next.
+            return {"data_files": {"test": str(benchmark().folder / ITEMS_FILE)}, "chunksize": 1 << 30}
+    if kind != "documents" or task not in TASKS:
         raise AttributeError(f"the task YAMLs know no value {name!r}")
 
     def process_docs(dataset):
         import datasets  # half a second, and a report has no use for it
 
-        return datasets.Dataset.from_list(rows())
+        with stopping(name):
+            return datasets.Dataset.from_list(TASKS[task]())
 
     return process_docs
 
@@ -445,7 +395,7 @@ def metadata() -> dict:
         "benchmark": chosen.name,
         "benchmark_folder": str(chosen.folder),
         "benchmark_items": len(chosen.items),
-        "benchmark_sha256": items_sha256(chosen.folder),
+        "benchmark_sha256": sha256_of_file(chosen.folder / ITEMS_FILE),
     }
     if chosen.info.get("build_key"):
         found["build_key"] = str(chosen.info["build_key"])

@@ -5,7 +5,6 @@ paper names neither.
 """
 
 import dataclasses
-import json
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,20 +16,20 @@ import av
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
-from scipy.stats import mannwhitneyu
-from tqdm import tqdm
+from scipy.special import log_softmax, softmax
+from sklearn.metrics import roc_auc_score
+from tqdm import trange
 
 from ..benchmark import metrics, schema
 from ..benchmark.controls import mismatched_partners
-from ..benchmark.intervals import LEVEL, bootstrap, ccc, fewest_clips, percentile_interval
+from ..benchmark.intervals import LEVEL, ccc, fewest_clips
 from ..data.collator import emotion_target
 from ..data.dataset import ClipEncoder, carries
 from ..data.manifest import MEDIA_FIELDS, Clip
-from ..model.emotion_prediction import PROMPT, EmotionPrediction, ModalityEmotion, check_supervisor, conflict_of
+from ..model.emotion_prediction import PROMPT, EmotionPrediction, ModalityEmotion, conflict_of
 from ..model.inputs import MODALITIES
 from ..model.loading import check_model_folder, load_model, load_processor
-from ..utils import InputError, write_json
+from ..utils import InputError, read_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -79,17 +78,18 @@ def _as_dict(prediction: EmotionPrediction) -> dict[str, Any]:
 def input_of(word: str) -> FileInput:
     """What a command's argument names: a file, or two joined by "+" (an audio and an image or video).
 
+    The audio of a video that is joined with an audio is left out.
+
     Raises:
         InputError: a file that is missing or of no known kind, or a pair of two of a kind.
     """
     if PAIR not in word or Path(word).exists():
         return _single(word)
-    parts = word.split(PAIR)
-    for cut in range(1, len(parts)):  # a name may hold the sign itself
-        names = PAIR.join(parts[:cut]), PAIR.join(parts[cut:])
-        if all(Path(name).is_file() for name in names):
-            return _paired(word, [_single(name) for name in names])
-    raise InputError(f"{word!r} is no pair of files joined by {PAIR!r}: one of them is not there.")
+    audio, visual = sorted(map(_single, word.split(PAIR, 1)), key=lambda part: part.clip.visual is not None)
+    if audio.clip.visual or not visual.clip.visual:
+        raise InputError(f"{word!r} must be an audio and an image or video; these are two of a kind.")
+    durations_s = [part.duration_s for part in (audio, visual) if part.duration_s is not None]
+    return FileInput(replace(visual.clip, id=word, audio=audio.clip.audio), min(durations_s, default=None))
 
 
 def _single(name: str) -> FileInput:
@@ -114,15 +114,6 @@ def _single(name: str) -> FileInput:
     if not video and not audio:
         raise InputError(f"{name} holds neither audio nor video.")
     return FileInput(replace(clip, audio=name if audio else None, video=name if video else None), duration_s)
-
-
-def _paired(word: str, parts: Sequence[FileInput]) -> FileInput:
-    """An audio with an image, or with a video, whose own audio is then left out."""
-    audio, visual = sorted(parts, key=lambda part: part.clip.visual is not None)
-    if audio.clip.visual or not visual.clip.visual:
-        raise InputError(f"{word!r} must be an audio and an image or video; these are two of a kind.")
-    durations_s = [part.duration_s for part in parts if part.duration_s is not None]
-    return FileInput(replace(visual.clip, id=word, audio=audio.clip.audio), min(durations_s, default=None))
 
 
 def predict_files(
@@ -183,22 +174,17 @@ def predict_clips(
     Raises:
         InputError: a clip that cannot be decoded, a Supervisor that was never trained.
     """
-    check_supervisor(model)
     found: list[EmotionPrediction] = []
-    with tqdm(total=len(clips), desc="emotion", unit="clip", disable=not progress) as bar:
-        for begin in range(0, len(clips), batch_size):
-            batch = [_features(processor, clip) for clip in clips[begin : begin + batch_size]]
-            found += model.predict_emotion(batch, processor, batch_size)
-            bar.update(len(batch))
+    for begin in trange(0, len(clips), batch_size, desc="emotion", unit="batch", disable=not progress):
+        batch = [_features(processor, clip) for clip in clips[begin : begin + batch_size]]
+        found += model.predict_emotion(batch, processor, batch_size)
     return found
 
 
 # ---- calibration
 
 
-def calibrate(
-    model_dir: Path, model, processor, clips: Sequence[Clip], level: float, **options
-) -> tuple[dict[str, Any], list[str]]:
+def calibrate(model_dir: Path, model, processor, clips: Sequence[Clip], level: float, **options) -> dict[str, Any]:
     """Fit on clips that were not trained on, and write the result into `config.json` of the model's folder.
 
     Args:
@@ -209,14 +195,14 @@ def calibrate(
         **options: see `predict_clips`.
 
     Returns:
-        What was written, and notes for the user; see `fit`.
+        What was written; see `fit`.
 
     Raises:
         InputError: too few labelled clips; see also `predict_clips`.
     """
     model.config.emotion_calibration = None
     labels = model.config.emotion_labels or ()
-    found, notes = fit(predict_clips(model, processor, clips, **options), clips, emotion_targets(clips, labels), level)
+    found = fit(predict_clips(model, processor, clips, **options), clips, emotion_targets(clips, labels), level)
     if not any(found[name] for name in ("temperature", *DIMENSIONS)):
         raise InputError(
             f"no modality has {fewest_clips(level)} clips with an emotion that the model knows, or with valence and "
@@ -224,8 +210,8 @@ def calibrate(
         )
     model.config.emotion_calibration = found
     file = Path(model_dir) / "config.json"
-    write_json(file, json.loads(file.read_text(encoding="utf-8")) | {"emotion_calibration": found})
-    return found, notes
+    write_json(file, read_json(file, "the model's config") | {"emotion_calibration": found})
+    return found
 
 
 def emotion_targets(clips: Sequence[Clip], labels: Sequence[str]) -> np.ndarray:
@@ -247,7 +233,7 @@ def emotion_targets(clips: Sequence[Clip], labels: Sequence[str]) -> np.ndarray:
 
 def fit(
     predictions: Sequence[EmotionPrediction], clips: Sequence[Clip], targets: np.ndarray, level: float = LEVEL
-) -> tuple[dict[str, Any], list[str]]:
+) -> dict[str, Any]:
     """The calibration of each modality that has enough labelled clips.
 
     The temperature is the likeliest one on all clips, and stays where the calibration error rose: a choice between
@@ -261,12 +247,12 @@ def fit(
 
     Returns:
         {"level", "clips": {modality: number with any label}, "temperature": {modality: T}, "ece": {modality: [before,
-        after]}, "valence": {modality: half width}, "arousal": {modality: half width}}, and a note for each modality
-        whose calibration error rose. An interval is split conformal (Vovk et al., 2005): it holds the value of another
-        clip of the same kind with at least this probability, whatever the model. The calibration error is held out:
-        that of each half of the clips with the temperature of the other half.
+        after]}, "valence": {modality: half width}, "arousal": {modality: half width}}. An interval is split conformal
+        (Vovk et al., 2005): it holds the value of another clip of the same kind with at least this probability,
+        whatever the model. The calibration error is held out: that of each half of the clips with the temperature of
+        the other half.
     """
-    fewest, notes = fewest_clips(level), []
+    fewest = fewest_clips(level)
     found: dict[str, Any] = {"level": level, "clips": {}, "ece": {}, "temperature": {}, "valence": {}, "arousal": {}}
     true = np.array([[clip.valence, clip.arousal] for clip in clips], dtype=np.float64)  # (N, 2)
     for modality in MODALITIES:
@@ -279,32 +265,13 @@ def fit(
             # Up to a constant, on which neither the temperature nor the error depends.
             logits = np.log([list(emotion.probabilities.values()) for emotion in emotions])[labelled]
             found["temperature"][modality] = round(fit_temperature(logits, goals[labelled]), 4)
-            before, after, change = calibration_errors(logits, goals[labelled])
-            found["ece"][modality] = [round(before, 4), round(after, 4)]
-            if after > before:
-                notes.append(_rise(modality, before, after, change, len(logits)))
+            found["ece"][modality] = [round(error, 4) for error in calibration_errors(logits, goals[labelled])]
         for column, name in enumerate(DIMENSIONS):
             misses = abs(np.array([getattr(emotion, name) for emotion in emotions]) - true[rows, column])
             misses = misses[np.isfinite(misses)]
             if len(misses) >= fewest:
                 found[name][modality] = round(conformal_quantile(misses, level), 6)
-    return found, notes
-
-
-def _rise(modality: str, before: float, after: float, change: tuple[float, float], clips: int) -> str:
-    """What it means that a calibration error rose."""
-    meaning = (
-        "One half's temperature harms the other: there are too few clips, or they differ in kind. Calibrate on more "
-        "clips like those that you predict before you rely on these probabilities."
-        if change[0] > 0
-        else "That is within chance: these clips are too few to show a change, and the probabilities were calibrated "
-        "about as well before."
-    )
-    return (
-        f"{modality}: the calibration error rose from {before:.3f} to {after:.3f} (95% interval of the change "
-        f"{change[0]:+.3f} to {change[1]:+.3f}). It is held out: each half of the {clips} clips at the temperature "
-        f"that fits the other half. {meaning}"
-    )
+    return found
 
 
 def fit_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
@@ -328,9 +295,8 @@ def conformal_quantile(misses: np.ndarray, level: float) -> float:
     return float(np.sort(misses)[rank - 1])
 
 
-def calibration_errors(logits: np.ndarray, targets: np.ndarray) -> tuple[float, float, tuple[float, float]]:
-    """Expected calibration error of the logits as they are, that of each half at the other half's temperature, and
-    the 95% interval of the change, by a bootstrap of the clips.
+def calibration_errors(logits: np.ndarray, targets: np.ndarray) -> tuple[float, float]:
+    """Expected calibration error of the logits as they are, and that of each half at the other half's temperature.
 
     Args:
         logits: (N, K).
@@ -339,10 +305,8 @@ def calibration_errors(logits: np.ndarray, targets: np.ndarray) -> tuple[float, 
     tempered = logits.copy()
     for here, there in ((slice(0, None, 2), slice(1, None, 2)), (slice(1, None, 2), slice(0, None, 2))):
         tempered[here] /= fit_temperature(logits[there], targets[there])
-    n = len(targets)
-    before, after = (_gaps(np.exp(log_softmax(values, axis=-1)), targets) for values in (logits, tempered))
-    change = bootstrap(n, lambda weights: (abs(weights @ after).sum(1) - abs(weights @ before).sum(1)) / n)
-    return float(abs(before.sum(0)).sum() / n), float(abs(after.sum(0)).sum() / n), percentile_interval(change)
+    before, after = (expected_calibration_error(softmax(values, axis=-1), targets) for values in (logits, tempered))
+    return before, after
 
 
 def expected_calibration_error(probabilities: np.ndarray, targets: np.ndarray, bins: int = 15) -> float:
@@ -353,16 +317,10 @@ def expected_calibration_error(probabilities: np.ndarray, targets: np.ndarray, b
         targets: (N, K) distributions: a label is right as far as its share.
         bins: number of bins of [0, 1].
     """
-    return float(abs(_gaps(probabilities, targets, bins).sum(0)).sum() / len(targets))
-
-
-def _gaps(probabilities: np.ndarray, targets: np.ndarray, bins: int = 15) -> np.ndarray:
-    """(N, bins): in the bin of each clip's highest probability that probability less how far it is right, else 0."""
-    rows, best = np.arange(len(targets)), probabilities.argmax(1)
     confidence = probabilities.max(1)
-    found = np.zeros((len(targets), bins))
-    found[rows, np.minimum((confidence * bins).astype(int), bins - 1)] = confidence - targets[rows, best]
-    return found
+    gaps = confidence - targets[np.arange(len(targets)), probabilities.argmax(1)]
+    chosen = np.minimum((confidence * bins).astype(int), bins - 1)
+    return float(abs(np.bincount(chosen, weights=gaps)).sum() / len(targets))
 
 
 # ---- scores on a benchmark
@@ -389,8 +347,6 @@ def evaluate(
         InputError: no labelled clip, one with two audios or two visuals, a model without its adapter; see also
             `predict_clips`.
     """
-    if batch_size < 1:
-        raise InputError(f"batch_size is {batch_size}; give an integer of at least 1.")
     benchmark = schema.load(benchmark_dir)
     items = [item for item in benchmark.items if item.valence is not None and item.arousal is not None]
     if not items:
@@ -447,27 +403,21 @@ def conflict_scores(
         `{"auroc", "clip_ids", "agreeing", "disagreeing", "reason"}`: the two scores of each clip in the order of
         `clip_ids`; `auroc` is None where there is no pair, and `reason` says why.
     """
-    clips, agreeing, disagreeing, reason = [], [], [], None
     try:
         partners = mismatched_partners([item for item in benchmark.select(modality="audio") if item.clip_id in audio])
-        clips = [clip for clip in partners if clip in visual]
-        agreeing = [conflict_of(audio[clip], visual[clip]) for clip in clips]
-        disagreeing = [conflict_of(audio[partners[clip]], visual[clip]) for clip in clips]
-        reason = None if clips else "no clip has both audio and visual."
     except InputError as error:
-        reason = str(error)
+        return {"auroc": None, "clip_ids": [], "agreeing": [], "disagreeing": [], "reason": str(error)}
+    clips = [clip for clip in partners if clip in visual]
+    agreeing = [conflict_of(audio[clip], visual[clip]) for clip in clips]
+    disagreeing = [conflict_of(audio[partners[clip]], visual[clip]) for clip in clips]
+    labels = [0] * len(clips) + [1] * len(clips)
     return {
-        "auroc": auroc(disagreeing, agreeing) if clips else None,  # type: ignore[arg-type]
+        "auroc": float(roc_auc_score(labels, agreeing + disagreeing)) if clips else None,
         "clip_ids": clips,
         "agreeing": agreeing,
         "disagreeing": disagreeing,
-        "reason": reason,
+        "reason": None if clips else "no clip has both audio and visual.",
     }
-
-
-def auroc(positive: Sequence[float], negative: Sequence[float]) -> float:
-    """Chance that a positive one scores above a negative one, ties counting half."""
-    return float(mannwhitneyu(positive, negative).statistic) / (len(positive) * len(negative))
 
 
 def _summary(

@@ -1,10 +1,9 @@
-"""The lmms-eval chat model `vaemotionllm`: answers by generation, or by the probability of the options' letters."""
+"""The lmms-eval chat model `vaemotionllm`."""
 
 import os
 import time
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
@@ -17,17 +16,16 @@ from tqdm import tqdm
 from ..benchmark.prompts import MISSING
 from ..model.loading import check_model_folder, load_model, load_processor
 from ..model.media import load_audio, load_image, load_video
-from ..model.media_sources import is_file
 from ..model.processing_vaemotionllm import MediaFeatures
 from ..utils import InputError
 from .media_cache import MediaEncoder, MediaPipeline
-from .refusals import FAILURE, stop
+from .refusals import stopping
 from .requests import Medium, Request, batches, cut, generation_arguments, read_request
 
-SCORING = ("generate", "options")
-ON_ERROR = ("stop", "report")
 # Ours: on a machine of many cores a few threads are enough to stay ahead of one model.
 MOST_WORKERS = 4
+# Ours: of the states of some 100 videos, or more audio and images.
+MOST_BYTES = 10**9
 
 
 class VAEmotionLLM(lmms):
@@ -46,20 +44,13 @@ class VAEmotionLLM(lmms):
         num_frames: frames taken from a video; what the processor says if not given.
         max_audio_s: longest audio that is accepted, in seconds; what the processor says if not given.
         use_adapter: whether EmoAdapter takes part; what the config says if not given.
-        scoring: "generate", or "options": where a question wants an option's letter, one pass over the prompt, and
-            the letter with the highest probability among those of the options is the answer; all other questions are
-            answered by generation. Nothing is unparsable then, and a model that would have answered in prose or not
-            at all gets a letter too, so such scores do not compare with those of generation. See
-            `most_probable_letters`.
         on_error: "stop" at a medium that cannot be read, or "report": its questions in tasks of artemo get
             `prompts.MISSING` for an answer, which these tasks count as missing, and are listed at the end. Tasks of
             others, some of which guess where they find no answer, still stop.
-        workers: threads that decode media; by default one a core, at most 4.
-        cache_gb: most memory for the states of encoded clips, in GB of the CPU's memory; 0 keeps none.
-        max_batch_size: ignored; lmms-eval passes it to every model.
     """
 
     is_simple = False
+    scoring = "generate"  # for the results file, see `run_metadata`
 
     def __init__(
         self,
@@ -71,248 +62,114 @@ class VAEmotionLLM(lmms):
         num_frames: int | None = None,
         max_audio_s: float | None = None,
         use_adapter: bool | None = None,
-        scoring: str = "generate",
         on_error: str = "stop",
-        workers: int | None = None,
-        cache_gb: float = 1.0,
-        max_batch_size: int | None = None,
         **unknown,
     ) -> None:
         super().__init__()
-        try:
+        with stopping("loading the model"):
+            unknown.pop("max_batch_size", None)  # lmms-eval passes it to every model
             if unknown:
                 raise InputError(
                     f"--model_args has {', '.join(unknown)}; allowed are pretrained, batch_size, device, dtype, "
-                    "attn_implementation, num_frames, max_audio_s, use_adapter, scoring, on_error, workers, cache_gb."
+                    "attn_implementation, num_frames, max_audio_s, use_adapter, on_error."
                 )
             if not str(batch_size).isdigit() or int(batch_size) < 1:
                 raise InputError(f"batch_size is {batch_size!r}; give an integer of at least 1.")
-            for name, value, allowed in (("scoring", scoring, SCORING), ("on_error", on_error, ON_ERROR)):
-                if value not in allowed:
-                    raise InputError(f"{name} is {value!r}; allowed are {' and '.join(allowed)}.")
-            workers = min(MOST_WORKERS, os.cpu_count() or 1) if workers is None else workers
-            if not isinstance(workers, int) or workers < 1:
-                raise InputError(f"workers is {workers!r}; give an integer of at least 1.")
-            if not isinstance(cache_gb, (int, float)) or not cache_gb >= 0:
-                raise InputError(f"cache_gb is {cache_gb!r}; give a number of at least 0.")
+            if on_error not in ("stop", "report"):
+                raise InputError(f"on_error is {on_error!r}; allowed are stop and report.")
             check_model_folder(pretrained)
-            accelerator = Accelerator()
-            if accelerator.num_processes > 1:
+            self.accelerator = Accelerator()
+            self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
+            if self._world_size > 1:
                 # One copy a process: lmms-eval shares out the documents by rank and gathers the scores.
-                device = str(accelerator.device)
-            self.accelerator = accelerator
-            self._rank, self._world_size = accelerator.process_index, accelerator.num_processes
+                device = str(self.accelerator.device)
             self.model = load_model(pretrained, device, dtype, attn_implementation)
             self.processor = load_processor(pretrained, num_frames, max_audio_s)
-        except InputError as error:
-            stop(error)
         self.batch_size = int(batch_size)
-        self.use_adapter, self.scoring, self.on_error = use_adapter, scoring, on_error
-        self._option_tokens: dict[str, list[int]] = {}
+        self.use_adapter, self.on_error = use_adapter, on_error
         self.encoder = MediaEncoder(self.model)
-        self.pipeline = MediaPipeline(self._decode, self.encoder, workers, int(cache_gb * 1e9))
-
-    @property
-    def config(self):
-        return self.model.config
+        self.pipeline = MediaPipeline(self._decode, self.encoder, min(MOST_WORKERS, os.cpu_count() or 1), MOST_BYTES)
 
     @property
     def device(self) -> torch.device:
         return self.model.device
-
-    @property
-    def tokenizer(self):
-        return self.processor.tokenizer
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
         """Answers in the order of the requests. What fails, a medium or a batch, ends the evaluation.
 
         With `on_error="report"` a medium that cannot be read does not: see the class.
         """
-        results: list[GenerationResult | None] = [None] * len(requests)
-        try:
+        with stopping("parsing the questions"):
             wanted = [read_request(i, request, self.task_dict) for i, request in enumerate(requests)]
-            if self.scoring == "options":
-                letters = max((request.letters for request in wanted), key=len, default="")
-                self._option_tokens = option_tokens(self.tokenizer, letters)
-        except InputError as error:
-            stop(error)
-        except Exception as error:  # of the task, or of a row that its data set cannot decode
-            stop(RuntimeError(f"the questions cannot be read, {type(error).__name__}: {error}"), FAILURE)
-        if self.scoring == "options":
-            count = sum(bool(request.letters) for request in wanted)
-            eval_logger.info(f"{count} of {len(wanted)} questions are answered by their options' letters.")
-        plan = batches(wanted, self.batch_size, by_options=self.scoring == "options")
-        started, new_tokens, empty = time.monotonic(), 0, 0
-        missing: list[InputError] = []
+        plan = batches(wanted, self.batch_size)
+        encoded = self.pipeline.run(plan)
+        started = time.monotonic()
+        missing: list[str] = []
+        results: dict[int, GenerationResult] = {}
         with tqdm(total=len(requests), disable=self.rank != 0, desc="Model Responding") as bar:
-            for batch, media in zip(plan, self._media_of(plan)):
-                for request in batch:
-                    problem = _error_of(request, media)
-                    if problem is not None:
-                        if self.on_error == "stop" or not request.counts_missing:
-                            stop(problem)
-                        missing.append(problem)
-                        results[request.position] = GenerationResult(text=MISSING, token_counts=TokenCounts())
-                readable = [request for request in batch if results[request.position] is None]
-                for request, answer, counts in self._answer(readable, media) if readable else ():
-                    results[request.position] = GenerationResult(text=answer, token_counts=counts)
-                    new_tokens += counts.output_tokens or 0
-                    empty += not answer
+            for batch in plan:
+                with stopping(f"the batch of {'; '.join(request.name for request in batch)}"):
+                    media = next(encoded)
+                    readable = []
+                    for request in batch:
+                        errors = [found for medium in request.media if isinstance(found := media[medium], InputError)]
+                        if not errors:
+                            readable.append(request)
+                        elif self.on_error == "report" and request.counts_missing:
+                            missing.append(f"{request.name}: {errors[0]}")
+                            results[request.position] = GenerationResult(text=MISSING, token_counts=TokenCounts())
+                        else:
+                            raise InputError(f"{request.name}: {errors[0]}")
+                    results |= self._answer(readable, media) if readable else {}
                 bar.update(len(batch))
         if missing:
-            lines = [f"  {error}" for error in missing]
             eval_logger.warning(
                 f"{len(missing)} of {len(requests)} questions are missing, since their media cannot be read; they "
-                "count as not right, and their share stands beside the scores as `missing`:\n" + "\n".join(lines)
+                "count as not right, and their share stands beside the scores as `missing`:"
+                + "".join(f"\n  {text}" for text in missing)
             )
-        if empty:
-            eval_logger.warning(f"{empty} of {len(requests)} answers are empty: the model ended at once.")
         elapsed_s = time.monotonic() - started
-        log_metrics(
-            total_gen_tokens=new_tokens, total_elapsed_time=elapsed_s, avg_speed=new_tokens / max(elapsed_s, 1e-9)
-        )
-        return results  # type: ignore[return-value]
+        tokens = sum(result.token_counts.output_tokens or 0 for result in results.values())
+        log_metrics(total_gen_tokens=tokens, total_elapsed_time=elapsed_s, avg_speed=tokens / max(elapsed_s, 1e-9))
+        return [results[position] for position in range(len(requests))]
 
-    def _media_of(self, plan: Sequence[Sequence[Request]]) -> Iterator[dict[Hashable, MediaFeatures | InputError]]:
-        found = self.pipeline.run(plan)
-        for batch in plan:
-            try:
-                yield next(found)
-            except Exception as error:
-                stop(_failed("preparing a batch", error, batch), FAILURE)
-
-    def _decode(self, medium: Medium):
-        processor, source, start_s, end_s = self.processor, medium.open(), medium.start_s, medium.end_s
-        if medium.kind == "image":
-            if not is_file(source) and not isinstance(source, Image.Image):
-                raise InputError(f"an image of type {type(source).__name__}; give a path, bytes or a PIL image.")
-            return processor.encode_image(load_image(source))
+    def _decode(self, medium: Medium) -> MediaFeatures:
+        source = medium.source if isinstance(medium.source, str) else medium.source()
+        processor, part = self.processor, (medium.start_s, medium.end_s)
+        if isinstance(source, Image.Image):
+            return processor.encode_image(load_image(source))  # which refuses one that is cut off
+        if part == (None, None):
+            return processor.encode_media(medium.kind, source)
         if medium.kind == "video":
-            if not is_file(source):
-                raise InputError(f"a video of type {type(source).__name__}; give a path or the bytes of a file.")
-            frames, metadata = load_video(source, processor.num_frames, start_s, end_s)
+            frames, metadata = load_video(source, processor.num_frames, *part)
             return processor.encode_video(frames, metadata.fps, metadata.indices)
-        if is_file(source):
-            waveform = load_audio(source, processor.sampling_rate, processor.max_audio_s, start_s, end_s)
-            return processor.encode_audio(waveform)
-        waveform, rate_hz = source if isinstance(source, tuple) else (source, processor.sampling_rate)
-        begin, end = (None if at_s is None else round(at_s * rate_hz) for at_s in (start_s, end_s))
-        return processor.encode_audio(np.asarray(waveform)[..., begin:end], rate_hz)
+        return processor.encode_audio(load_audio(source, processor.sampling_rate, processor.max_audio_s, *part))
 
     def _answer(
-        self, batch: Sequence[Request], media: Mapping[Hashable, MediaFeatures | InputError]
-    ) -> list[tuple[Request, str, TokenCounts]]:
-        """Answers of a batch, all of it by options or all of it by generation."""
+        self, batch: Sequence[Request], media: Mapping[Medium, MediaFeatures | InputError]
+    ) -> dict[int, GenerationResult]:
+        """Answers of a batch by the requests' positions."""
         arguments, until = generation_arguments(batch[0].generation)
-        by_options = self.scoring == "options" and bool(batch[0].letters)
-        if by_options:
-            # Beams and the like, of the task or of the checkpoint, have no part in it.
-            arguments, _ = generation_arguments({"max_new_tokens": 1, "num_beams": 1})
-            arguments |= {"output_logits": True, "return_dict_in_generate": True}
         if self.use_adapter is not None:
             arguments["use_adapter"] = self.use_adapter
-        try:
-            inputs = self._assemble(batch, media)
-            with torch.inference_mode():
-                generated = self.model.generate(
-                    **self.encoder.generation_inputs(inputs), **arguments, pad_token_id=self.tokenizer.pad_token_id
-                )
-            if by_options:
-                letters = [request.letters for request in batch]
-                texts = most_probable_letters(generated.logits[0], letters, self._option_tokens)
-                new_tokens = [1] * len(batch)
-            else:
-                new = generated[:, inputs["input_ids"].shape[1] :]  # (B, new), padded on the right after the end
-                texts = [cut(text, until) for text in self.tokenizer.batch_decode(new, skip_special_tokens=True)]
-                new_tokens = (new != self.tokenizer.pad_token_id).sum(1).tolist()
-        except Exception as error:
-            stop(_failed("generation", error, batch), FAILURE)
-        read = inputs["attention_mask"].sum(1).tolist()
-        counts = [TokenCounts(input_tokens=n, output_tokens=m) for n, m in zip(read, new_tokens)]
-        return list(zip(batch, texts, counts, strict=True))
-
-    def _assemble(self, batch: Sequence[Request], media: Mapping[Hashable, MediaFeatures | InputError]):
         texts = [
             self.processor.apply_chat_template(request.conversation, tokenize=False, add_generation_prompt=True)
             for request in batch
         ]
-        encoded = [media[medium.identity] for request in batch for medium in request.media]
-        return self.processor.assemble(texts, encoded, padding_side="left")
+        parts = [media[medium] for request in batch for medium in request.media]
+        inputs = self.processor.assemble(texts, parts, padding_side="left")
+        pad, decode = self.processor.tokenizer.pad_token_id, self.processor.tokenizer.batch_decode
+        with torch.inference_mode():
+            generated = self.model.generate(**self.encoder.generation_inputs(inputs), **arguments, pad_token_id=pad)
+        new = generated[:, inputs["input_ids"].shape[1] :]  # (B, new), padded on the right after the end
+        read, written = inputs["attention_mask"].sum(1).tolist(), (new != pad).sum(1).tolist()
+        results = {}
+        for request, answer, n, m in zip(batch, decode(new, skip_special_tokens=True), read, written, strict=True):
+            counts = TokenCounts(input_tokens=n, output_tokens=m)
+            results[request.position] = GenerationResult(text=cut(answer, until), token_counts=counts)
+        return results
 
     def loglikelihood(self, requests: list[Instance]):
-        raise NotImplementedError(
-            "The model vaemotionllm answers by generation; tasks with output_type loglikelihood or multiple_choice "
-            "give chat models no messages. Take a task with output_type generate_until."
-        )
+        raise NotImplementedError("vaemotionllm answers by generation; take a task with output_type generate_until.")
 
-    def generate_until_multi_round(self, requests: list[Instance]):
-        raise NotImplementedError("The model vaemotionllm has no multi-round tasks; take one with generate_until.")
-
-
-def _failed(what: str, error: Exception, batch: Sequence[Request]) -> RuntimeError:
-    names = "; ".join(request.name for request in batch)
-    return RuntimeError(f"{what} failed with {type(error).__name__}: {error}. Batch: {names}")
-
-
-def _error_of(request: Request, media: Mapping[Hashable, MediaFeatures | InputError]) -> InputError | None:
-    """The first error among a request's media, with the item's name."""
-    errors = (found for medium in request.media if isinstance(found := media[medium.identity], InputError))
-    error = next(errors, None)
-    if error is None:
-        return None
-    named = InputError(f"{request.name}: {error}")
-    named.__cause__ = error
-    return named
-
-
-def option_tokens(tokenizer, letters: str) -> dict[str, list[int]]:
-    """For each letter the ids of the single tokens that are that letter alone, with or without a space before it.
-
-    Raises:
-        InputError: the tokenizer has no such token for a letter.
-    """
-    found = {}
-    for letter in letters:
-        written = (tokenizer.encode(form, add_special_tokens=False) for form in (letter, f" {letter}"))
-        # Not the unknown token, nor a byte of a letter that is made of several.
-        ids = {ids[0] for ids in written if len(ids) == 1 and tokenizer.decode(ids).strip() == letter}
-        if not ids:
-            raise InputError(
-                f"the tokenizer has no token for the letter {letter!r} alone, so options cannot be scored by their "
-                "letters; leave scoring=options out."
-            )
-        found[letter] = sorted(ids)
-    return found
-
-
-def most_probable_letters(
-    logits: torch.Tensor, letters: Sequence[str], tokens: Mapping[str, Sequence[int]]
-) -> list[str]:
-    """The letter of the most probable option of each question.
-
-    The first token of the answer is scored. An option's probability is that of its letter, summed over the ways in
-    which a tokenizer writes it as one token, "A" and " A"; prompts end where the assistant's turn begins, so most
-    models put all of it on "A". Of equal probabilities the first option's counts. That is our choice; the common
-    alternative, the probability of the option's text, needs a pass for each option and favours short texts.
-
-    Args:
-        logits: (B, V) of the first token of the answer.
-        letters: the letters of each question's options.
-        tokens: ids by letter, see `option_tokens`.
-
-    Raises:
-        FloatingPointError: a letter's logit is not a number: such a model has no most probable letter.
-    """
-    # Unnormalized: all options share the denominator, and no small probability becomes 0.
-    scores = logits.float().cpu()
-    if scores[:, sorted({token for shown in tokens.values() for token in shown})].isnan().any():
-        raise FloatingPointError(
-            f"the logits of the options' letters are not numbers in {logits.dtype}; load the model in another dtype, "
-            "such as dtype=bfloat16 or dtype=float32"
-        )
-    return [
-        # max takes the first of equal ones.
-        max(shown, key=lambda letter: float(row[list(tokens[letter])].logsumexp(0)))
-        for row, shown in zip(scores, letters, strict=True)
-    ]
+    generate_until_multi_round = loglikelihood

@@ -6,9 +6,9 @@ clip; only the LLM is given the question.
 
 import inspect
 import math
-from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
 import torch
@@ -124,28 +124,20 @@ def _with_states(
     return replace(medium, inputs={**kept, f"{medium.kind}_states": states.to("cpu", copy=True), **(beside or {})})
 
 
-class EncodedMedia:
+class EncodedMedia(OrderedDict[Medium, MediaFeatures]):
     """The encoded media that were used last, up to `max_bytes`; 0 keeps nothing."""
 
     def __init__(self, max_bytes: int):
-        self.max_bytes = max_bytes
-        self.num_bytes = 0
-        self._media: OrderedDict[Hashable, MediaFeatures] = OrderedDict()
+        super().__init__()
+        self.max_bytes, self.num_bytes = max_bytes, 0
 
-    def __contains__(self, key: Hashable) -> bool:
-        return key in self._media
-
-    def get(self, key: Hashable) -> MediaFeatures | None:
-        if key in self._media:
-            self._media.move_to_end(key)
-        return self._media.get(key)
-
-    def add(self, key: Hashable, medium: MediaFeatures) -> None:
-        if key not in self._media:
-            self._media[key] = medium
+    def add(self, key: Medium, medium: MediaFeatures) -> None:
+        if key not in self:
             self.num_bytes += _num_bytes(medium)
+        self[key] = medium
+        self.move_to_end(key)
         while self.num_bytes > self.max_bytes:
-            self.num_bytes -= _num_bytes(self._media.popitem(last=False)[1])
+            self.num_bytes -= _num_bytes(self.popitem(last=False)[1])
 
 
 def _num_bytes(medium: MediaFeatures) -> int:
@@ -166,57 +158,49 @@ class MediaPipeline:
         self.decode, self.encoder, self.workers = decode, encoder, workers
         self.kept = EncodedMedia(max_bytes)
 
-    def run(self, plan: Sequence[Sequence[Request]]) -> Iterator[dict[Hashable, MediaFeatures | InputError]]:
-        """For each batch its media by `Medium.identity`, each encoded or the error that it met.
+    def run(self, plan: Sequence[Sequence[Request]]) -> Iterator[dict[Medium, MediaFeatures | InputError]]:
+        """For each batch its media, each encoded or the error that it met.
 
         Raises:
             Exception: what `decode` raises beside InputError, at the batch that holds the medium.
         """
         ahead = max(1, math.ceil(QUESTIONS_AHEAD * self.workers / max(map(len, plan), default=1)))  # batches
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="media")
-        started: deque[dict[Hashable, Future]] = deque()
+        under_way: dict[Medium, Future] = {}
+        started = 0
         try:
             for number, batch in enumerate(plan):
-                while len(started) <= ahead and number + len(started) < len(plan):
-                    started.append(self._start(plan[number + len(started)], started, pool))
-                yield self._finish(batch, started.popleft())
+                while started < min(number + 1 + ahead, len(plan)):
+                    for medium in _media_of(plan[started]):
+                        if medium not in self.kept and medium not in under_way:
+                            under_way[medium] = pool.submit(self.decode, medium)
+                    started += 1
+                yield self._finish(batch, under_way)
         finally:
             # An error is raised at once, not after the rest of its batch.
             pool.shutdown(cancel_futures=True)
 
-    def _start(self, batch: Sequence[Request], started: Sequence[Mapping], pool: Executor) -> dict[Hashable, Future]:
-        """Decoding of what is neither kept nor under way."""
-        futures: dict[Hashable, Future] = {}
-        for key, medium in _media_of(batch).items():
-            if key not in self.kept:
-                under_way = next((others[key] for others in started if key in others), None)
-                futures[key] = under_way or pool.submit(self.decode, medium)
-        return futures
-
     def _finish(
-        self, batch: Sequence[Request], futures: Mapping[Hashable, Future]
-    ) -> dict[Hashable, MediaFeatures | InputError]:
-        wanted = _media_of(batch)
-        media: dict[Hashable, MediaFeatures | InputError] = {}
-        decoded: dict[Hashable, MediaFeatures] = {}
-        for key, medium in wanted.items():
-            kept = self.kept.get(key)
-            if kept is not None:
-                media[key] = kept
+        self, batch: Sequence[Request], under_way: dict[Medium, Future]
+    ) -> dict[Medium, MediaFeatures | InputError]:
+        media: dict[Medium, MediaFeatures | InputError] = {}
+        decoded: dict[Medium, MediaFeatures] = {}
+        for medium in _media_of(batch):
+            if medium in self.kept:
+                media[medium] = self.kept[medium]
                 continue
             try:
                 # What was kept when the batch was started may have been dropped since.
-                decoded[key] = futures[key].result() if key in futures else self.decode(medium)
+                decoded[medium] = under_way.pop(medium).result() if medium in under_way else self.decode(medium)
             except InputError as error:
-                media[key] = error
+                media[medium] = error
         media |= zip(decoded, self.encoder.encode(list(decoded.values())))
-        for key, medium in wanted.items():
-            found = media[key]
-            if medium.key is not None and not isinstance(found, InputError):
-                self.kept.add(medium.key, found)
+        for medium, found in media.items():
+            if isinstance(medium.source, str) and not isinstance(found, InputError):
+                self.kept.add(medium, found)
         return media
 
 
-def _media_of(batch: Sequence[Request]) -> dict[Hashable, Medium]:
+def _media_of(batch: Sequence[Request]) -> dict[Medium, None]:
     """The media of a batch, each once, in its order."""
-    return {medium.identity: medium for request in batch for medium in request.media}
+    return dict.fromkeys(medium for request in batch for medium in request.media)

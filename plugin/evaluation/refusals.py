@@ -10,9 +10,10 @@ hands images and videos to its processor and nothing else. The answers would the
 import contextlib
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 from ..utils import InputError
 
@@ -34,29 +35,30 @@ def in_lmms_eval_command() -> bool:
     return getattr(spec, "name", None) == "lmms_eval.__main__"
 
 
-def stop(error: Exception, code: int = INPUT_ERROR) -> NoReturn:
-    """Raises `error`, or inside lmms-eval's command writes it as one line and ends the process with `code`."""
-    if in_lmms_eval_command():
-        sys.stdout.flush()
-        sys.stderr.write(f"lmms-eval: error: {error}\n")
-        sys.stderr.flush()
-        raise SystemExit(code) from error
-    raise error
-
-
 @contextlib.contextmanager
-def stopping() -> Iterator[None]:
-    """Hands an InputError of the body to `stop`."""
+def stopping(step: str) -> Iterator[None]:
+    """Lets an error of the body end lmms-eval's command with one line: code 2 for bad input, else 1.
+
+    Outside that command the error is raised: an InputError as it is, all else as a RuntimeError that names `step`.
+    """
     try:
         yield
-    except InputError as error:
-        stop(error)
+    except Exception as error:
+        bad_input = isinstance(error, InputError)
+        shown = error if bad_input else RuntimeError(f"{step} failed with {type(error).__name__}: {error}")
+        if in_lmms_eval_command():
+            sys.stdout.flush()
+            print(f"lmms-eval: error: {shown}", file=sys.stderr, flush=True)
+            raise SystemExit(INPUT_ERROR if bad_input else FAILURE) from error
+        if bad_input:
+            raise
+        raise shown from error
 
 
 def takes_audio(model: Any) -> bool | None:
     """Whether a loaded lmms-eval model takes audio; None where that cannot be determined.
 
-    It does where its transformers config, or a config inside, has a field, a model type or an architecture with a word
+    It does where its transformers config, or a config inside, has a field, a model type or another name with a word
     such as "audio" or "speech" in it, or where its processor has a part for audio. It does not where there is a
     transformers config and none of that. A model behind an API, or of a package of its own, has no such config.
     """
@@ -66,7 +68,8 @@ def takes_audio(model: Any) -> bool | None:
         return True
     if not configs:
         return None
-    names = {name.lower() for config in configs for name in _names(config.to_dict())}
+    texts = [config.to_json_string(use_diff=False).lower() for config in configs]
+    names = {name for text in texts for name in re.findall(r'"(\w+)"', text)}  # no paths, which hold other characters
     return any(word in name for name in names for word in _AUDIO_NAMES)
 
 
@@ -77,17 +80,6 @@ def configs_of(model: Any) -> list:
     given = [getattr(getattr(model, "model", None), "config", None)]
     given += [getattr(model, "config", None), getattr(model, "_config", None)]
     return [config for config in given if isinstance(config, PretrainedConfig)]
-
-
-def _names(config: Mapping[str, Any]) -> Iterator[str]:
-    for key, value in config.items():
-        yield str(key)
-        if isinstance(value, Mapping):
-            yield from _names(value)
-        elif key == "model_type":
-            yield str(value)
-        elif key == "architectures":
-            yield from map(str, value or ())
 
 
 def tasks_of(task_dict: Mapping) -> dict[str, Any]:
@@ -113,26 +105,21 @@ def refuse_without_audio(model: Any, task_dict: Mapping) -> None:
     with_audio = [name for name, rows in documents.items() if any(rows["audio"])]
     if not with_audio:
         return
-    stated = os.environ.get(VARIABLE, "")
-    if stated not in ("", "0", "1"):
-        stop(InputError(f"the environment variable {VARIABLE} is {stated!r}; allowed are 0 and 1."))
-    able = bool(int(stated)) if stated else takes_audio(model)
-    if able is None:
-        logger.warning(
-            "Whether %s takes audio is unknown; compare its audio tasks with artemo_silence before you trust them.",
-            type(model).__name__,
-        )
-    elif not able:
-        rest = [name for name in documents if name not in with_audio]
-        remedy = (
-            f"Leave them out: --tasks {','.join(rest)}"
-            if rest
-            else "Name tasks without audio, such as --tasks artemo_content_visual,artemo_emotion_visual,artemo_blind"
-        )
-        stop(
-            InputError(
-                f"the model {type(model).__name__} takes no audio: neither its config nor its processor names any, "
-                f"and its answers to {', '.join(with_audio)} would be scored as if it did. {remedy}. If it does take "
-                f"audio, set {VARIABLE}=1."
+    with stopping("the check for audio"):
+        stated = os.environ.get(VARIABLE, "")
+        if stated not in ("", "0", "1"):
+            raise InputError(f"the environment variable {VARIABLE} is {stated!r}; allowed are 0 and 1.")
+        able = bool(int(stated)) if stated else takes_audio(model)
+        if able is None:
+            logger.warning(
+                "Whether %s takes audio is unknown; compare its audio tasks with artemo_silence before you trust it.",
+                type(model).__name__,
             )
-        )
+        elif not able:
+            rest = [name for name in documents if name not in with_audio]
+            rest = rest or ["artemo_content_visual", "artemo_emotion_visual", "artemo_blind"]
+            raise InputError(
+                f"the model {type(model).__name__} takes no audio: neither its config nor its processor names any, "
+                f"and its answers to {', '.join(with_audio)} would be scored as if it did. Name tasks without: "
+                f"--tasks {','.join(rest)}. If it does take audio, set {VARIABLE}=1."
+            )

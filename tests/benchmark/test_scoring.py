@@ -43,7 +43,7 @@ def scores(values: list[dict], aggregations: dict) -> dict:
 
 
 CHOICE = {
-    "macro_f1": artemo.macro_f1, "uar": artemo.uar, "ci95_low": YAML["ci95_low"], "ci95_high": YAML["ci95_high"]
+    "macro_f1": YAML["macro_f1"], "uar": YAML["uar"], "ci95_low": YAML["ci95_low"], "ci95_high": YAML["ci95_high"]
 }  # fmt: skip
 # Six items: the right answers are a, a, a, b, b, c, and stand under A, B, C, A, B, A.
 ANSWERS = ("rain", "rain", "rain", "fire", "fire", "bell")
@@ -335,7 +335,7 @@ def test_conflict_says_what_is_followed():
     mixed = run(sight, sound, other, *[lambda row: "both at once"] * (n - 3))
     assert [mixed[name] for name in names] == pytest.approx([1 / n, 1 / n, 1 / n, (n - 3) / n, 0], **EXACT)
     assert mixed["ci95_low"] < 1 / n < mixed["ci95_high"]
-    letters = artemo.conflict_doc_to_target(rows[0])
+    letters = artemo.doc_to_target(rows[0])
     assert letters.startswith("sight ") and ", sound " in letters
 
 
@@ -343,7 +343,7 @@ def test_what_a_benchmark_lacks_is_named(tmp_path, monkeypatch):
     folder = benchmark_files.write_benchmark(tmp_path / "one", clips=1)
     monkeypatch.setenv(select.VARIABLE, str(folder))
     with pytest.raises(InputError, match="artemo_conflict needs two clips of opposite emotion.*the 1 clips"):
-        artemo.yaml_value("dataset_kwargs_conflict")
+        documents("conflict")
     rows = benchmark_files.read_items(folder)
     benchmark_files.write_items(folder, [{**row, "valence": None} for row in rows])
     artemo._benchmark.cache_clear()

@@ -182,11 +182,11 @@ def test_backbones_that_are_given_may_differ_by_seed(tmp_path):
     assert [run["arguments"]["seed"] for run in ablation.read_runs(runs).values()] == [0, 1]
 
 
-def run_forked(out, step, log, really=steps._run_command) -> tuple[int, None]:
+def run_forked(out, step, log, say, really=steps._run_command) -> tuple[int, None]:
     """The step's own program, as a fork where it is one of Python."""
     words, env = shlex.split(step.typed(out)), {}
     if words[0] == "cp":
-        return really(out, step, log)
+        return really(out, step, log, say)
     if words[0] == "env":
         env, words = {"ARTEMO_DATASET": words[1].partition("=")[2]}, words[2:]
     program = str(Path(sys.executable).parent / words[0])

@@ -108,14 +108,6 @@ def test_votes_are_compared_with_probabilities(benchmark):
     assert without["arousal_rmse"] == 0 and without["arousal_pearson"] == pytest.approx(1)
 
 
-def test_auroc_is_the_share_of_ordered_pairs():
-    rng = np.random.default_rng(0)
-    high, low = rng.integers(3, 9, 40).tolist(), rng.integers(0, 6, 30).tolist()  # with ties
-    pairs = [(a > b) + 0.5 * (a == b) for a in high for b in low]
-    assert emotion.auroc(high, low) == pytest.approx(np.mean(pairs))
-    assert emotion.auroc([1.0], [0.0]) == 1 and emotion.auroc([0.0], [0.0]) == 0.5
-
-
 def test_a_clip_disagrees_with_the_sound_of_one_that_shares_no_answer(benchmark):
     _, _, heard = readings(benchmark, 1.0)
     _, _, seen = readings(benchmark, 0.5)

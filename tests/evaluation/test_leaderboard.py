@@ -337,9 +337,9 @@ def test_bad_input_is_named(tmp_path, capsys):
         return capsys.readouterr().err
 
     (tmp_path / "empty").mkdir()
-    assert "no *_results.json of lmms-eval" in refused(tmp_path / "empty", out=False)
+    assert "holds no *_results.json" in refused(tmp_path / "empty")
     assert "--out is missing" in refused(first, out=False)
-    assert f"there is no {tmp_path / 'nowhere'};" in refused(tmp_path / "nowhere")
+    assert f"{tmp_path / 'nowhere'} holds no *_results.json" in refused(tmp_path / "nowhere")
     (tmp_path / "file").touch()
     assert "file" in refused(first, "--out", tmp_path / "file/report", out=False)
     (tmp_path / "demo").mkdir()

@@ -93,13 +93,13 @@ def test_tasks_of_others_stop_at_bad_media(model_folder, documents):
     arguments = ("", artemo.doc_to_messages, {"max_new_tokens": 2}, 0, "mmmu_val", "test")
     request = Instance(request_type="generate_until", arguments=arguments, idx=0,
                        metadata={"task": "mmmu_val", "doc_id": 0, "repeats": 1})  # fmt: skip
-    with pytest.raises(InputError, match="mmmu_val, item .*nowhere.png: file not found"):
+    with pytest.raises(InputError, match="mmmu_val, item .*nowhere.png.*: file not found"):
         model.generate_until([request])
 
 
 def test_what_is_reported_is_bad_media_alone(model_folder, documents, monkeypatch):
     monkeypatch.setattr(VAEmotionLLM, "_decode", lambda self, medium: 1 / 0)
-    with pytest.raises(RuntimeError, match="preparing a batch failed with ZeroDivisionError"):
+    with pytest.raises(RuntimeError, match="the batch of .* failed with ZeroDivisionError"):
         answers(model_folder, documents, batch_size=4, on_error="report")
 
 

@@ -72,7 +72,7 @@ def test_only_tasks_with_sound_are_refused(folder, monkeypatch, caplog):
     text = str(refused.value)
     assert "its answers to artemo_content_av, artemo_va_audio would be scored" in text
     assert "--tasks artemo_content_visual,artemo_emotion_blind." in text
-    with pytest.raises(InputError, match="Name tasks without audio"):
+    with pytest.raises(InputError, match="--tasks artemo_content_visual,artemo_emotion_visual,artemo_blind"):
         refusals.refuse_without_audio(deaf, tasks("emotion_audio_circular"))
     refusals.refuse_without_audio(unknown, mixed)
     assert "takes audio is unknown; compare its audio tasks with artemo_silence" in caplog.text

@@ -249,7 +249,6 @@ def test_the_command_names_what_it_cannot_use(setup, tmp_path, capsys):
     templates.write_text(yaml.safe_dump({"e": [{"prompts": [language.EMOTION_QUESTION], "answers": ["{emotion}"]}]}))
     bare = write_world(tmp_path / "bare", clips=1, videos=False, labels=False)
     for manifest, words, message in (
-        (setup[1], ["--samples-per-clip", "0"], "--samples-per-clip is 0"),
         (setup[1], ["--split", "test"], "no clip with split 'test'"),
         (setup[1], ["--instructions", str(templates)], "the embedded nano benchmark"),
         (bare, [], "'train-0' has the labels none"),

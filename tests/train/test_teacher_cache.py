@@ -338,7 +338,7 @@ def test_the_command_tells_the_size_before_it_works(setup, tmp_path, capsys):
     config = write_config(tmp_path / "c.yaml", values)
     assert main(["cache-teacher", "--config", str(config), "--estimate"]) == 0
     # 12 clips * 2 responses * 6 tokens * 32 dimensions * 4 bytes
-    assert "At most 0.02 MiB for 24 responses of up to 6 tokens, about " in capsys.readouterr().out
+    assert "At most, for 24 responses of up to 6 tokens: states 0.02 MiB, audio " in capsys.readouterr().out
     assert not (tmp_path / "cache").exists()
     assert main(["cache-teacher", "--config", str(config), "teacher_cache=null"]) == 2
     assert "`teacher_cache` is missing" in capsys.readouterr().err
