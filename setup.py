@@ -94,6 +94,7 @@ setup(
         "pydantic>=2.10",
         "jinja2>=3.1",
         "pyarrow>=24",
+        "pydantic>=2.10,<3",
         "scipy>=1.13",
         "av>=15,<16",
         "soundfile>=0.13,<0.15",

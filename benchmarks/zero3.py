@@ -95,7 +95,7 @@ def rank_main(values_file: str, counts_file: str) -> None:
 
     def make_counted_trainer(config, *args):
         trainer = make_trainer(config, *args)
-        if training.is_main(config):
+        if config.process_index == 0:
             trainer.add_callback(GatherCounter(Path(counts_file)).callback)
         return trainer
 

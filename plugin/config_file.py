@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import types
 import typing
 from collections.abc import Sequence
 from importlib import resources
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from .utils import InputError
 
@@ -56,13 +56,13 @@ def build_config(cls: type, values: dict[str, Any], listed: str = "see `vaemotio
         InputError: naming a field that does not exist and the nearest that does, or a value of a wrong type.
     """
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init and field.name not in _HIDDEN}
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     for name in values:
         if name not in fields:
             near = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
             hint = f"did you mean `{near[0]}`?" if near else listed
             raise InputError(f"unknown config field `{name}`: {hint}")
-    arguments = {name: _coerce(name, value, hints[name]) for name, value in values.items()}
+    arguments = {name: _checked(name, value, hints[name]) for name, value in values.items()}
     try:
         return cls(**arguments)
     except InputError:
@@ -104,32 +104,12 @@ def describe_field(cls: type, field: dataclasses.Field) -> str:
     return f"{field.name}: {hint.__name__ if isinstance(hint, type) else hint} = {default!r}"
 
 
-def _coerce(name: str, value: Any, hint: Any) -> Any:
-    """Turn a YAML value into the field's type. YAML 1.1 reads 1e-4 as a string, so numbers are accepted in quotes."""
-    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
-    kinds = list(typing.get_args(hint)) if is_union else [hint]
+def _checked(name: str, value: Any, hint: Any) -> Any:
+    """A YAML value in the field's type. YAML 1.1 reads 1e-4 as a string, so numbers are accepted in quotes."""
     if value is None:
         return None
-    if float in kinds and not isinstance(value, bool):
-        try:
-            return float(value)
-        except (TypeError, ValueError):
-            if kinds == [float]:
-                raise InputError(f"config field `{name}` is {value!r}; a number is needed.") from None
-    if int in kinds and str not in kinds:
-        try:
-            if isinstance(value, bool) or float(value) != int(float(value)):
-                raise ValueError
-            return int(float(value))
-        except (TypeError, ValueError):
-            raise InputError(f"config field `{name}` is {value!r}; a whole number is needed.") from None
-    if kinds[0] is bool and all(kind in (bool, type(None)) for kind in kinds) and not isinstance(value, bool):
-        raise InputError(f"config field `{name}` is {value!r}; true or false is needed.")
-    if (
-        isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and str in kinds
-        and not {int, float} & set(kinds)
-    ):
-        return str(value)
-    return value
+    try:
+        return TypeAdapter(hint, config={"coerce_numbers_to_str": True}).validate_python(value)
+    except ValidationError as error:
+        found = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}".removeprefix(": ") for one in error.errors()]
+        raise InputError(f"config field `{name}` is {value!r}: {'; '.join(found)}.") from None

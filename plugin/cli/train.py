@@ -133,24 +133,19 @@ def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     _add_config(parser)
     add = parser.add_argument
     add("--gpus", type=int, default=1, metavar="N", help="number of GPUs (1)")
-    memory = "memory of one GPU, counted in GiB (80)"
-    add("--gpu-memory-gb", dest="gpu_memory_gib", type=float, default=80, metavar="GB", help=memory)
-    add("--gpu", default="H100", metavar="NAME", help="GPU whose peak is taken, such as A100 (H100)")
-    add("--peak-tflops", type=float, metavar="N", help="dense bf16 peak of one GPU, in place of --gpu")
+    add("--gpu-memory-gb", type=float, default=80, metavar="GB", help="memory of one GPU, counted in GiB (80)")
+    add("--peak-tflops", type=float, default=989, metavar="N", help="dense bf16 peak of one GPU (989, an H100)")
     add("--mfu", type=float, default=0.35, metavar="SHARE", help="share of the peak reached (0.35)")
-    add("--clips", type=int, metavar="N", help="number of clips (the manifest's, or 100000)")
-    add("--audio-s", type=float, metavar="S", help="audio of a clip, s (the manifest's longest, or max_audio_s)")
-    add("--media", choices=("video", "image"), help="kind of the visual (the manifest's, or video)")
-    add("--pixels-per-frame", type=int, default=448 * 448, metavar="N", help="of a frame or image (200704)")
-    add("--prompt-tokens", type=int, default=64, metavar="N", help="prompt and chat template without media (64)")
-    add("--response-tokens", type=int, metavar="N", help="of a response (max_response_tokens)")
+    add("--clips", type=int, default=100_000, metavar="N", help="number of clips (100000)")
+    add("--pixels-per-frame", type=int, default=448 * 448, metavar="N", help="of a frame (200704)")
     add("--json", action="store_true", help="print one JSON object")
 
 
 def run_plan(args: argparse.Namespace) -> None:
     from ..train.plan import as_text, make_plan
 
-    found = make_plan(args.config, args.overrides, vars(args))
+    names = ("gpus", "gpu_memory_gb", "peak_tflops", "mfu", "clips", "pixels_per_frame")
+    found = make_plan(args.config, args.overrides, {name: getattr(args, name) for name in names})
     print(json.dumps(found) if args.json else as_text(found))
 
 

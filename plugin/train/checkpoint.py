@@ -98,85 +98,65 @@ def save_trainable(model: torch.nn.Module, folder: Path) -> None:
 
 
 def load_trainable(model: torch.nn.Module, folder: Path) -> None:
-    """Load what `save_trainable` wrote: every trainable parameter must be there in its shape, and nothing else.
+    """Put a checkpoint's trained weights, by `save_trainable` or by DeepSpeed at any ZeRO stage, into a whole model.
 
     Raises:
-        InputError: naming keys that are missing, unknown or of another shape.
+        InputError: see `check_shapes`.
     """
-    if not (folder / TRAINABLE).is_file():
-        raise InputError(
-            f"{folder} holds no {TRAINABLE}: an engine wrote it. Resume with the same `deepspeed` config, or take "
-            "another output_dir."
-        )
-    tensors = load_file(folder / TRAINABLE)
-    compare_shapes(folder, {name: list(tensor.shape) for name, tensor in tensors.items()}, trainable_shapes(model))
-    _copy_trainable(model, tensors)
+    if (folder / TRAINABLE).is_file():
+        tensors = load_file(folder / TRAINABLE)
+    else:
+        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-
-def _copy_trainable(model: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+        with contextlib.redirect_stdout(io.StringIO()):  # the utility prints its progress
+            tensors = get_fp32_state_dict_from_zero_checkpoint(str(folder), exclude_frozen_parameters=True)
+    found = sorted([name, list(tensor.shape)] for name, tensor in tensors.items())
+    check_shapes(folder, found, sorted(trainable_shapes(model)))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 parameter.copy_(tensors[name])
 
 
-def trainable_shapes(model: torch.nn.Module) -> dict[str, list[int]]:
-    """Name -> whole shape of each trained parameter, also of those that ZeRO-3 has sharded."""
-    return {
-        name: list(getattr(parameter, "ds_shape", parameter.shape))
+def trainable_shapes(model: torch.nn.Module) -> list[list]:
+    """[name, whole shape] of each trained parameter, also of those that ZeRO-3 has sharded.
+
+    An engine stores flat shards, in which the order of the parameters decides their positions.
+    """
+    return [
+        [name, list(getattr(parameter, "ds_shape", parameter.shape))]
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
-    }
+    ]
 
 
-def record_trainable_shapes(model: torch.nn.Module, folder: Path) -> None:
-    """Write beside an engine's own files what they hold: the engine stores flat shards, which have no names.
-
-    A list keeps the order of the parameters, which decides their positions in the shards.
-    """
-    write_json(folder / TRAINABLE_SHAPES, list(trainable_shapes(model).items()))
-
-
-def check_trainable_shapes(model: torch.nn.Module, folder: Path) -> None:
-    """Compare what `record_trainable_shapes` wrote with the model: the same parameters, shapes and order.
+def check_engine_checkpoint(model: torch.nn.Module, folder: Path) -> None:
+    """Check what `TRAINABLE_SHAPES` says of an engine's checkpoint: the same parameters, shapes and order.
 
     Raises:
-        InputError: naming what differs, or the file where it is missing.
+        InputError: see `check_shapes`.
     """
-    file = folder / TRAINABLE_SHAPES
-    if not file.is_file():
-        raise InputError(f"{folder} has no {TRAINABLE_SHAPES}, so it is no engine's checkpoint of this package.")
-    found = dict(json.loads(file.read_text()))
-    wanted = trainable_shapes(model)
-    compare_shapes(folder, found, wanted)
-    if list(found) != list(wanted):
-        raise InputError(
-            f"{folder} holds the parameters of this run in another order, and an engine's checkpoint is read by "
-            "order. Resume with the version that wrote it, or start again with overwrite=true."
-        )
+    check_shapes(folder, json.loads((folder / TRAINABLE_SHAPES).read_text()), trainable_shapes(model))
 
 
-def compare_shapes(folder: Path, found: dict[str, list[int]], wanted: dict[str, list[int]]) -> None:
-    """Raise an InputError unless a checkpoint holds exactly the wanted parameters in their shapes."""
-    missing, unknown = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
-    if missing or unknown:
-        raise InputError(
-            f"{folder} does not fit this run: missing {missing[:3] or 'nothing'}, unknown {unknown[:3] or 'nothing'}. "
-            "What is trained has changed; take another output_dir or overwrite=true."
-        )
-    for name, shape in wanted.items():
-        if found[name] != shape:
-            raise InputError(
-                f"{folder} does not fit this run: {name} is {found[name]} there and {shape} here. The model has "
-                "changed; take another output_dir or overwrite=true."
-            )
+def check_shapes(folder: Path, found: list[list], wanted: list[list]) -> None:
+    """Raise an InputError unless a checkpoint holds exactly the wanted parameters, in their shapes and order."""
+    if found == wanted:
+        return
+    there, here = dict(found), dict(wanted)
+    names = [name for name in sorted(there | here) if there.get(name) != here.get(name)]
+    changes = [f"{name} is {there.get(name, 'missing')} there and {here.get(name, 'missing')} here" for name in names]
+    raise InputError(
+        f"{folder} does not fit this run: {'; '.join(changes[:3]) or 'its parameters have another order'}. Take "
+        "another output_dir, or overwrite=true to start again."
+    )
 
 
 # ---- the folder of a run
 
 
 def inspect_output(output_dir: Path, settings: dict[str, Any], overwrite: bool) -> str:
-    """What an output folder is to a run: "new", "overwrite", "resume", "longer" or "finished". Changes nothing.
+    """What an output folder is to a run: "new", "overwrite", "resume" or "finished". Changes nothing.
 
     Args:
         output_dir: the folder of the run.
@@ -205,9 +185,7 @@ def inspect_output(output_dir: Path, settings: dict[str, Any], overwrite: bool) 
                 f"{', and it can only be raised' if name in RAISABLE else ''}. Take another output_dir, or "
                 "overwrite=true to start again."
             )
-    if changed:
-        return "longer"
-    return "finished" if (output_dir / FINISHED).is_file() else "resume"
+    return "finished" if (output_dir / FINISHED).is_file() and not changed else "resume"
 
 
 def open_output(output_dir: Path, settings: dict[str, Any], state: str) -> None:
@@ -215,15 +193,12 @@ def open_output(output_dir: Path, settings: dict[str, Any], state: str) -> None:
     if state == "overwrite":
         for path in output_dir.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    if state in ("resume", "longer"):
-        for folder in checkpoints(output_dir).values():
-            if not is_complete(folder):
-                shutil.rmtree(folder)
-    if state == "longer":
-        (output_dir / FINISHED).unlink(missing_ok=True)
-    if state != "resume":
-        output_dir.mkdir(parents=True, exist_ok=True)
-        write_json(output_dir / RUN_CONFIG, settings)
+    for folder in checkpoints(output_dir).values():
+        if not is_complete(folder):
+            shutil.rmtree(folder)
+    (output_dir / FINISHED).unlink(missing_ok=True)  # of a run that is made longer
+    output_dir.mkdir(parents=True, exist_ok=True)
+    write_json(output_dir / RUN_CONFIG, settings)
 
 
 def publish(source: Path, target: Path) -> None:
@@ -337,11 +312,9 @@ def export(run: Path, out: Path, step: int | None = None) -> Path:
     config = build_config(cls, values | {"output_dir": str(run), "use_cpu": True})
     model, processor = load_untrained(config)
     freeze_all_but(model, trained_parts(config))
-    if (folder / TRAINABLE).is_file():
+    if (folder / TRAINABLE).is_file():  # a run without an engine
         keep_trained_in_float32(model)
-        load_trainable(model, folder)
-    else:
-        load_sharded(model, folder)
+    load_trainable(model, folder)
     with reported_writing(out):
         save_model(model, processor, model.state_dict(), out, config)
         write_json(out / RECORD, {"format": 1, "stages": stages_of(run)})
@@ -371,18 +344,8 @@ def find_checkpoint(run: Path, step: int | None) -> Path:
         InputError: naming the steps that there are.
     """
     complete = {number: folder for number, folder in checkpoints(run).items() if is_complete(folder)}
-    if not complete:
-        raise InputError(f"{run} holds no complete checkpoint yet; the first is written after `save_steps` steps.")
-    if step is not None and step not in complete:
-        steps = ", ".join(map(str, complete))
-        raise InputError(f"{run} holds no complete checkpoint of step {step}; there are those of {steps}.")
-    return complete[max(complete) if step is None else step]
-
-
-def load_sharded(model: torch.nn.Module, folder: Path) -> None:
-    """Put a DeepSpeed checkpoint's trained weights, of any ZeRO stage and number of ranks, into a whole model."""
-    check_trainable_shapes(model, folder)
-    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
-    with contextlib.redirect_stdout(io.StringIO()):  # the utility prints its progress
-        _copy_trainable(model, get_fp32_state_dict_from_zero_checkpoint(str(folder), exclude_frozen_parameters=True))
+    wanted = max(complete, default=None) if step is None else step
+    if wanted not in complete:
+        steps = ", ".join(map(str, complete)) or "none"
+        raise InputError(f"{run} holds no complete checkpoint{f' of step {step}' if step else ''}; complete: {steps}.")
+    return complete[wanted]

@@ -29,10 +29,10 @@ _HEAD_ROWS = 1_024
 
 
 class ChunkedDivergence(torch.autograd.Function):
-    """sum_n w_n D(p_n || q_n), p and q the softmax of the head's logits at temperature T; see `losses.divergence`."""
+    """sum_n D(p_n || q_n), p and q the softmax of the head's logits at temperature T; see `losses.divergence`."""
 
     @staticmethod
-    def forward(ctx, student, teacher, weight, bias, token_weights, kind, beta, temperature, chunk_tokens):
+    def forward(ctx, student, teacher, weight, bias, kind, beta, temperature, chunk_tokens):
         positions, vocabulary, device = student.shape[0], weight.shape[0], student.device
         wants_grad, compute = ctx.needs_input_grad[0], _DIVERGENCES[kind]
         accumulate = torch.promote_types(weight.dtype, torch.float32)
@@ -40,8 +40,6 @@ class ChunkedDivergence(torch.autograd.Function):
         agrees = torch.empty(positions, dtype=torch.bool, device=device)  # (N,)
         # Rounded to the states' dtype once, in the end.
         grad = torch.empty(student.shape, dtype=accumulate, device=device) if wants_grad else None  # (N, D)
-        # d/d logits is the divergence's gradient / T, and the loss is scaled by T^2.
-        scale = token_weights.to(accumulate).unsqueeze(1) * temperature  # (N, 1)
         # As many chunks as needed, of about the same width.
         chunks = max(ceil(positions / chunk_tokens), 1)
         width = max(ceil(positions / chunks), 1)
@@ -57,10 +55,11 @@ class ChunkedDivergence(torch.autograd.Function):
                     p, q, log_ratio, agrees[part] = _distributions(logits[rows], change[rows], bias, temperature)
                     per_token[part] = compute(p, q, log_ratio, beta)
                 if wants_grad:
-                    grad[begin:end] = _times_head(change, weight).mul_(scale[begin:end])
+                    # d/d logits is the divergence's gradient / T, and the loss is scaled by T^2.
+                    grad[begin:end] = _times_head(change, weight).mul_(temperature)
         ctx.save_for_backward(grad)
         ctx.dtype = student.dtype
-        loss = (per_token * token_weights).sum() * temperature**2
+        loss = per_token.sum() * temperature**2
         ctx.mark_non_differentiable(per_token, agrees)
         return loss, per_token, agrees
 
@@ -68,7 +67,7 @@ class ChunkedDivergence(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_loss, _per_token, _agrees):
         (grad,) = ctx.saved_tensors
-        return (grad * grad_loss).to(ctx.dtype), *[None] * 8
+        return (grad * grad_loss).to(ctx.dtype), *[None] * 7
 
 
 def chunk_tokens_for(vocabulary: int, device_type: str) -> int:

@@ -101,7 +101,7 @@ class Stage1Data:
         self.rows = None  # large, and the loader's workers would hold them as well
         dataset = self.dataset.only(responses.keys())
         collator = Stage1Collator(processor, responses, config.student_modalities, config.seed, states)
-        options: dict[str, Any] = {"kinds": sorted({row["kind"] for rows in responses.values() for row in rows})}
+        options: dict[str, Any] = {}
         if config.train_sampling_strategy == "group_by_length":
             ids = [clip.id for clip in dataset.clips]
             options["sampler_options"] = {

@@ -1,37 +1,24 @@
-"""Ranks and devices of a run: reductions, attention and peak of the device, DeepSpeed, modules that all ranks run."""
+"""Ranks and devices of a run: reductions, attention, DeepSpeed, modules that all ranks run."""
 
-import logging
-import os
-import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from transformers import modeling_flash_attention_utils as flash
-
-from ..utils import InputError
-
-logger = logging.getLogger(__name__)
-
+from transformers.modeling_flash_attention_utils import FLASH_ATTENTION_COMPATIBILITY_MATRIX
 
 # ---- ranks; everything is valid in one process as well
 
 
-def is_distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
 def barrier() -> None:
     """Wait for all ranks."""
-    if is_distributed():
+    if torch.distributed.is_initialized():
         torch.distributed.barrier()
 
 
 def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
     """Sum of a tensor over ranks; every rank must call it."""
-    if is_distributed():
+    if torch.distributed.is_initialized():
         tensor = tensor.clone()
         torch.distributed.all_reduce(tensor)
     return tensor
@@ -39,7 +26,7 @@ def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
 
 def max_over_ranks(values: tuple[int, ...], device: torch.device) -> tuple[int, ...]:
     """The largest of each number over ranks; every rank must call it."""
-    if not is_distributed():
+    if not torch.distributed.is_initialized():
         return values
     tensor = torch.tensor(values, device=device)
     torch.distributed.all_reduce(tensor, op=torch.distributed.ReduceOp.MAX)
@@ -48,108 +35,29 @@ def max_over_ranks(values: tuple[int, ...], device: torch.device) -> tuple[int, 
 
 # ---- devices
 
-# Dense bf16 TFLOP/s of the makers' data sheets (no sparsity, sums in fp32), the more specific name first.
-PEAK_TFLOPS = {
-    "B200": 2250.0,
-    "H200 NVL": 835.0,
-    "H200": 989.0,
-    "H100 NVL": 835.0,
-    "H100 PCIe": 756.0,
-    "H100": 989.0,
-    "A100": 312.0,
-    "A40": 149.7,
-    "A30": 165.0,
-    "A10": 125.0,
-    "L40S": 362.0,
-    "L40": 181.0,
-    "L4": 121.0,
-    "RTX A6000": 154.8,
-    "RTX 4090": 165.2,
-    "RTX 3090": 71.0,
-    "MI300X": 1307.4,
-    "MI250X": 383.0,
-}
-# Preferred from left to right: FlashAttention's version -> the package that has it.
-FLASH_PACKAGES = {4: "flash-attn-4", 3: "flash-attn-3", 2: "flash-attn"}
-
-
-def peak_tflops_of(device_name: str) -> float | None:
-    """Dense bf16 peak in TFLOP/s of a device such as "NVIDIA H100 80GB HBM3" or "A100"; None for an unknown one."""
-    for name, peak in PEAK_TFLOPS.items():
-        # Whole words, so that an A100 is no A10 and an L40S no L4; "A100-SXM4-80GB" still is an A100.
-        pattern = r"[\s_-]*".join(re.escape(word) for word in name.split())
-        if re.search(rf"(?<![a-z0-9]){pattern}(?![a-z0-9])", device_name, flags=re.IGNORECASE):
-            return peak
-    return None
-
 
 def attention_candidates(requested: str | None, dtype: torch.dtype | None) -> list[str | None]:
     """Attention implementations to try for a model, the best first; None is the model's own default.
 
-    "auto" is the newest usable FlashAttention, and sdpa in any case, for a model that has no FlashAttention at all.
+    "auto" is each installed FlashAttention that this process's CUDA device supports, the newest first, and sdpa in any
+    case, for a model that has no FlashAttention at all.
 
     Args:
         requested: "auto", a name that transformers knows, or None.
         dtype: of the weights, None where it is not known. FlashAttention computes in bfloat16 and float16 only.
-
-    Raises:
-        InputError: a FlashAttention was named that is not installed or cannot run on this device.
     """
-    names = {f"flash_attention_{version}": package for version, package in FLASH_PACKAGES.items()}
-    if requested == "auto":
-        usable = usable_flash_versions() if dtype in (torch.bfloat16, torch.float16) else ()
-        return [*(f"flash_attention_{version}" for version in usable[:1]), "sdpa"]
-    if requested in names:
-        usable_names = [f"flash_attention_{version}" for version in usable_flash_versions()]
-        if requested not in usable_names:
-            raise InputError(
-                f"config field `attn_implementation` is {requested!r}, which needs the package {names[requested]} "
-                f"and a CUDA device that it supports; usable here: {', '.join(usable_names) or 'no FlashAttention'}. "
-                "Install it, or use `auto` or `sdpa`."
-            )
-    return [requested]
-
-
-def usable_flash_versions() -> tuple[int, ...]:
-    """FlashAttention's versions that are installed, import and support this process's CUDA device, the best first."""
-    if not torch.cuda.is_available():
-        return ()
-    known, (major, _) = flash.FLASH_ATTENTION_COMPATIBILITY_MATRIX, torch.cuda.get_device_capability()
-    return tuple(
-        version
-        for version in FLASH_PACKAGES
-        if version in known
-        and known[version]["general_availability_check"]()
-        and major >= known[version].get("cuda_min_major_version", 8)
-        and _imports(version)
-    )
-
-
-def _imports(version: int) -> bool:
-    """Whether the package can be imported: one that was built for another torch is installed and still useless."""
-    try:
-        flash.lazy_import_flash_attention(f"flash_attention_{version}")
-    except Exception as error:  # whatever a broken binary raises
-        logger.warning("%s is installed but cannot be imported: %s", FLASH_PACKAGES[version], error)
-        return False
-    return True
+    if requested != "auto":
+        return [requested]
+    found: list[str | None] = []
+    if torch.cuda.is_available() and dtype in (torch.bfloat16, torch.float16):
+        major, _ = torch.cuda.get_device_capability()
+        for version, known in sorted(FLASH_ATTENTION_COMPATIBILITY_MATRIX.items(), reverse=True):
+            if known["general_availability_check"]() and major >= known.get("cuda_min_major_version", 8):
+                found.append(f"flash_attention_{version}")
+    return [*found, "sdpa"]
 
 
 # ---- DeepSpeed
-
-
-def unlink_shared_buffers() -> None:
-    """Remove the names of the buffers that DeepSpeed's ranks share on a CPU; every rank must call it.
-
-    DeepSpeed leaves them, tens of MB of memory a rank, when it ends or is killed. Once every rank has mapped them,
-    which is when the engine's process group is up, nobody opens them again, and without a name they end with their
-    processes.
-    """
-    if is_distributed():
-        barrier()
-        names = (os.environ.get(variable, "") for variable in ("MASTER_ADDR", "MASTER_PORT"))
-        buffer = "_".join(["deepspeed_allreduce_buffer", str(os.getuid()), *names, str(torch.distributed.get_rank())])
-        Path("/dev/shm", buffer).unlink(missing_ok=True)
 
 
 def fill_sizes(engine_config, hidden_size: int) -> None:
@@ -163,16 +71,9 @@ def fill_sizes(engine_config, hidden_size: int) -> None:
 
 
 def zero3_coordinator(engine):
-    """What gathers parameters in a DeepSpeed engine at ZeRO-3; None at other stages, and of an unknown DeepSpeed."""
+    """What gathers parameters in a DeepSpeed engine at ZeRO-3; None at other stages."""
     offload = getattr(engine.optimizer, "parameter_offload", None)
-    if offload is None:
-        return None
-    coordinator = offload.get_param_coordinator()
-    if not hasattr(coordinator, "_invalidate_trace"):
-        # It costs time, and no correctness as long as all ranks' batches hold the same media.
-        logger.warning("This version of DeepSpeed is not known: ZeRO-3 may gather weights more often than it must.")
-        return None
-    return coordinator
+    return None if offload is None else offload.get_param_coordinator()
 
 
 def save_engine(engine, folder: str) -> None:

@@ -4,11 +4,13 @@ import copy
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt
 from safetensors.torch import save_file
 from torch import nn
+from typing_extensions import TypedDict  # pydantic reads that of `typing` from Python 3.12
 
 from ..utils import InputError
 
@@ -20,35 +22,17 @@ _NEW_PARTS = ("audio_projector", "emotion_adapter")
 _PREFIX = "base_model.model."  # where a PeftModel holds the model
 
 
-def check_settings(settings: Any) -> None:
-    """Check the config field `lora`.
+class LoraSettings(TypedDict, total=False):
+    """The config field `lora`. Defaults, ours: rank 8, alpha 2 * rank, dropout 0, all projections of attention and MLP
+    in the LLM, and the audio projector not."""
 
-    Args:
-        settings: {rank (8), alpha (2 * rank), dropout (0), target_modules (all projections of attention and MLP in the
-            LLM), projector (false)}; the defaults are ours.
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
-    Raises:
-        InputError: naming the value and what is allowed.
-    """
-    if not isinstance(settings, dict):
-        raise InputError(f"config field `lora` is {settings!r}; give settings such as {{rank: 8}}, or null for none.")
-    names = settings.get("target_modules", DEFAULT_TARGETS)
-    checks = {
-        "rank": (_is_number(settings.get("rank", 8), int) and settings.get("rank", 8) > 0, "a whole number above 0"),
-        "alpha": (_is_number(settings.get("alpha", 1)) and settings.get("alpha", 1) > 0, "a number above 0"),
-        "dropout": (_is_number(settings.get("dropout", 0)) and 0 <= settings.get("dropout", 0) < 1, "0 to below 1"),
-        "target_modules": (
-            isinstance(names, list | tuple) and bool(names) and all(isinstance(name, str) and name for name in names),
-            "a list of names of the LLM's linear layers, such as [q_proj, v_proj]",
-        ),
-        "projector": (isinstance(settings.get("projector", False), bool), "true or false"),
-    }
-    for name, value in settings.items():
-        if name not in checks:
-            raise InputError(f"config field `lora.{name}` is unknown; allowed are {', '.join(sorted(checks))}.")
-        is_good, allowed = checks[name]
-        if not is_good:
-            raise InputError(f"config field `lora.{name}` is {value!r}; allowed: {allowed}.")
+    rank: PositiveInt
+    alpha: PositiveInt | PositiveFloat
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    target_modules: Annotated[list[str], Field(min_length=1)]
+    projector: bool
 
 
 def add_lora(model: nn.Module, settings: dict[str, Any]) -> None:
@@ -56,7 +40,7 @@ def add_lora(model: nn.Module, settings: dict[str, Any]) -> None:
 
     Args:
         model: a VAEmotionLLM; its parameters are frozen but for LoRA's.
-        settings: see `check_settings`.
+        settings: what `LoraSettings` says.
 
     Raises:
         InputError: the LLM has no layer of a name in `target_modules`, or one that cannot take LoRA.
@@ -73,7 +57,7 @@ def add_lora(model: nn.Module, settings: dict[str, Any]) -> None:
     try:
         inject_adapter_in_model(config, model)
     except ValueError as error:
-        raise InputError(f"config field `lora.target_modules` is {settings.get('target_modules')}: {error}") from error
+        raise InputError(f"config field `lora` is {settings}: {error}") from error
 
 
 def merge_lora(model: nn.Module, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -153,22 +137,12 @@ def _target_pattern(model: nn.Module, settings: dict[str, Any]) -> str:
     """Regular expression of the layers' full names: vision and audio towers have layers of the same short names."""
     decoder = model.get_decoder()
     prefix = next(name for name, module in model.named_modules() if module is decoder)
-    linear = [f".{name}" for name, module in decoder.named_modules() if isinstance(module, nn.Linear)]
-    given = settings.get("target_modules")
-    # A backbone need not have all the usual names; one that the user gives it must.
-    found = [name for name in given or DEFAULT_TARGETS if any(layer.endswith(f".{name}") for layer in linear)]
-    if not found or (given and len(found) < len(given)):
-        there = ", ".join(sorted({layer.rpartition(".")[2] for layer in linear}))
-        raise InputError(
-            f"config field `lora.target_modules` is {list(given or DEFAULT_TARGETS)}; linear layers of this LLM are "
-            f"{there}."
-        )
-    patterns = [rf"{re.escape(prefix)}\.(?:.*\.)?(?:{'|'.join(map(re.escape, found))})"]
+    there = {name.rpartition(".")[2] for name, module in decoder.named_modules() if isinstance(module, nn.Linear)}
+    wanted = settings.get("target_modules") or [name for name in DEFAULT_TARGETS if name in there]
+    if not set(wanted) <= there:
+        raise InputError(f"config field `lora.target_modules` is {wanted}; layers of this LLM are {sorted(there)}.")
+    patterns = [rf"{re.escape(prefix)}\.(?:.*\.)?(?:{'|'.join(map(re.escape, wanted))})"]
     if settings.get("projector", False):
         layers = [name for name, module in model.audio_projector.named_modules() if isinstance(module, nn.Linear)]
         patterns.append(rf"audio_projector\.(?:{'|'.join(map(re.escape, layers))})")
     return "|".join(patterns)
-
-
-def _is_number(value: Any, kind: type | tuple[type, ...] = (int, float)) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)

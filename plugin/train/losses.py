@@ -25,12 +25,11 @@ def divergence(
     kind: str = "forward_kl",
     temperature: float = 1.0,
     beta: float = 0.5,
-    token_weights: torch.Tensor | None = None,
     chunk_tokens: int | None = None,
 ) -> dict[str, torch.Tensor]:
     """Divergence of the student's next-token distributions from the teacher's, from their states and the frozen head.
 
-    `T^2 / num_items * sum_n w_n D(p_n || q_n)`, p = softmax(head(teacher) / T), q = softmax(head(student) / T); T^2
+    `T^2 / num_items * sum_n D(p_n || q_n)`, p = softmax(head(teacher) / T), q = softmax(head(student) / T); T^2
     keeps the size of the gradient (Hinton et al., arXiv 1503.02531). D is
 
     - forward_kl: KL(p || q), which spreads the student over all that the teacher holds possible (the default);
@@ -44,12 +43,10 @@ def divergence(
         teacher: (N, D) states after the final norm, constants.
         student: (N, D).
         head: linear layer (V, D), frozen, with or without bias. Under ZeRO-3 call this inside the engine's forward.
-        num_items: sum of the weights over the whole step (the number of targets where all are 1); this batch's if not
-            given.
+        num_items: number of targets of the whole step, N if not given.
         kind: "forward_kl", "reverse_kl" or "jsd".
         temperature: T, above 0.
         beta: of "jsd", between 0 and 1, without them.
-        token_weights: (N,) w, 1 if not given.
         chunk_tokens: positions at a time; chosen by device and vocabulary if not given.
 
     Returns:
@@ -71,11 +68,9 @@ def divergence(
     weight, bias = head.weight, getattr(head, "bias", None)
     if weight.requires_grad and torch.is_grad_enabled():
         raise ValueError("the head is trained, and this loss gives it no gradient: freeze it.")
-    if token_weights is None:
-        token_weights = torch.ones(student.shape[0], device=student.device)
-    count = token_weights.sum().clamp(min=1) if num_items is None else _at_least_one(num_items, 0)
+    count = _at_least_one(num_items, student.shape[0])
     loss, per_token, agrees = ChunkedDivergence.apply(
-        student, teacher.detach(), weight, bias, token_weights, kind, beta, temperature,
+        student, teacher.detach(), weight, bias, kind, beta, temperature,
         chunk_tokens or chunk_tokens_for(weight.shape[0], weight.device.type),
     )  # fmt: skip
     return {"divergence_loss": loss / count, "divergence": per_token, "agrees": agrees}
@@ -117,14 +112,8 @@ def concordance(prediction: torch.Tensor, target: torch.Tensor, eps: float = 1e-
     return 2 * covariance / (spread + (mean_p - mean_t).square() + eps)
 
 
-def valence_arousal_loss(
-    prediction: torch.Tensor,
-    target: torch.Tensor,
-    name: str,
-    ccc_weight: float = 1.0,
-    mse_weight: float = 1.0,
-) -> dict[str, torch.Tensor]:
-    """Supervisor loss of one dimension on every modality: ccc_weight * (1 - CCC) + mse_weight * MSE. The form is ours.
+def valence_arousal_loss(prediction: torch.Tensor, target: torch.Tensor, name: str) -> dict[str, torch.Tensor]:
+    """Supervisor loss of one dimension on every modality: 1 - CCC + MSE. The form is ours.
 
     CCC belongs to a whole set of clips and is not a sum over them: give all rows of the step at once, see
     `gather_rows`. With fewer than two labelled rows it says nothing and only MSE counts.
@@ -145,9 +134,9 @@ def valence_arousal_loss(
         if count == 0:
             continue
         predicted, wanted = prediction[rows, column].float(), target[rows].float()  # (n,)
-        loss = mse_weight * (predicted - wanted).square().mean()
+        loss = (predicted - wanted).square().mean()
         if count > 1:
-            loss = loss + ccc_weight * (1 - concordance(predicted, wanted))
+            loss = loss + (1 - concordance(predicted, wanted))
         terms[f"{name}_{modality}_loss"] = loss
     return terms
 

@@ -3,11 +3,10 @@
 import contextlib
 import logging
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageTextToText, set_seed
+from transformers import AutoConfig, set_seed
 from transformers.integrations import deepspeed as hf_deepspeed
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -52,9 +51,8 @@ def load_untrained(config: StageConfig) -> tuple[Model, Processor]:
     It is a function of the config alone.
 
     Raises:
-        InputError: a folder that is not there or lacks its config, or an attention that cannot be used.
+        InputError: a model that is not there, or an attention that cannot be used.
     """
-    check_folders(config)
     try:
         source = VAEmotionLLMConfig if config.model is not None else AutoConfig
         found = source.from_pretrained(config.model or config.vlm)
@@ -64,7 +62,7 @@ def load_untrained(config: StageConfig) -> tuple[Model, Processor]:
             for attention in better:
                 try:
                     return _load_parts(config, attention)
-                except (ImportError, ValueError) as error:  # some audio towers know no FlashAttention
+                except (ImportError, ValueError) as error:  # a broken package; some audio towers know none
                     logger.info("%s cannot be used: %s", attention, error)
             return _load_parts(config, last)
     except InputError:
@@ -101,60 +99,30 @@ def _load_parts(config: StageConfig, attention: str | None) -> tuple[Model, Proc
     return model, processor
 
 
-def check_folders(config: StageConfig) -> None:
-    """Raises an InputError where a path that looks local is no folder with a config; the rest is left to the Hub."""
-    for name in ("model", "vlm", "audio"):
-        path = getattr(config, name)
-        if path is None or (not Path(path).exists() and not path.startswith((".", "/", "~")) and path.count("/") <= 1):
-            continue
-        if not Path(path).is_dir():
-            raise InputError(f"config field `{name}`: folder not found: {path}.")
-        if not (Path(path) / "config.json").is_file():
-            raise InputError(
-                f"config field `{name}`: {path} holds no config.json, so it is no saved model. A checkpoint-N folder "
-                "is for resuming a run; the model is in the run's output_dir when it is finished."
-            )
-
-
 # ---- the same at full size without its weights: on the meta device a tensor has no memory
 
 
-def model_config(config: StageConfig) -> VAEmotionLLMConfig:
-    """Config of the model that a training config names; of a model on the Hub or in a folder only config.json is read.
+def meta_model(config: StageConfig) -> Model:
+    """The model that a training config names, with every parameter and buffer on the meta device.
+
+    Of a model on the Hub or in a folder only config.json is read.
 
     Raises:
-        InputError: a model that cannot be found, or one that is of no use here.
+        InputError: a model that cannot be found, or one that is of no use here, such as a backbone without vision.
     """
-    check_folders(config)
-    fields = config.model_fields or {}
     try:
         if config.model is not None:
-            found = AutoConfig.from_pretrained(config.model)
-            if not isinstance(found, VAEmotionLLMConfig):
-                raise ValueError(f"it is a {found.model_type!r}; give it as `vlm`, with `audio` beside it.")
-            return type(found).from_dict({**found.to_dict(), **fields})
-        check_config_fields(fields)
-        vlm, audio = AutoConfig.from_pretrained(config.vlm), AutoConfig.from_pretrained(config.audio)
-        if type(vlm) not in AutoModelForImageTextToText._model_mapping:
-            raise ValueError(f"`vlm` is a {vlm.model_type!r}, which is no image-text-to-text model of transformers.")
-        return VAEmotionLLMConfig(vlm_config=vlm, audio_config=audio, dtype=vlm.dtype, **fields)
-    except (OSError, ValueError, KeyError) as error:
+            full = VAEmotionLLMConfig.from_pretrained(config.model)
+        else:
+            fields = config.model_fields or {}
+            check_config_fields(fields)
+            vlm, audio = AutoConfig.from_pretrained(config.vlm), AutoConfig.from_pretrained(config.audio)
+            full = VAEmotionLLMConfig(vlm_config=vlm, audio_config=audio, dtype=vlm.dtype, **fields)
+        with torch.device("meta"):
+            return Model(full)
+    except (OSError, ValueError, KeyError, AttributeError) as error:
         where = config.model or f"{config.vlm} and {config.audio}"
-        raise InputError(f"cannot read the config of {where}: {' '.join(str(error).split())}") from error
-
-
-def meta_model(config: VAEmotionLLMConfig) -> Model:
-    """The model with every parameter and buffer on the meta device; its names and shapes are those of the real one.
-
-    Raises:
-        InputError: halves that do not make a model, such as a backbone without vision.
-    """
-    try:
-        with without_sharding(), torch.device("meta"):
-            return Model(config)
-    except (ValueError, AttributeError) as error:
-        kinds = f"{config.vlm_config.model_type!r} and {config.audio_config.model_type!r}"
-        raise InputError(f"the configs {kinds} do not make a model that takes audio: {error}") from error
+        raise InputError(f"cannot make a model of the config of {where}: {' '.join(str(error).split())}") from error
 
 
 @contextlib.contextmanager
@@ -221,7 +189,7 @@ def parameter_groups(
 
     Args:
         model: the model.
-        learning_rates: prefix of parameter names (or "lora_", found anywhere) -> learning rate, None for the default.
+        learning_rates: part of a parameter's name -> learning rate, None for the default; the first that is found.
         learning_rate: the default.
         weight_decay: for matrices; vectors (biases, norms) get none.
     """
@@ -229,9 +197,8 @@ def parameter_groups(
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        rate = next(
-            (r for prefix, r in learning_rates.items() if r is not None and _matches(name, prefix)), learning_rate
-        )
+        rates = [rate for part, rate in learning_rates.items() if part in name and rate is not None]
+        rate = rates[0] if rates else learning_rate
         # Under ZeRO-3 the shape of a sharded parameter is 0 and ds_shape is the real one.
         dimensions = len(getattr(parameter, "ds_shape", parameter.shape))
         groups.setdefault((rate, weight_decay if dimensions > 1 else 0.0), []).append(parameter)
@@ -241,7 +208,3 @@ def parameter_groups(
 def count(parameters: Iterable[nn.Parameter]) -> int:
     """Number of weights, also of parameters that ZeRO-3 has sharded."""
     return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in parameters)
-
-
-def _matches(name: str, prefix: str) -> bool:
-    return prefix in name if prefix == "lora_" else name.startswith(f"{prefix}.")

@@ -1,34 +1,23 @@
 """A training run from config to saved model: check, decode, query the teacher (stage 1), train, save, finish."""
 
-import dataclasses
 import logging
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..config_file import own_fields
 from ..utils import reported_writing, sha256_of_file, write_json
 from . import checkpoint
-from .config import Stage1Config, Stage2Config, StageConfig
+from .config import StageConfig
 from .data import Stage1Data, Stage2Data
-from .distributed import barrier, fill_sizes, unlink_shared_buffers
+from .distributed import barrier, fill_sizes
 from .model import count, freeze_all_but, keep_trained_in_float32, load_model, trained_parts
 from .trainer import Stage1Trainer, Stage2Trainer, StageTrainer
 
 logger = logging.getLogger(__name__)
 
 
-class Stage(NamedTuple):
-    """What makes a stage."""
-
-    config: type[StageConfig]
-    data: type[Stage1Data] | type[Stage2Data]
-    trainer: type[StageTrainer]
-
-
-STAGES = {
-    1: Stage(Stage1Config, Stage1Data, Stage1Trainer),
-    2: Stage(Stage2Config, Stage2Data, Stage2Trainer),
-}
+# stage -> its data and its trainer; its config is in `CONFIGS`
+STAGES = {1: (Stage1Data, Stage1Trainer), 2: (Stage2Data, Stage2Trainer)}
 
 # Fields that change where or how fast a run is computed, and not what comes out of it.
 _FREE_FIELDS = {
@@ -43,7 +32,6 @@ _FREE_FIELDS = {
     "teacher_cache",
     "cache_audio_features",
     "packing",
-    "peak_tflops",
     "attn_implementation",
 }
 _FIXED_LIBRARY_FIELDS = (
@@ -75,9 +63,9 @@ def run(config: StageConfig) -> str:
     Raises:
         InputError: anything in config, manifest, media or output_dir that cannot be used.
     """
-    unlink_shared_buffers()
     output_dir = Path(config.output_dir)
-    data = STAGES[config.stage].data(config)
+    data_class, _ = STAGES[config.stage]
+    data = data_class(config)
     settings = run_settings(config)
     state = checkpoint.inspect_output(output_dir, settings, config.overwrite)
     if state == "finished":
@@ -86,7 +74,7 @@ def run(config: StageConfig) -> str:
     # Before anything is written, so that a bad file leaves no half run behind; see `ClipDataset.fill_cache`.
     data.prepare(model, processor)
     barrier()
-    if is_main(config):
+    if config.process_index == 0:
         checkpoint.open_output(output_dir, settings, state)
         checkpoint.write_record(output_dir, config, data.clips)
     barrier()
@@ -99,19 +87,16 @@ def run(config: StageConfig) -> str:
     return "trained"
 
 
-def is_main(config: StageConfig) -> bool:
-    return config.process_index == 0
-
-
 def run_settings(config: StageConfig) -> dict[str, Any]:
     """What decides a run's result, for `run.json`."""
     names = [field.name for field in own_fields(type(config)) if field.name not in _FREE_FIELDS]
     settings = {name: getattr(config, name) for name in dict.fromkeys((*names, *_FIXED_LIBRARY_FIELDS))}
+    settings["deepspeed"] = bool(config.deepspeed)  # an engine reads no checkpoint but its own
     for name in ("manifest", "instructions", "general"):
         file = getattr(config, name, None)
         if isinstance(file, str) and Path(file).is_file():
             settings[f"{name}_sha256"] = sha256_of_file(Path(file))
-    return {name: str(value) if dataclasses.is_dataclass(value) else value for name, value in settings.items()}
+    return settings
 
 
 def make_trainer(config: StageConfig, model, processor, dataset, collator, options: dict[str, Any]) -> StageTrainer:
@@ -124,20 +109,18 @@ def make_trainer(config: StageConfig, model, processor, dataset, collator, optio
         keep_trained_in_float32(model)
     trained, everything = count(p for p in model.parameters() if p.requires_grad), count(model.parameters())
     logger.info("Training %s of %s parameters (%s).", f"{trained:,}", f"{everything:,}", ", ".join(parts))
-    if "emotion_adapter" in parts:
-        ours, llm = count(model.emotion_adapter.enhancers.parameters()), count(model.get_decoder().layers.parameters())
-        logger.info(
-            "Emotion Enhancer: %s parameters, %.2f%% of the backbone's; on a media token %.2f%% of the work of the "
-            "LLM's layers, on others none.",
-            f"{ours:,}", 100 * ours / count(model.vlm.parameters()), 100 * ours / llm,
-        )  # fmt: skip
-    learning_rates = {
-        "audio_tower": config.audio_tower_lr,
-        "emotion_adapter": getattr(config, "emotion_adapter_lr", None),
-        "lora_": getattr(config, "lora_lr", None),
-    }
-    trainer_class = STAGES[config.stage].trainer
-    return trainer_class(model, config, dataset, collator, processor, parts, learning_rates, **options)
+    learning_rates = {"audio_tower": config.audio_tower_lr, "lora_": getattr(config, "lora_lr", None)}
+    _, trainer_class = STAGES[config.stage]
+    return trainer_class(
+        model,
+        config,
+        train_dataset=dataset,
+        data_collator=collator,
+        processing_class=processor,
+        trained_parts=parts,
+        learning_rates=learning_rates,
+        **options,
+    )
 
 
 def save(trainer: StageTrainer, output_dir: Path) -> None:

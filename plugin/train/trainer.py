@@ -4,7 +4,6 @@ import json
 import math
 import os
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,72 +17,51 @@ from transformers.trainer import SCHEDULER_NAME
 
 from ..data.samplers import ScheduledBatchSampler
 from ..model.inputs import MODALITIES
-from ..utils import ClipError, InputError, RankError, reported_writing, write_json_lines
+from ..utils import ClipError, InputError, RankError, reported_writing, write_json, write_json_lines
 from . import checkpoint
-from .distributed import SameModules, barrier, peak_tflops_of, save_engine, sum_over_ranks, zero3_coordinator
+from .distributed import SameModules, barrier, save_engine, sum_over_ranks, zero3_coordinator
 from .losses import cross_entropy, divergence, emotion_loss, gather_rows, share_of, total, valence_arousal_loss
-from .model import count, parameter_groups, set_modes
+from .model import parameter_groups, set_modes
 from .teacher import states_of
-
-# First and last position in a response, counted from 1, of what is watched together.
-_POSITIONS = ((1, 1), (2, 4), (5, 16), (17, 64), (65, None))
 
 
 class StageTrainer(Trainer):
     """HF Trainer whose data order is a function of seed and step, and whose checkpoints hold trained parameters only.
 
-    A subclass defines `loss_terms`, `count_targets`, `model_inputs` and `loss_weights`. What it wants to watch beside
-    the terms it names in `meters` and gives to `observe`.
+    A subclass defines `loss_terms`, `count_targets`, `model_inputs` and `loss_weights`.
 
     Args:
         model, args, train_dataset, data_collator, processing_class: as for Trainer.
         trained_parts: names of the submodules that are trained.
-        learning_rates: prefix of parameter names -> learning rate, None for the default.
+        learning_rates: see `parameter_groups`.
         sampler_options: further arguments of `ScheduledBatchSampler`.
-        meters: names of what a subclass observes, the same on all ranks.
     """
 
     loss_is_scaled_for_ga = True  # the terms are shares of the whole step
     loss_weights: dict[str, float] = {}
 
-    def __init__(
-        self,
-        model,
-        args,
-        train_dataset,
-        data_collator,
-        processing_class,
-        trained_parts,
-        learning_rates,
-        sampler_options: dict[str, Any] | None = None,
-        meters: Sequence[str] = (),
-    ):
+    def __init__(self, model, args, *, trained_parts, learning_rates, sampler_options=None, **kwargs):
         self.trained_parts, self.learning_rates = tuple(trained_parts), learning_rates
-        names = ("loader_wait", "padding", "tflops", *meters)
-        self._meters = {name: torch.zeros(2, dtype=torch.float64) for name in names}
         self._step_ids: list[str] = []
-        self._step_flops = 0
         self._last_fetch_s: float | None = None
-        self._logged: dict[str, list[float]] = {}  # term -> [sum over steps, number of steps]
+        self._logged: dict[str, list[float]] = {}  # name -> [sum since the last log, what it is divided by]
         self._step_terms: dict[str, torch.Tensor] = {}
-        self._llm_weights = count(model.get_decoder().layers.parameters())
-        super().__init__(
-            model=model, args=args, train_dataset=train_dataset, data_collator=data_collator,
-            processing_class=processing_class,
-        )  # fmt: skip
-        self.loss_is_scaled_for_ga = True
+        super().__init__(model, args, **kwargs)
         attention = model.get_decoder().config._attn_implementation
         self.packing = "flash" in attention if args.packing is None else args.packing
-        device = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else "cpu"
-        self.peak_tflops = args.peak_tflops or peak_tflops_of(device)
-        self.batch_sampler = ScheduledBatchSampler(
-            train_dataset.groups, args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size,
-            args.process_index, args.seed, **(sampler_options or {}),
-        )  # fmt: skip
+        groups, per_device = self.train_dataset.groups, args.per_device_train_batch_size
+        schedule = (
+            groups,
+            per_device,
+            args.gradient_accumulation_steps,
+            args.world_size,
+            args.process_index,
+            args.seed,
+        )
+        self.batch_sampler = ScheduledBatchSampler(*schedule, **(sampler_options or {}))
         audio = (model.audio_projector, model.audio_tower)
         trains_audio = any(parameter.requires_grad for part in audio for parameter in part.parameters())
-        self.same_modules = SameModules(model, processing_class, trains_audio)
-        self.add_callback(EpochOfSampler(self.batch_sampler))
+        self.same_modules = SameModules(model, self.processing_class, trains_audio)
         self.add_callback(MetricsFile(Path(args.output_dir) / checkpoint.METRICS))
 
     # ---- what a stage defines
@@ -96,8 +74,8 @@ class StageTrainer(Trainer):
         """Number of target tokens in a micro-batch."""
         raise NotImplementedError
 
-    def model_inputs(self, batch: dict[str, Any]) -> dict[str, dict[str, torch.Tensor]]:
-        """The inputs of the model's calls for a batch, by who takes them: "student", "teacher"."""
+    def model_inputs(self, batch: dict[str, Any]) -> list[dict[str, torch.Tensor]]:
+        """The inputs of each of the model's calls for a batch."""
         raise NotImplementedError
 
     # ---- data
@@ -120,41 +98,27 @@ class StageTrainer(Trainer):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         now_s = time.monotonic()
         if self._last_fetch_s is not None:
-            self.observe("loader_wait", now_s - begin_s, now_s - self._last_fetch_s)
-            if self._step_flops:
-                self.observe("tflops", self._step_flops / 1e12, now_s - self._last_fetch_s)
-        self._last_fetch_s, self._step_flops, self._step_ids = now_s, 0, []
+            self._observe("loader_wait", now_s - begin_s, now_s - self._last_fetch_s)
+        self._last_fetch_s, self._step_ids = now_s, []
+        limit = self.model.config.get_text_config().max_position_embeddings
         for batch in batches:
             if "error" in batch:
                 raise ClipError(batch["error"])
             self._step_ids += batch["ids"]
-            for role, inputs in self.model_inputs(batch).items():
-                lengths = inputs["attention_mask"].sum(1).tolist()
-                self._check_context(batch["ids"], lengths)
-                self._step_flops += self.model_flops(role, sum(lengths))
+            lengths = torch.stack([inputs["attention_mask"].sum(1) for inputs in self.model_inputs(batch)]).amax(
+                0
+            )  # (B,)
+            for clip_id, length in zip(batch["ids"], lengths.tolist()):
+                if length > limit:
+                    raise ClipError(
+                        f"clip {clip_id!r}: its input of {length} tokens exceeds the backbone's context of {limit} "
+                        "tokens. Lower num_frames or max_audio_s, or take a shorter part of it."
+                    )
         targets = sum(self.count_targets(batch) for batch in batches)
         return batches, sum_over_ranks(torch.as_tensor(targets, device=device))
 
-    def model_flops(self, role: str, tokens: int) -> int:
-        """FLOPs of the LLM's linear layers over `tokens`: 2 a weight and token forward, and as many backward.
-
-        A frozen weight has no gradient, so the student's backward pass is that of the activations alone, and the
-        teacher has none. Attention's products, towers, head, padding, recomputation and the gradients of LoRA are left
-        out, so what is logged as `tflops` and `mfu` is somewhat below the true use; of a mixture of experts, whose
-        weights all count, it is above.
-        """
-        return (2 if role == "teacher" else 4) * self._llm_weights * tokens
-
-    def _check_context(self, ids: Sequence[str], lengths: Sequence[int]) -> None:
-        limit = self.model.config.get_text_config().max_position_embeddings
-        for clip_id, length in zip(ids, lengths):
-            if length > limit:
-                raise ClipError(
-                    f"clip {clip_id!r}: its input of {length} tokens exceeds the backbone's context of {limit} "
-                    "tokens. Lower num_frames or max_audio_s, or take a shorter part of it."
-                )
-
     def _run_epoch(self, *args, **kwargs):
+        self.batch_sampler.set_epoch(self.state.global_step // self.batch_sampler.steps_per_epoch)
         # A run that was killed while it saved its model has no step left; the library would take one more.
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
@@ -165,10 +129,6 @@ class StageTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         set_modes(self.model, self.trained_parts)
-        for part in self.model_inputs(inputs).values():
-            mask = part["attention_mask"]
-            padding = mask.numel() - mask.sum()
-            self.observe("padding", 0 * padding if self.packing else padding, mask.numel())
         terms = self.loss_terms(model, inputs, num_items_in_batch)
         for name, term in terms.items():
             self._step_terms[name] = self._step_terms.get(name, 0) + term.detach().float()
@@ -177,13 +137,11 @@ class StageTrainer(Trainer):
         # Engines average gradients over ranks; the terms are shares whose sum is wanted.
         return total(terms, self.loss_weights) * self.args.world_size
 
-    def observe(self, name: str, total: torch.Tensor | float, count: torch.Tensor | float) -> None:
-        """Add to a meter: `total / count` over all ranks and steps since the last log is logged."""
-        meter = self._meters[name]
-        self._meters[name] = meter.to(getattr(total, "device", meter.device)) + torch.stack(
-            [torch.as_tensor(value, dtype=torch.float64, device=getattr(total, "device", meter.device)).detach()
-             for value in (total, count)]
-        )  # fmt: skip
+    def _observe(self, name: str, total: float, count: float) -> None:
+        """Add to what the next log divides: `total / count` since the last one."""
+        entry = self._logged.setdefault(name, [0.0, 0])
+        entry[0] += total
+        entry[1] += count
 
     def _close_step(self) -> None:
         """Add the finished step's terms, summed over ranks, to what the next log averages.
@@ -191,17 +149,13 @@ class StageTrainer(Trainer):
         Raises:
             InputError: a term is not finite. The step's gradient has not reached the weights.
         """
-        if not self._step_terms:
-            return
         names = sorted(self._step_terms)
         own = torch.stack([self._step_terms[name] for name in names])
         values = sum_over_ranks(own).tolist()
         if not all(map(math.isfinite, values)):
             self._stop(dict(zip(names, values)), bool(torch.isfinite(own).all()))
         for name, value in zip(names, values):
-            entry = self._logged.setdefault(name, [0.0, 0])
-            entry[0] += value
-            entry[1] += 1
+            self._observe(name, value, 1)
         self._step_terms = {}
 
     def _get_grad_norm(self, model, grad_norm=None):
@@ -225,16 +179,10 @@ class StageTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            meters = sum_over_ranks(torch.stack([meter.to(self.args.device) for meter in self._meters.values()]))
-            for name, (total_, count) in zip(list(self._meters), meters.tolist()):
-                if count > 0:
-                    logs[name] = total_ / count
-                self._meters[name] = torch.zeros(2, dtype=torch.float64)
-            # Of each device, over the time on the wall, saving and waiting included.
-            if self.peak_tflops and "tflops" in logs:
-                logs["mfu"] = logs["tflops"] / self.peak_tflops
             # A term that belongs to one modality is averaged over the steps that took the modality.
-            logs |= {name: value / steps for name, (value, steps) in sorted(self._logged.items())}
+            names = sorted(self._logged)
+            own = torch.tensor([self._logged[name] for name in names], dtype=torch.float64, device=self.args.device)
+            logs |= {name: value / count for name, (value, count) in zip(names, sum_over_ranks(own).tolist())}
             self._logged = {}
         super().log(logs, start_time)
 
@@ -263,7 +211,8 @@ class StageTrainer(Trainer):
         if self.is_deepspeed_enabled:
             save_engine(self.model_wrapped, output_dir)
             if self.args.should_save:
-                checkpoint.record_trainable_shapes(self.model, Path(output_dir))
+                shapes = checkpoint.trainable_shapes(self.model)
+                write_json(Path(output_dir) / checkpoint.TRAINABLE_SHAPES, shapes)
             if self.args.should_save and not isinstance(self.lr_scheduler, DeepSpeedSchedulerWrapper):
                 torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, SCHEDULER_NAME))
         else:
@@ -294,7 +243,7 @@ class StageTrainer(Trainer):
             self.same_modules.attach()
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         if resume_from_checkpoint is not None:
-            checkpoint.check_trainable_shapes(self.model, Path(resume_from_checkpoint))
+            checkpoint.check_engine_checkpoint(self.model, Path(resume_from_checkpoint))
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
         if resume_from_checkpoint is not None:
             # The library loads strictly unless the model is a PeftModel; our checkpoints hold no frozen weights.
@@ -315,16 +264,7 @@ class StageTrainer(Trainer):
 
 
 class Stage1Trainer(StageTrainer):
-    """VG-Align: divergence of the student, given audio, from the teacher, given the visual, at its responses.
-
-    Args:
-        as for StageTrainer; kinds: the kinds of prompts, each watched on its own where there are several.
-    """
-
-    def __init__(self, *args, kinds=(), **kwargs):
-        self.kinds = sorted(kinds) if len(set(kinds)) > 1 else []
-        names = [_position_name(*positions) for positions in _POSITIONS] + [f"kl_kind_{kind}" for kind in self.kinds]
-        super().__init__(*args, meters=names, **kwargs)
+    """VG-Align: divergence of the student, given audio, from the teacher, given the visual, at its responses."""
 
     def loss_terms(self, model, batch, num_items):
         modality, config = batch["modality"], self.args
@@ -335,45 +275,22 @@ class Stage1Trainer(StageTrainer):
             with torch.no_grad():
                 teacher = model(**batch["teacher"], **common, response_fn=states_of).response  # (N, D)
 
-        # From the rows' numbers: an engine would have rounded a tensor of them to its dtype.
-        lengths = batch["student"]["response_mask"].sum(1)  # (B,)
-        weights = torch.tensor(batch["weights"], device=lengths.device).repeat_interleave(lengths)  # (N,)
-
         def compare(states, head):
             return divergence(
                 teacher, states, head, num_items, kind=config.divergence, temperature=config.temperature,
-                beta=config.jsd_beta, token_weights=weights,
+                beta=config.jsd_beta,
             )  # fmt: skip
 
         terms = model(**batch["student"], **common, response_fn=compare).response
-        self._watch(terms["divergence"], batch)
-        agree = (terms["agrees"] * weights).sum() / num_items.clamp(min=1)
+        agree = terms["agrees"].sum() / num_items.clamp(min=1)
         # One modality a step, so the terms of a modality are that modality's whole step.
         return {f"kl_{modality}_loss": terms["divergence_loss"], f"top1_{modality}": agree}
 
-    def _watch(self, values: torch.Tensor, batch) -> None:
-        """Mean divergence at positions of the response, and by kind of prompt."""
-        positions = batch["positions"] + 1  # (N,)
-        for first, last in _POSITIONS:
-            inside = (positions >= first) & (positions <= (last or torch.inf))
-            self.observe(_position_name(first, last), (values * inside).sum(), inside.sum())
-        if self.kinds:
-            lengths = batch["student"]["response_mask"].sum(1)  # (B,)
-            kinds = torch.tensor([self.kinds.index(kind) for kind in batch["kinds"]], device=values.device)
-            kinds = kinds.repeat_interleave(lengths)  # (N,)
-            for number, kind in enumerate(self.kinds):
-                self.observe(f"kl_kind_{kind}", (values * (kinds == number)).sum(), (kinds == number).sum())
-
     def model_inputs(self, batch):
-        return {name: batch[name] for name in ("student", "teacher") if name in batch}
+        return [batch[name] for name in ("student", "teacher") if name in batch]
 
     def count_targets(self, batch):
-        lengths = batch["student"]["response_mask"].sum(1)  # (B,)
-        return (torch.tensor(batch["weights"]) * lengths).sum()
-
-
-def _position_name(first: int, last: int | None) -> str:
-    return f"kl_place_{first}" if first == last else f"kl_place_{first}_{last or 'up'}"
+        return batch["student"]["response_mask"].sum()
 
 
 class Stage2Trainer(StageTrainer):
@@ -435,9 +352,7 @@ class Stage2Trainer(StageTrainer):
         outputs, labels = rows[:, : len(MODALITIES)], rows[:, len(MODALITIES)]  # (R, 3, 2 + K), (R, 2 + K)
         terms = {}
         for column, name in enumerate(("valence", "arousal")):
-            terms |= valence_arousal_loss(
-                outputs[..., column], labels[:, column], name, self.args.ccc_weight, self.args.mse_weight
-            )
+            terms |= valence_arousal_loss(outputs[..., column], labels[:, column], name)
         return terms | (emotion_loss(outputs[..., 2:], labels[:, 2:]) if outputs.shape[-1] > 2 else {})
 
     @property
@@ -446,7 +361,7 @@ class Stage2Trainer(StageTrainer):
         return {f"{name}_{modality}_loss": weight for name, weight in weights.items() for modality in MODALITIES}
 
     def model_inputs(self, batch):
-        return {"student": batch["inputs"]}
+        return [batch["inputs"]]
 
     def count_targets(self, batch):
         return batch["inputs"]["response_mask"].sum()
@@ -482,13 +397,3 @@ class MetricsFile(TrainerCallback):
         row = {"step": state.global_step, **logs, "wall_s": wall_s}
         with reported_writing(self.path), open(self.path, "a", encoding="utf-8") as out:
             out.write(json.dumps(row) + "\n")
-
-
-class EpochOfSampler(TrainerCallback):
-    """Sets the batch sampler's epoch, computed from the step alone."""
-
-    def __init__(self, sampler):
-        self.sampler = sampler
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        self.sampler.set_epoch(state.global_step // self.sampler.steps_per_epoch)

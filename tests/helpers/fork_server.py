@@ -121,7 +121,11 @@ def run_ranks(words: Sequence, env=None, cwd=None, ranks: int = 2, timeout_s=HAN
     shared["MASTER_PORT"] = free_port()
     base = os.environ if env is None else env
     environments = [{**base, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
-    return run_together([words] * ranks, environments, cwd, timeout_s)
+    try:
+        return run_together([words] * ranks, environments, cwd, timeout_s)
+    finally:  # 69 MB a rank that DeepSpeed leaves
+        for buffer in Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_*_{shared['MASTER_PORT']}_*"):
+            buffer.unlink()
 
 
 def _become(words: list[str], env: dict[str, str], cwd: str, stdout: str, stderr: str) -> None:

@@ -77,11 +77,11 @@ def process_environment(**changes: str) -> dict[str, str]:
     return os.environ | {"TOKENIZERS_PARALLELISM": "false", "PATH": path} | changes
 
 
-MACHINE = ("wall_s", "loader_wait", "padding", "tflops", "mfu")
+MACHINE = ("wall_s", "loader_wait")
 
 
 def losses_of(output_dir: Path) -> list[dict]:
-    """Rows of metrics.jsonl without what depends on the machine and on the size of micro-batches."""
+    """Rows of metrics.jsonl without what depends on the machine."""
     from vaemotionllm.train.checkpoint import complete_rows
 
     return [

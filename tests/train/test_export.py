@@ -78,16 +78,16 @@ def test_bad_input_ends_with_code_2_and_leaves_no_folder(setup, tmp_path, capsys
     assert "run.json" in error()
     values = stage1_values(*setup, run, max_steps=4, save_steps=2)
     train(values)
-    assert "no complete checkpoint of step 3; there are those of 2, 4" in error("--checkpoint", "3")
+    assert "no complete checkpoint of step 3; complete: 2, 4" in error("--checkpoint", "3")
     file = run / "checkpoint-4" / "trainable.safetensors"
     tensors = load_file(file)
     name = next(name for name, tensor in tensors.items() if name.endswith("norm.weight") and tensor.dim() == 1)
     save_file(tensors | {name: torch.zeros(3)}, file)
-    assert "checkpoint-4" not in error("--checkpoint", "4").split("there are those of")[-1]  # its size has changed
+    assert "checkpoint-4" not in error("--checkpoint", "4").split("complete: ")[-1]  # its size has changed
     sizes = json.loads((run / "checkpoint-4" / "complete.json").read_text())
     sizes["trainable.safetensors"] = file.stat().st_size
     (run / "checkpoint-4" / "complete.json").write_text(json.dumps(sizes))
     assert f"{name} is [3] there and" in error()
     for folder in run.glob("checkpoint-*"):
         (folder / "complete.json").unlink()
-    assert "no complete checkpoint yet" in error()
+    assert "no complete checkpoint; complete: none" in error()

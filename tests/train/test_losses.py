@@ -7,7 +7,7 @@ from vaemotionllm.train import losses
 KINDS = ("forward_kl", "reverse_kl", "jsd")
 
 
-def naive(teacher, student, head, kind="forward_kl", temperature=1.0, beta=0.5, token_weights=None):
+def naive(teacher, student, head, kind="forward_kl", temperature=1.0, beta=0.5):
     """fp64, from the definition, over whole logits, one target at a time: (sum, values)."""
     weight, bias = head.weight.double(), 0.0 if head.bias is None else head.bias.double()
     values = []
@@ -19,8 +19,7 @@ def naive(teacher, student, head, kind="forward_kl", temperature=1.0, beta=0.5, 
             {"forward_kl": kl(p, q), "reverse_kl": kl(q, p), "jsd": beta * kl(p, m) + (1 - beta) * kl(q, m)}[kind]
         )
     values = torch.stack(values) if values else torch.zeros(0, dtype=torch.float64)
-    weights = 1.0 if token_weights is None else token_weights.double()
-    return (values * weights).sum() * temperature**2, values
+    return values.sum() * temperature**2, values
 
 
 def make_states(n, d, v, dtype=torch.float32, bias=False, distance=1.0, scale=0.5):
@@ -48,13 +47,10 @@ def gradient_error(teacher, student, head, **options):
 @pytest.mark.parametrize("bias", [False, True])
 def test_divergence_equals_the_naive_one(kind, n, d, v, options, bias):
     teacher, student, head = make_states(n, d, v, bias=bias)
-    weights = torch.rand(n)
-    terms = losses.divergence(
-        teacher, student, head, 2 * n, kind=kind, token_weights=weights, chunk_tokens=4, **options
-    )
+    terms = losses.divergence(teacher, student, head, 2 * n, kind=kind, chunk_tokens=4, **options)
     terms["divergence_loss"].backward()
     reference = student.detach().double().requires_grad_()
-    total, values = naive(teacher, reference, head, kind, token_weights=weights, **options)
+    total, values = naive(teacher, reference, head, kind, **options)
     (total / (2 * n)).backward()
     assert terms["divergence_loss"].item() == pytest.approx(total.item() / (2 * n), rel=1e-4, abs=1e-6)
     torch.testing.assert_close(terms["divergence"].double(), values.detach(), atol=1e-5, rtol=1e-4)
@@ -184,12 +180,12 @@ NAN = float("nan")
 def test_valence_arousal_terms():
     prediction = torch.tensor([[0.5, NAN, NAN], [0.1, 0.2, 0.3], [-0.7, 0.0, -0.2], [0.9, -0.5, 0.6]])
     target = torch.tensor([0.4, NAN, -0.6, 0.8])
-    terms = losses.valence_arousal_loss(prediction, target, "valence", ccc_weight=2.0, mse_weight=0.5)
+    terms = losses.valence_arousal_loss(prediction, target, "valence")
     rows = {"audio": [0, 2, 3], "visual": [2, 3], "av": [2, 3]}
     assert set(terms) == {f"valence_{modality}_loss" for modality in rows}
     for column, (modality, index) in enumerate(rows.items()):
         p, t = prediction[index, column].numpy(), target[index].numpy()
-        expected = 2.0 * (1 - naive_ccc(p, t)) + 0.5 * ((p - t) ** 2).mean()
+        expected = 1 - naive_ccc(p, t) + ((p - t) ** 2).mean()
         assert terms[f"valence_{modality}_loss"].item() == pytest.approx(expected, abs=1e-4)
 
 

@@ -282,7 +282,7 @@ def test_share_and_file_belong_together(setup, tmp_path, general):
     for options, word in (
         ({"general": str(general)}, "belong together"),
         ({"general_share": 0.5}, "belong together"),
-        ({"general": str(general), "general_share": 1.0}, "below 1"),
+        ({"general": str(general), "general_share": 1.0}, "less than 1"),
         ({"general": str(tmp_path / "none.jsonl"), "general_share": 0.5}, "not found"),
     ):
         with pytest.raises(InputError, match=word):

@@ -177,10 +177,10 @@ def test_config_values_are_read_by_their_type(tmp_path):
     ("change", "words"),
     [
         ({"temprature": 1}, ["temprature", "did you mean `temperature`"]),
-        ({"temperature": 0}, ["temperature", "above 0"]),
-        ({"temperature": "hot"}, ["temperature", "'hot'", "number"]),
-        ({"max_steps": 1.5}, ["max_steps", "1.5", "whole number"]),
-        ({"cache_media": "yes, please"}, ["cache_media", "true or false"]),
+        ({"temperature": 0}, ["temperature", "greater than 0"]),
+        ({"temperature": "hot"}, ["temperature", "'hot'", "valid number"]),
+        ({"max_steps": 1.5}, ["max_steps", "1.5", "valid integer"]),
+        ({"cache_media": "yes, please"}, ["cache_media", "valid boolean"]),
         ({"student_modalities": {"visual": 1}}, ["visual", "audio, av"]),
         ({"student_modalities": {"audio": 0}}, ["student_modalities", "above 0"]),
         ({"prompts": None}, ["prompts", "missing"]),
@@ -281,8 +281,8 @@ def test_stereo_48_khz_trains(setup, tmp_path):
 
 
 def test_a_model_folder_without_its_config(setup, tmp_path):
-    for path, word in ((tmp_path / "none", "not found"), (tmp_path, "holds no config.json")):
-        with pytest.raises(InputError, match=word):
+    for path in (tmp_path / "none", tmp_path):
+        with pytest.raises(InputError, match=f"cannot load a model from {path}: "):
             train(stage1_values(path, setup[1], tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 

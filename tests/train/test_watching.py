@@ -10,7 +10,6 @@ from training import losses_of, make_setup, stage1_values, stage2_values, train
 from vaemotionllm import InputError
 from vaemotionllm.train import checkpoint
 from vaemotionllm.train.checkpoint import complete_rows
-from vaemotionllm.train.trainer import Stage1Trainer
 
 
 @pytest.fixture(scope="module")
@@ -18,63 +17,23 @@ def setup(tmp_path_factory):
     return make_setup(tmp_path_factory.mktemp("setup"))
 
 
-KINDS = {"mood": ["Which mood?", "What mood is it?"], "scene": ["What happens here?"]}
-
-
-def test_divergence_by_place_and_kind_padding_and_waiting(setup, tmp_path):
+def test_waiting_for_data_is_logged(setup, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run = tmp_path / "run"
-    options = dict(prompts=KINDS, responses_per_clip=3, max_steps=6, logging_steps=2, report_to="tensorboard")
-    options["peak_tflops"] = 0.5
-    train(stage1_values(*setup, run, **options))
+    train(stage1_values(*setup, run, max_steps=6, logging_steps=2, report_to="tensorboard"))
     rows = complete_rows(run / "metrics.jsonl")
-    for row in rows:
-        names = {"kl_place_1", "kl_place_2_4", "kl_place_5_16", "kl_kind_mood", "kl_kind_scene", "grad_norm"}
-        assert names <= row.keys() and "kl_place_17_64" not in row  # responses have 6 tokens at most
-        assert 0 <= row["loader_wait"] <= 1 and 0 <= row["padding"] < 1
-        assert row["tflops"] > 0 and row["mfu"] == pytest.approx(row["tflops"] / 0.5, rel=1e-6)
-        losses = [value for name, value in row.items() if name.startswith("kl_") and name.endswith("_loss")]
-        # Each mean lies within what it is made of.
-        places = [row[name] for name in ("kl_place_1", "kl_place_2_4", "kl_place_5_16")]
-        assert min(places) <= max(losses) and max(places) >= min(losses)
-        assert min(row["kl_kind_mood"], row["kl_kind_scene"]) <= max(losses)
+    assert all(0 <= row["loader_wait"] <= 1 and "grad_norm" in row for row in rows)
     events = EventAccumulator(str(next(run.rglob("events.out.tfevents.*")).parent))
     events.Reload()
-    tags = events.Tags()["scalars"]
-    assert {"train/kl_place_1", "train/kl_kind_mood", "train/grad_norm", "train/padding"} <= set(tags)
-    assert [event.value for event in events.Scalars("train/kl_kind_mood")] == pytest.approx(
-        [row["kl_kind_mood"] for row in rows], rel=1e-5
+    assert [event.value for event in events.Scalars("train/loader_wait")] == pytest.approx(
+        [row["loader_wait"] for row in rows], rel=1e-5
     )
-
-
-def test_the_watched_means_are_those_of_the_values(setup):
-    """By hand: three responses of 2, 1 and 5 tokens."""
-
-    class Watcher(Stage1Trainer):
-        def __init__(self):
-            self.kinds, self.seen = ["mood", "scene"], {}
-
-        def observe(self, name, total, count):
-            self.seen[name] = (float(total), float(count))
-
-    watcher, values = Watcher(), torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0])
-    mask = torch.tensor([[0, 1, 1, 0, 0, 0], [0, 1, 0, 0, 0, 0], [0, 1, 1, 1, 1, 1]]).bool()
-    batch = {
-        "positions": torch.tensor([0, 1, 0, 0, 1, 2, 3, 4]), "kinds": ["mood", "scene", "mood"],
-        "student": {"response_mask": mask},
-    }  # fmt: skip
-    watcher._watch(values, batch)
-    assert watcher.seen["kl_place_1"] == (1 + 4 + 8, 3) and watcher.seen["kl_place_2_4"] == (2 + 16 + 32 + 64, 4)
-    assert watcher.seen["kl_place_5_16"] == (128, 1) and watcher.seen["kl_place_65_up"] == (0, 0)
-    assert watcher.seen["kl_kind_mood"] == (3 + 248, 7) and watcher.seen["kl_kind_scene"] == (4, 1)
 
 
 def test_packed_training_has_the_losses_of_padded_training(setup, tmp_path):
     train(stage1_values(*setup, tmp_path / "padded", packing=False))
     train(stage1_values(*setup, tmp_path / "packed", packing=True))
-    assert complete_rows(tmp_path / "padded" / "metrics.jsonl")[0]["padding"] > 0
-    assert complete_rows(tmp_path / "packed" / "metrics.jsonl")[0]["padding"] == 0
     one, two = losses_of(tmp_path / "padded"), losses_of(tmp_path / "packed")
     assert one[0]["loss"] > 0.1
     assert one[0]["loss"] == pytest.approx(two[0]["loss"], abs=1e-5)

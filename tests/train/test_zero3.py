@@ -216,7 +216,7 @@ def test_a_checkpoint_of_other_parameters_is_refused_by_all_ranks(setup, runs, t
     record.write_text(record.read_text().replace("audio_projector.linear_1.bias", "audio_projector.linear_9.bias"))
     result = launch(tmp_path, stage1_values(*setup, tmp_path / "run", **OPTIONS))
     assert result.returncode == 2, result.stderr[-4000:]
-    assert "missing ['audio_projector.linear_1.bias'], unknown ['audio_projector.linear_9.bias']" in result.stderr
+    assert "audio_projector.linear_1.bias is missing there" in result.stderr
 
 
 @pytest.fixture(scope="module")
