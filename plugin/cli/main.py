@@ -17,7 +17,6 @@ COMMANDS = {
         "train",
         "what a stage-1 run will need: parameters, memory in each ZeRO stage, FLOPs, clips a second, disk",
     ),
-    "instructions": ("train", "make chat samples of a manifest's labels, to be edited and trained on in stage 2"),
     "train": ("train", "train stage 1 (VG-Align) or stage 2 (EmoAdapter) from a YAML config"),
     "export": ("train", "make a model folder that from_pretrained loads from a checkpoint of a training run"),
     "inspect": ("train", "show a clip's teacher (given the visual) and student (given audio) side by side"),

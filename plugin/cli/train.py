@@ -1,4 +1,4 @@
-"""Commands around training: init, plan, cache-teacher, train, export, inspect, instructions.
+"""Commands around training: init, plan, cache-teacher, train, export, inspect.
 
 Under a launcher this module runs `train`, or `cache-teacher` where that is its first word:
 
@@ -9,11 +9,8 @@ Under a launcher this module runs `train`, or `cache-teacher` where that is its 
 import argparse
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from ..model.inputs import MODALITIES
 from ..utils import InputError, check_new, new_folder
 from . import positive
 from .launched import end_rank, shown_log
@@ -107,12 +104,11 @@ def run_cache_teacher(args: argparse.Namespace) -> None:
     data, is_main = Stage1Data(config), config.process_index == 0
     with shown_log(is_main):
         model, processor = load_model(config)
-        sizes, responses = data.estimate_bytes(model, processor), len(data.clips) * config.responses_per_clip
+        sizes, responses = data.estimate_bytes(model), len(data.clips) * config.responses_per_clip
         if is_main:
-            shown = ", ".join(f"{name} {_size(size)}" for name, size in sizes.items())
-            tokens = config.max_response_tokens
-            print(f"At most, for {responses} responses of up to {tokens} tokens: {shown}", flush=True)
-            if sizes["states"] + sizes.get("audio", 0) > sizes["free"]:
+            print(f"At most {_size(sizes['states'])} for {responses} responses of up to {config.max_response_tokens} "
+                  f"tokens; {_size(sizes['free'])} are free.", flush=True)  # fmt: skip
+            if sizes["states"] > sizes["free"]:
                 print("WARNING: it may not fit. Lower responses_per_clip or max_response_tokens, or use another disk.")
         if not args.estimate:
             data.fill_teacher_cache(model, processor)
@@ -257,56 +253,6 @@ def run_inspect(args: argparse.Namespace) -> None:
     print(f"teacher: {found['response']}\nstudent: {found['student_response']}\n")
     print(table.to_string(index=False, float_format="{:.3f}".format), end="\n\n")
     print(f"mean KL {found['kl']:.3f} nats; the most probable token is the same at {found['agreement']:.0%}")
-
-
-# ---- instructions
-
-
-def add_instructions_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = """The file can be looked at, edited and translated; stage 2 trains on it with `instructions:
-    samples.jsonl`. The same arguments give the same file."""
-    add = parser.add_argument
-    add("--manifest", required=True, help="clip manifest, .jsonl or .parquet")
-    add("--instructions", default="art", metavar="NAME_OR_FILE", help="`art`, a YAML file, or `nano` (art)")
-    add("--out", required=True, type=Path, metavar="FILE", help="the .jsonl file to write")
-    add("--samples-per-clip", type=positive, default=2, metavar="N", help="of each clip on each modality (2)")
-    add("--seed", type=int, default=0, help="of the choice of wordings (0)")
-    add("--modalities", nargs="+", choices=MODALITIES, default=MODALITIES, help="modalities of the samples (all)")
-    add("--split", default="train", help="split of the manifest (train)")
-
-
-def run_instructions(args: argparse.Namespace) -> None:
-    if args.out.suffix != ".jsonl":
-        raise InputError(f"--out is {args.out}; stage 2 knows a file of samples by the ending .jsonl.")
-    if args.out.exists():
-        raise InputError(f"--out {args.out} exists, perhaps edited by hand; name a new file or remove it.")
-    import pandas as pd
-
-    from ..data.manifest import read_manifest, write_manifest
-    from ..train.data import modalities_of_clips
-    from ..train.instructions import checked_instructions, emotion_of, make_samples
-
-    source = checked_instructions(args.instructions)
-    clips = read_manifest(args.manifest, args.split, source.needed)
-    modalities = modalities_of_clips(clips, dict.fromkeys(args.modalities, 1.0))
-    source.check(clips, modalities)
-    emotions = {clip.id: emotion_of(clip) or "(no emotion)" for clip in clips}
-    rows: list[tuple[str, str, str]] = []
-
-    def counted() -> Iterator[dict[str, Any]]:
-        root = Path(args.manifest).absolute().parent
-        for sample in make_samples(source, clips, modalities, args.samples_per_clip, args.seed, root):
-            rows.append((sample["kind"], emotions[sample["clip_id"]], sample["modality"]))
-            yield sample
-
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    write_manifest(args.out, counted())
-    drawn = pd.DataFrame(rows, columns=["kind", "emotion", "modality"])
-    for name in ("kind", "emotion"):
-        counts = pd.crosstab(drawn[name], drawn["modality"], margins=True, margins_name="all")
-        columns = [modality for modality in MODALITIES if modality in counts] + ["all"]
-        print(counts[columns].reset_index().to_string(index=False), end="\n\n")
-    print(f"{args.out}: {len(drawn)} samples of {len(clips)} clips")
 
 
 if __name__ == "__main__":

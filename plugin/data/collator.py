@@ -1,5 +1,6 @@
 """Collators: samples to model inputs, with the response tokens marked by a mask."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -7,55 +8,45 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from ..utils import InputError
-from .dataset import GENERAL, MEDIA_OF_MODALITY, Failure, GeneralSample, Sample, modality_of_media
-from .manifest import Messages
+from .dataset import MEDIA_OF_MODALITY, Failure, Sample, modality_of_media
 from .samplers import modality_of_step, seeded_random
 
 Batch = dict[str, Any]
+
+_KEPT_TEXTS = 20_000
 
 
 class ConversationRenderer:
     """Renders one-turn conversations to text, each kind once: a template costs more than a small model's step."""
 
-    def __init__(self, processor, limit: int = 20_000):
-        self.processor, self.limit = processor, limit
-        self._prompts: dict[tuple, str] = {}
-        self._answers: dict[str, list[int]] = {}
+    def __init__(self, processor):
+        self.processor = processor
+        self.answer_ids = functools.lru_cache(_KEPT_TEXTS)(self._answer_ids)
+        self._prompt_of = functools.lru_cache(_KEPT_TEXTS)(self._prompt)
 
     def prompt(self, kinds: Sequence[str], text: str) -> str:
         """The user's turn with media of these kinds ("image", "video", "audio") and the opening of the answer."""
+        return self._prompt_of(tuple(kinds), text)
+
+    def _prompt(self, kinds: tuple[str, ...], text: str) -> str:
         content = [*({"type": kind} for kind in kinds), {"type": "text", "text": text}]
-        return self._kept(
-            self._prompts, (*kinds, text), lambda: self.conversation([{"role": "user", "content": content}])
-        )
+        return self._render([{"role": "user", "content": content}], add_generation_prompt=True)
 
-    def conversation(self, messages: Messages) -> str:
-        """All turns up to the answer, and its opening."""
-        return self.processor.apply_chat_template([messages], tokenize=False, add_generation_prompt=True)[0]
-
-    def answer_ids(self, text: str) -> list[int]:
+    def _answer_ids(self, text: str) -> list[int]:
         """Token ids of the assistant's answer, up to and with the token that ends its turn."""
-        return self._kept(self._answers, text, lambda: self._render_answer(text))
-
-    def _kept(self, cache: dict, key: Any, render: Callable[[], Any]) -> Any:
-        if key in cache:
-            return cache[key]
-        rendered = render()
-        if len(cache) < self.limit:
-            cache[key] = rendered
-        return rendered
-
-    def _render_answer(self, text: str) -> list[int]:
         question = {"role": "user", "content": [{"type": "text", "text": "?"}]}
         answer = {"role": "assistant", "content": [{"type": "text", "text": text}]}
-        opening = self.conversation([question])
-        [whole] = self.processor.apply_chat_template([[question, answer]], tokenize=False)
+        opening = self._render([question], add_generation_prompt=True)
+        whole = self._render([question, answer])
         tokenizer = self.processor.tokenizer
         end = tokenizer.eos_token
         # Templates end a turn with the end token and often a line feed, which generation never reaches.
         tail = whole[len(opening) :] if whole.startswith(opening) else text + end
         tail = tail[: tail.index(end) + len(end)] if end in tail else text + end
         return tokenizer(tail, add_special_tokens=False)["input_ids"]
+
+    def _render(self, messages: list[dict[str, Any]], **options: bool) -> str:
+        return self.processor.apply_chat_template([messages], tokenize=False, **options)[0]
 
 
 def build_inputs(
@@ -82,22 +73,16 @@ def build_inputs(
     if responses is None:
         return inputs
     prompts = inputs["attention_mask"].bool()  # (B, P)
+    inputs["response_mask"] = torch.zeros_like(prompts)
+    # What stands behind the prompts, by tensor: the response's tokens are attended to, and are no medium.
     tails = [torch.tensor(response, dtype=inputs["input_ids"].dtype) for response in responses]
-    pad_id = processor.tokenizer.pad_token_id or 0
-
-    def joined(name: str, tail_of: Callable[[torch.Tensor], torch.Tensor], padding: int = 0) -> torch.Tensor:
+    ones, zeros = [torch.ones_like(tail) for tail in tails], [torch.zeros_like(tail) for tail in tails]
+    added = {"input_ids": tails, "attention_mask": ones, "response_mask": ones, "mm_token_type_ids": zeros}
+    padding = {"input_ids": processor.tokenizer.pad_token_id or 0}
+    for name in added.keys() & inputs.keys():
         heads = [row[keep] for row, keep in zip(inputs[name], prompts)]
-        rows = [torch.cat([head, tail_of(tail).to(head.dtype)]) for head, tail in zip(heads, tails)]
-        return pad_sequence(rows, batch_first=True, padding_value=padding)  # (B, T)
-
-    inputs["response_mask"] = pad_sequence(
-        [torch.arange(len(tail) + int(keep.sum())) >= keep.sum() for tail, keep in zip(tails, prompts)],
-        batch_first=True,
-    )
-    if "mm_token_type_ids" in inputs:
-        inputs["mm_token_type_ids"] = joined("mm_token_type_ids", torch.zeros_like)
-    inputs["input_ids"] = joined("input_ids", lambda tail: tail, pad_id)
-    inputs["attention_mask"] = joined("attention_mask", torch.ones_like)
+        rows = [torch.cat([head, tail.to(head.dtype)]) for head, tail in zip(heads, added[name])]
+        inputs[name] = pad_sequence(rows, batch_first=True, padding_value=padding.get(name, 0))  # (B, T)
     return inputs
 
 
@@ -116,14 +101,14 @@ class Stage1Collator:
 
     Args:
         processor: a `VAEmotionLLMProcessor`.
-        responses: clip id -> the teacher's rows (see `train.teacher`) with their `weight`.
+        responses: clip id -> the teacher's rows, see `train.teacher`.
         student_modalities: weight of each student modality.
         seed: of the choice of modality and response.
         states: gives a row's cached states (R, D); None where the teacher runs in each step.
 
-    A batch is {"modality", "ids", "student", and "teacher" (its inputs) or "teacher_states" (N, D)}; "weights" and
-    "kinds" (of prompts) are lists of B; "positions" (N,) int64 is the position of each response token, row by row, in
-    its response. The teacher takes the visual, the student the step's modality.
+    A batch is {"modality", "ids", "student", and "teacher" (its inputs) or "teacher_states" (N, D)}; "kinds" (of
+    prompts) is a list of B; "positions" (N,) int64 is the position of each response token, row by row, in its
+    response. The teacher takes the visual, the student the step's modality.
     """
 
     def __init__(
@@ -148,7 +133,6 @@ class Stage1Collator:
             "modality": modality,
             "ids": [sample.clip.id for sample in samples],
             "kinds": [row["kind"] for row in rows],
-            "weights": [row["weight"] for row in rows],
             "positions": torch.tensor([n for row in rows for n in range(len(row["tokens"]))]),
             "student": modality_inputs(self.processor, self.renderer, samples, modality, prompts, tokens),
         }
@@ -187,7 +171,7 @@ class Stage2Collator:
             for each epoch.
         emotion_labels: names of the K emotions, in the model's order.
 
-    The samples of a batch carry the media of one modality, which is the batch's; general samples have their own.
+    The samples of a batch carry the media of one modality, which is the batch's.
 
     A batch is {"modality", "ids", "inputs", "valence" (B,), "arousal" (B,), "emotion" (B, K) distributions}; labels
     are NaN where a clip has none.
@@ -205,21 +189,17 @@ class Stage2Collator:
         self.emotion_labels = list(emotion_labels)
         self.renderer = ConversationRenderer(processor)
 
-    def __call__(self, samples: Sequence[Sample | GeneralSample | Failure]) -> Batch:
+    def __call__(self, samples: Sequence[Sample | Failure]) -> Batch:
         if failure := first_failure(samples):
             return failure
-        if isinstance(samples[0], GeneralSample):
-            modality, inputs = GENERAL, self._general_inputs(samples)
-        else:
-            modality = modality_of_media(samples[0].media)
-            drawn = [self._draw(sample, modality) for sample in samples]
-            prompts = [instruction.prompt for instruction in drawn]
-            tokens = [self.renderer.answer_ids(instruction.answer) for instruction in drawn]
-            inputs = modality_inputs(self.processor, self.renderer, samples, modality, prompts, tokens)
+        modality = modality_of_media(samples[0].media)
+        drawn = [self._draw(sample, modality) for sample in samples]
+        prompts = [instruction.prompt for instruction in drawn]
+        tokens = [self.renderer.answer_ids(instruction.answer) for instruction in drawn]
         return {
             "modality": modality,
             "ids": [s.clip.id for s in samples],
-            "inputs": inputs,
+            "inputs": modality_inputs(self.processor, self.renderer, samples, modality, prompts, tokens),
             "valence": _labels([s.clip.valence for s in samples]),
             "arousal": _labels([s.clip.arousal for s in samples]),
             "emotion": torch.stack([emotion_target(s.clip.emotion, self.emotion_labels) for s in samples]),
@@ -229,11 +209,6 @@ class Stage2Collator:
         key = sample.key
         turn = key.step if self.repeats else key.epoch
         return self.instruction(seeded_random(self.seed, "instruction", turn, key.index), sample.clip, modality)
-
-    def _general_inputs(self, samples: Sequence[GeneralSample]) -> dict[str, torch.Tensor]:
-        texts = [self.renderer.conversation(sample.messages[:-1]) for sample in samples]
-        media = [features for sample in samples for features in sample.media]
-        return build_inputs(self.processor, texts, media, [self.renderer.answer_ids(s.answer) for s in samples])
 
 
 def emotion_target(emotion: str | Mapping[str, float] | None, labels: Sequence[str]) -> torch.Tensor:

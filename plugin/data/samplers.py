@@ -83,9 +83,6 @@ class ScheduledBatchSampler(Sampler[list[SampleKey]]):
             hold one kind of prompt or clip each, and count the tokens of short ones for more.
         weights: (clips,) how often each clip is drawn, against the others; None for all alike. An epoch is as long as
             without them. A clip comes as often as its share of the epoch says, rounded down or up by chance.
-        general: number of samples beside the clips, whose numbers follow those of the clips. They have steps of their
-            own and are gone through in shuffled passes, which an epoch's end does not cut.
-        general_share: share of the steps that they have, below 1.
     """
 
     def __init__(
@@ -98,8 +95,6 @@ class ScheduledBatchSampler(Sampler[list[SampleKey]]):
         seed: int,
         length_of: Callable[[int, int, int], int] | None = None,
         weights: Sequence[float] | np.ndarray | None = None,
-        general: int = 0,
-        general_share: float = 0.0,
     ):
         self.batch_size, self.accumulation = batch_size, accumulation
         self.world_size, self.rank, self.seed = world_size, rank, seed
@@ -110,11 +105,7 @@ class ScheduledBatchSampler(Sampler[list[SampleKey]]):
         ]
         self.weights = None if weights is None else np.asarray(weights, dtype=np.float64)
         self.steps = [self._steps_of(members, len(groups)) for members in self.members]
-        self.first_general, self.general = len(groups), general
-        self.general_steps = 0
-        if general and general_share > 0:
-            self.general_steps = max(round(sum(self.steps) * general_share / (1 - general_share)), 1)
-        self.steps_per_epoch = sum(self.steps) + self.general_steps
+        self.steps_per_epoch = sum(self.steps)
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -125,9 +116,8 @@ class ScheduledBatchSampler(Sampler[list[SampleKey]]):
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         rng = np.random.default_rng((self.seed, self.epoch))
-        # Clips of each step, (steps, step_size), one array a group.
-        groups = [self._draw(rng, members, steps) for members, steps in zip(self.members, self.steps)]
-        steps = np.concatenate([*groups, self._draw_general()])
+        # Clips of each step, (steps, step_size).
+        steps = np.concatenate([self._draw(rng, members, n) for members, n in zip(self.members, self.steps)])
         first = self.epoch * self.steps_per_epoch
         for offset, row in enumerate(rng.permutation(self.steps_per_epoch)):
             clips = self._by_length(steps[row], first + offset)
@@ -159,14 +149,3 @@ class ScheduledBatchSampler(Sampler[list[SampleKey]]):
         points = (np.arange(slots) + rng.random()) / slots * ends[-1]
         picks = order[np.minimum(np.searchsorted(ends, points, side="right"), len(order) - 1)]
         return rng.permutation(picks).reshape(steps, self.step_size)
-
-    def _draw_general(self) -> np.ndarray:
-        """Samples of an epoch's general steps, (general_steps, step_size)."""
-        slots = self.general_steps * self.step_size
-        if not slots:
-            return np.empty((0, self.step_size), dtype=np.int64)
-        begin = self.epoch * slots
-        passes = range(begin // self.general, -(-(begin + slots) // self.general))
-        order = np.concatenate([seeded_random(self.seed, "general", p).permutation(self.general) for p in passes])
-        begin -= passes.start * self.general
-        return self.first_general + order[begin : begin + slots].reshape(self.general_steps, self.step_size)

@@ -107,9 +107,6 @@ class Stage1Config(StageConfig):
     teacher_cache: str | None = HfArg(
         default=None, help="Folder that `vaemotionllm cache-teacher` fills; None: the teacher runs in each step."
     )
-    cache_audio_features: bool = HfArg(
-        default=False, help="Keep the states of a frozen audio tower in `teacher_cache` as well."
-    )
     responses_per_clip: PositiveInt = HfArg(default=1, help="Teacher responses for each clip.")
     max_response_tokens: PositiveInt = HfArg(default=64, help="Longest teacher response, tokens.")
     teacher_temperature: NonNegativeFloat = HfArg(
@@ -119,7 +116,7 @@ class Stage1Config(StageConfig):
         default=1.0, help="Share of the probability that it samples from."
     )
     teacher_seed: int = HfArg(default=0, help="Seed of the choice of prompts and of sampling.")
-    teacher_scores: list[Literal["entropy", "agreement", "grounding", "audio_dbfs"]] = HfArg(
+    teacher_scores: list[Literal["entropy", "grounding", "audio_dbfs"]] = HfArg(
         default_factory=lambda: ["entropy", "audio_dbfs"],
         help="Scores of each response for `quality`.",
     )
@@ -151,8 +148,6 @@ class Stage1Config(StageConfig):
         for name, rule in self.quality.items():
             if len(rule) != 1 or not rule.keys() <= {"min", "max"}:
                 raise InputError(f"config field `quality.{name}` is {rule!r}; give {{min: a}} or {{max: a}}.")
-        if self.cache_audio_features and (self.teacher_cache is None or self.train_audio_tower):
-            raise InputError("`cache_audio_features` needs a folder in `teacher_cache`, and train_audio_tower=false.")
         _check_weights("student_modalities", self.student_modalities, ("audio", "av"))
         if not (self.train_audio_projector or self.train_audio_tower):
             raise InputError("nothing to train: set `train_audio_projector` or `train_audio_tower` to true.")
@@ -171,17 +166,11 @@ class Stage2Config(StageConfig):
     stage: int = HfArg(default=2, help="2: EmoAdapter.")
     instructions: str | list[dict[str, str]] | None = HfArg(
         default=None,
-        help="Prompts and answers: `art` or a YAML file of templates, a .jsonl file of chat samples, a list of "
-        "{prompt, answer} with {content}, {emotion} and other label names, or `nano`.",
+        help="Prompts and answers: `art` or a YAML file of templates, a list of {prompt, answer} with {content}, "
+        "{emotion} and other names of labels or columns, or `nano`.",
     )
     class_balance: Annotated[float, Field(ge=0, le=1)] = HfArg(
         default=0.0, help="Clips are drawn by the frequency of their emotion to the power of minus this, 0 to 1."
-    )
-    general: str | None = HfArg(
-        default=None, help="A .jsonl file of general chat samples, of text, images and videos, against forgetting."
-    )
-    general_share: Annotated[float, Field(ge=0, lt=1)] = HfArg(
-        default=0.0, help="Share of the steps that `general` has, below 1."
     )
     modalities: dict[str, float] = HfArg(
         default_factory=lambda: dict.fromkeys(MODALITIES, 1.0),
@@ -207,12 +196,10 @@ class Stage2Config(StageConfig):
     def __post_init__(self):
         if not self.instructions:
             raise InputError(
-                "config field `instructions` is missing: `art`, a file of templates or of chat samples, a list of "
-                "{prompt, answer}, or `nano`."
+                "config field `instructions` is missing: `art`, a file of templates, a list of {prompt, answer}, or "
+                "`nano`."
             )
         _check_weights("modalities", self.modalities, MODALITIES)
-        if (self.general is None) != (self.general_share == 0):
-            raise InputError("config fields `general` and `general_share` belong together: give both or none.")
         labels = self.emotion_labels
         if isinstance(labels, list) and not len(set(labels)) == len(labels) > 1:
             raise InputError(f"config field `emotion_labels` is {labels!r}; give at least two different names.")

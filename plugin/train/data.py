@@ -14,26 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+import pandas as pd
 
 from ..data.collator import Stage1Collator, Stage2Collator
-from ..data.dataset import MEDIA_OF_MODALITY, ClipDataset, ClipEncoder, WithGeneral, possible_modalities, read_general
-from ..data.manifest import Clip, read_manifest, text_of
+from ..data.dataset import MEDIA_OF_MODALITY, ClipDataset, ClipEncoder, possible_modalities
+from ..data.manifest import Clip, read_manifest
 from ..data.samplers import class_weights, modality_of_step
 from ..model.configuration_vaemotionllm import VAEmotionLLMConfig
 from ..utils import InputError, write_json, write_json_lines
 from .checkpoint import QUALITY
 from .config import Stage1Config, Stage2Config
 from .distributed import barrier
-from .instructions import (
-    benchmark_questions,
-    checked_instructions,
-    emotion_of,
-    prompt_source,
-    refuse_benchmark_texts,
-)
-from .teacher import RESPONSES, generate_responses, read_responses, teacher_header
-from .teacher_cache import AUDIO, AudioFeatures, Row, ShardReader, audio_header, cache_audio
+from .instructions import emotion_of, instruction_source, prompt_source
+from .teacher import generate_responses, read_responses, teacher_header
+from .teacher_cache import RESPONSES, Row, ShardReader
 
 logger = logging.getLogger(__name__)
 
@@ -65,22 +59,18 @@ class Stage1Data:
         self.rows: list[Row] | None = None
 
     def prepare(self, model, processor) -> None:
-        """Read the caches that the config names, and decode what is kept in memory.
+        """Read the cache that the config names, and decode what is kept in memory.
 
         Raises:
             InputError: a cache that is not finished or of another model, or a clip that cannot be decoded.
         """
         config = self.config
-        audio_features = None
-        if config.cache_audio_features:
-            folder = Path(config.teacher_cache)
-            audio_features = AudioFeatures(folder, audio_header(model, processor), self.clips)
-        self.dataset = self._dataset(processor, audio_features)
+        self.dataset = self._dataset(processor)
         if config.teacher_cache is not None:
             header = teacher_header(model, processor, self.source, config, states=True)
             self.rows = read_responses(header, self.clips, config, Path(config.teacher_cache))
         visual = self.rows is None or config.student_modalities.get("av", 0) > 0
-        media = ("visual",) * visual + ("audio",) * (audio_features is None)
+        media = ("visual", "audio") if visual else ("audio",)
         self.dataset.fill_cache(media, progress=config.process_index == 0 and not config.disable_tqdm)
 
     def batches(self, model, processor) -> tuple[ClipDataset, Stage1Collator, dict[str, Any]]:
@@ -120,12 +110,10 @@ class Stage1Data:
             found = summary(verdicts, self.config.quality)
             write_json(folder / QUALITY, found)
             write_json_lines(folder / f"{QUALITY}l", verdicts)
-            if found["responses_dropped"]:
+            if dropped := found["responses_dropped"]:
                 logger.warning(
-                    "The filter `quality` dropped %s of %s responses and all of %s clips: see %s, and each verdict in "
-                    "quality.jsonl.",
-                    found["responses_dropped"], found["responses"], len(found["clips_dropped"]), folder / QUALITY,
-                )  # fmt: skip
+                    "The filter `quality` dropped %s of %s responses: see %s.", dropped, len(rows), folder / QUALITY
+                )
         kept: dict[str, list[Row]] = {}
         for row, verdict in zip(rows, verdicts):
             if verdict["kept"]:
@@ -138,39 +126,25 @@ class Stage1Data:
         """Make what `config.teacher_cache` lacks. Every rank takes part.
 
         Raises:
-            InputError: see `generate_responses` and `cache_audio`.
+            InputError: see `generate_responses`.
         """
         config, folder = self.config, Path(self.config.teacher_cache)
         folder.mkdir(parents=True, exist_ok=True)
         if config.overwrite and config.process_index == 0:
-            for path in (*folder.glob(f"{RESPONSES}*"), *folder.glob(f"{AUDIO}*")):
+            for path in folder.glob(f"{RESPONSES}*"):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         barrier()
-        dataset = self._dataset(processor)
-        generate_responses(model, processor, dataset, self.source, config, folder, states=True)
-        if config.cache_audio_features:
-            cache_audio(model, processor, dataset, config, folder)
-        barrier()
+        generate_responses(model, processor, self._dataset(processor), self.source, config, folder, states=True)
 
-    def estimate_bytes(self, model, processor, sample: int = 16) -> dict[str, int]:
-        """Upper bounds of the cache's size on disk: "states" if every response is as long as it may be, "audio" from
-        the length of a sample of the clips, "free" on that disk."""
-        config, clips = self.config, self.clips
-        itemsize = torch.empty(0, dtype=model.dtype).element_size()
-        width = model.config.get_text_config().hidden_size
-        sizes = {"states": len(clips) * config.responses_per_clip * config.max_response_tokens * width * itemsize}
-        if config.cache_audio_features:
-            encoder = ClipEncoder(processor, config.num_frames, config.max_audio_s)
-            chosen = clips[:: max(len(clips) // sample, 1)][:sample]
-            samples = sum(len(encoder.waveform(clip)) for clip in chosen) / len(chosen)
-            tokens = samples / processor.samples_per_token + 1
-            stacked = model.config.projector_stride * model.config.audio_config.hidden_size
-            sizes["audio"] = round(len(clips) * tokens * stacked * itemsize)
+    def estimate_bytes(self, model) -> dict[str, int]:
+        """The cache's size on disk: "states" if every response is as long as it may be, "free" on that disk."""
+        config, width = self.config, model.config.get_text_config().hidden_size
+        tokens = len(self.clips) * config.responses_per_clip * config.max_response_tokens
         folder = Path(config.teacher_cache).resolve()
-        sizes["free"] = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
-        return sizes
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        return {"states": tokens * width * model.dtype.itemsize, "free": shutil.disk_usage(existing).free}
 
-    def _dataset(self, processor, audio_features=None) -> ClipDataset:
+    def _dataset(self, processor) -> ClipDataset:
         """The clips; a step decodes what its student takes, and the visual where a teacher needs it."""
         config = self.config
 
@@ -181,18 +155,18 @@ class Stage1Data:
             return needed if config.teacher_cache is not None or "visual" in needed else ("visual", *needed)
 
         encoder = ClipEncoder(processor, config.num_frames, config.max_audio_s)
-        return ClipDataset(self.clips, encoder, media, config.cache_media, audio_features)
+        return ClipDataset(self.clips, encoder, media, config.cache_media)
 
 
 def _lean(row: Row) -> Row:
     """What batches need of a row. Every rank and each of its workers holds all rows, which may be millions."""
     lean = {name: row[name] for name in ("id", "slot", "text_tokens", "visual_tokens", "audio_tokens")}
     lean |= {name: sys.intern(row[name]) for name in ("kind", "prompt", "shard") if name in row}  # shared by many
-    return lean | {"weight": 1.0, "tokens": np.asarray(row["tokens"], dtype=np.int32)}
+    return lean | {"tokens": np.asarray(row["tokens"], dtype=np.int32)}
 
 
 # ---- the filter of stage 1: clips whose audio has nothing to do with the visual teach wrong audio. A rule names a
-# score (see `teacher.SCORES`, or a number that the manifest has in a column of that name) and its threshold:
+# score (see `teacher`, or a number that the manifest has in a column of that name) and its threshold:
 #
 #     quality:
 #       grounding: {min: 0.02}
@@ -207,63 +181,55 @@ def judge(rows: Sequence[Row], columns: Mapping[str, Mapping[str, Any]], rules: 
         columns: clip id -> the manifest's own columns that rules name.
         rules: score -> {min or max: threshold}.
 
-    A rule whose score a row does not have, such as the agreement of frames for an image, does not drop it and is
-    counted in the report. An empty response is dropped.
+    A rule whose column a clip does not have does not drop it and is counted in the report. An empty response is
+    dropped.
 
     Raises:
         InputError: a rule names a score that no row and no clip has, or a column that holds no number.
     """
     verdicts: list[dict[str, Any]] = []
-    known: set[str] = set()
     for row in rows:
-        found = {**columns[row["id"]], **row["scores"]}
-        known |= found.keys()
-        scores = {name: value for name, value in found.items() if value is not None}
+        scores = {name: value for name, value in {**columns[row["id"]], **row["scores"]}.items() if value is not None}
         reasons = [EMPTY] if row["empty"] else []
         for name, rule in rules.items():
-            value = scores.get(name)
-            if value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            value = scores.get(name, math.nan)
+            if name in scores and not (isinstance(value, int | float) and math.isfinite(value)):
                 raise InputError(f"clip {row['id']!r}: its column `{name}` is {value!r}; a finite number is needed.")
             if value < rule.get("min", -math.inf) or value > rule.get("max", math.inf):
                 reasons.append(name)
         verdicts.append(
             {"id": row["id"], "slot": row["slot"], "kept": not reasons, "reasons": reasons, "scores": scores}
         )
-    for name in rules:
-        if name not in known:
-            raise InputError(
-                f"config field `quality` has a rule for `{name}`, which is no score of the teacher's responses and no "
-                f"column of the manifest. Scores are {', '.join(sorted(known)) or 'none'}; more by `teacher_scores`."
-            )
+    known = {name for verdict in verdicts for name in verdict["scores"]}
+    if unknown := [name for name in rules if name not in known]:
+        raise InputError(
+            f"config field `quality` has a rule for `{unknown[0]}`, which is no score of the teacher's responses and "
+            f"no column of the manifest. Scores are {', '.join(sorted(known)) or 'none'}; more by `teacher_scores`."
+        )
     return verdicts
 
 
 def summary(verdicts: Sequence[Mapping[str, Any]], rules: Rules) -> dict[str, Any]:
     """What the filter did, for the report: counts, reasons, quantiles of each score."""
     dropped = [verdict for verdict in verdicts if not verdict["kept"]]
-    kept = {verdict["id"] for verdict in verdicts if verdict["kept"]}
-    names = sorted({name for verdict in verdicts for name in verdict["scores"]})
-    scores = {name: [v["scores"][name] for v in verdicts if name in v["scores"]] for name in names}
+    scores = pd.DataFrame([verdict["scores"] for verdict in verdicts], dtype=float)
+    quantiles = scores.quantile([0, 0.05, 0.25, 0.5, 0.75, 0.95, 1]).round(5)
+    clips = {verdict["id"] for verdict in verdicts}
     return {
         "rules": {name: dict(rule) for name, rule in rules.items()},
         "responses": len(verdicts),
         "responses_dropped": len(dropped),
-        "clips": len({verdict["id"] for verdict in verdicts}),
-        "clips_dropped": sorted({verdict["id"] for verdict in verdicts} - kept),
+        "clips": len(clips),
+        "clips_dropped": sorted(clips - {verdict["id"] for verdict in verdicts if verdict["kept"]}),
         "dropped_by": dict(Counter(reason for verdict in dropped for reason in verdict["reasons"]).most_common()),
-        "without_score": {name: len(verdicts) - len(scores[name]) for name in rules},
+        "without_score": {name: int(scores[name].isna().sum()) for name in rules},
         # Lowest, 5%, 25%, median, 75%, 95%, highest.
-        "quantiles": {
-            name: np.quantile(np.asarray(values, float), [0, 0.05, 0.25, 0.5, 0.75, 0.95, 1]).round(5).tolist()
-            for name, values in scores.items()
-        },
+        "quantiles": {name: quantiles[name].tolist() for name in sorted(quantiles)},
     }
 
 
 class Stage2Data:
-    """Clips of stage 2 and their modalities, instructions, general samples, and batches of them.
+    """Clips of stage 2 and their modalities, instructions, and batches of both.
 
     Args:
         config: of the run; its `emotion_labels` become a list or None, so that run.json names them and an export of
@@ -275,16 +241,7 @@ class Stage2Data:
 
     def __init__(self, config: Stage2Config):
         self.config = config
-        self.source = checked_instructions(config.instructions)
-        self.general = read_general(config.general) if config.general is not None else []
-        if self.general:
-            prompts = [
-                (f"{config.general}, sample {sample.id!r}", text_of(message))
-                for sample in self.general
-                for message in sample.messages
-                if message["role"] == "user"
-            ]
-            refuse_benchmark_texts(prompts, benchmark_questions())
+        self.source = instruction_source(config.instructions)
         clips = read_manifest(config.manifest, config.split, self.source.needed)
         self.source.check(clips, modalities_of_clips(clips, config.modalities))
         self.clips = clips[: config.max_clips]
@@ -308,20 +265,16 @@ class Stage2Data:
             return MEDIA_OF_MODALITY[modality_of_step(config.seed, step, config.modalities, possible)]
 
         encoder = ClipEncoder(processor, config.num_frames, config.max_audio_s)
-        dataset = ClipDataset(self.clips, encoder, media, config.cache_media)
-        self.dataset = WithGeneral(dataset, self.general) if self.general else dataset
+        self.dataset = ClipDataset(self.clips, encoder, media, config.cache_media)
         taken = {
             medium for name, weight in config.modalities.items() if weight > 0 for medium in MEDIA_OF_MODALITY[name]
         }
-        self.dataset.fill_cache(
-            tuple(medium for medium in ("visual", "audio") if medium in taken),
-            progress=config.process_index == 0 and not config.disable_tqdm,
-        )
+        self.dataset.fill_cache(sorted(taken), progress=config.process_index == 0 and not config.disable_tqdm)
 
-    def batches(self, model, processor) -> tuple[ClipDataset | WithGeneral, Stage2Collator, dict[str, Any]]:
-        """The clips with the general samples behind them, the collator, and the trainer's options."""
+    def batches(self, model, processor) -> tuple[ClipDataset, Stage2Collator, dict[str, Any]]:
+        """The clips, the collator, and the trainer's options."""
         config = self.config
-        sampler: dict[str, Any] = {"general": len(self.general), "general_share": config.general_share}
+        sampler: dict[str, Any] = {}
         if config.class_balance:
             sampler["weights"] = class_weights([emotion_of(clip) for clip in self.clips], config.class_balance)
         collator = Stage2Collator(
@@ -356,10 +309,6 @@ def emotion_labels(config: Stage2Config, clips: Sequence[Clip]) -> list[str] | N
     if wanted == "manifest":
         wanted = [*current, *sorted(found.keys() - set(current))]
         if not current and (len(wanted) < 2 or not config.train_emotion_adapter):
-            if wanted:
-                logger.info(
-                    "The Supervisor is given no labels: they need the EmoAdapter to be trained, and two kinds."
-                )
             return None
         if len(wanted) > _MAX_LABELS:
             raise InputError(
@@ -392,9 +341,8 @@ def modalities_of_clips(clips: Sequence[Clip], weights: Mapping[str, float]) -> 
     wanted = [modality for modality, weight in weights.items() if weight > 0]
     for clip in clips:
         if not found[clip.id]:
-            has = [name for name, medium in (("audio", clip.audio), (clip.visual, clip.visual)) if medium is not None]
             raise InputError(
-                f"clip {clip.id!r} holds {' and '.join(map(str, has))} alone, and `modalities` takes "
+                f"clip {clip.id!r} holds {clip.visual or 'audio'} alone, and `modalities` takes "
                 f"{', '.join(wanted)}: none of them is possible. Give a modality that it can take a weight "
                 "above 0, or remove the clip."
             )
@@ -404,7 +352,4 @@ def modalities_of_clips(clips: Sequence[Clip], weights: Mapping[str, float]) -> 
             raise InputError(
                 f"`modalities` takes {modality}, and no clip holds {needs}. Set its weight to 0, or add clips."
             )
-    few = Counter(possible for possible in found.values() if len(possible) < len(wanted))
-    for possible, count in sorted(few.items()):
-        logger.info("%s of %s clips take part in steps of %s alone.", count, len(clips), ", ".join(possible))
     return found

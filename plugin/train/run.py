@@ -30,7 +30,6 @@ _FREE_FIELDS = {
     "cache_media",
     "generation_batch_size",
     "teacher_cache",
-    "cache_audio_features",
     "packing",
     "attn_implementation",
 }
@@ -92,7 +91,7 @@ def run_settings(config: StageConfig) -> dict[str, Any]:
     names = [field.name for field in own_fields(type(config)) if field.name not in _FREE_FIELDS]
     settings = {name: getattr(config, name) for name in dict.fromkeys((*names, *_FIXED_LIBRARY_FIELDS))}
     settings["deepspeed"] = bool(config.deepspeed)  # an engine reads no checkpoint but its own
-    for name in ("manifest", "instructions", "general"):
+    for name in ("manifest", "instructions"):
         file = getattr(config, name, None)
         if isinstance(file, str) and Path(file).is_file():
             settings[f"{name}_sha256"] = sha256_of_file(Path(file))

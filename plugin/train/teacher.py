@@ -12,9 +12,6 @@ Its responses and states are constant, so they are made once. Rows of `responses
 Scores (the paper names none: all are ours):
 
     entropy      mean entropy of the teacher's next-token distributions at its response, nats: high where it guesses
-    agreement    share of positions at which it expects the same token when it is given other frames and the prompt in
-                 other wording: low where the response hangs on a frame or a wording; None where neither can differ, as
-                 of an image whose prompt has one wording
     grounding    mean KL of what it expects with and without the visual, nats: near 0 where the response could have
                  been given blind, so that it describes nothing of the visual
     audio_dbfs   level of the audio, root mean square over full scale, dB: low where there is silence
@@ -28,9 +25,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from tqdm import tqdm
 from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
-from ..data.collator import ConversationRenderer, build_inputs, modality_inputs
+from ..data.collator import ConversationRenderer, modality_inputs
 from ..data.dataset import MEDIA_OF_MODALITY, ClipDataset, ClipEncoder, Failure, Sample
 from ..data.manifest import Clip
 from ..data.samplers import SampleKey, seeded_random
@@ -40,12 +38,12 @@ from .chunked_divergence import entropy
 from .instructions import Prompt, PromptSource
 from .losses import divergence
 from .teacher_cache import (
+    RESPONSES,
     Key,
     Row,
     ShardStore,
     audio_hash,
     broken_shards,
-    fill,
     header_of,
     processor_hash,
     read_rows,
@@ -54,7 +52,6 @@ from .teacher_cache import (
     weights_hash,
 )
 
-RESPONSES = "responses"
 _FORMAT = 2
 SILENCE_DBFS = -120.0
 """What digital silence scores: below the noise of 16 bits."""
@@ -96,22 +93,30 @@ def generate_responses(
             cannot be written; a clip cannot be decoded, or its prompt does not fit the backbone's context.
     """
     header = teacher_header(model, processor, source, config, states)
-    store = ShardStore(folder, RESPONSES, header, config.process_index)
-    todo = missing_rows(store.rows, dataset.clips, config)
-    rows = fill(store, todo, _Teacher(model, processor, dataset, source, config, states).answer, config, "teacher")
+    store = ShardStore(folder, header, config.process_index)
+    todo = list(missing_rows(store.rows, dataset.clips, config))[config.process_index :: config.world_size]
+    teacher, size = _Teacher(model, processor, dataset, source, config, states), config.generation_batch_size
+    with tqdm(total=len(todo), desc="teacher", disable=config.disable_tqdm or config.process_index > 0) as bar:
+        for begin in range(0, len(todo), size):
+            store.add(teacher.answer(todo[begin : begin + size]))
+            bar.update(min(size, len(todo) - begin))
     wanted = {clip.id for clip in dataset.clips}
-    return [row for row in rows if row["id"] in wanted and row["slot"] < config.responses_per_clip]
+    return [row for row in store.close() if row["id"] in wanted and row["slot"] < config.responses_per_clip]
 
 
-def missing_rows(rows: Mapping[Key, Row], clips: Sequence[Clip], config) -> list[tuple[int, int]]:
-    """(clip number, slot) of what is not among the rows, was made of another file, or lacks a score."""
-    missing = []
+def missing_rows(rows: Mapping[Key, Row], clips: Sequence[Clip], config) -> dict[tuple[int, int], str]:
+    """(clip number, slot) of what is to be made, and why."""
+    missing = {}
     for index, clip in enumerate(clips):
         files = {"visual_hash": visual_hash(clip), "audio_hash": audio_hash(clip)}
         for slot in range(config.responses_per_clip):
-            row = rows.get((clip.id, slot), {})
-            if not files.items() <= row.items() or not set(config.teacher_scores) <= row["scores"].keys():
-                missing.append((index, slot))
+            row = rows.get((clip.id, slot))
+            if row is None:
+                missing[index, slot] = "is not there"
+            elif not files.items() <= row.items():
+                missing[index, slot] = "is of other files"
+            elif not set(config.teacher_scores) <= row["scores"].keys():
+                missing[index, slot] = "has not all of `teacher_scores`"
     return missing
 
 
@@ -128,14 +133,10 @@ def read_responses(header: dict[str, Any], clips: Sequence[Clip], config, folder
         raise InputError(f"config field `teacher_cache`: {folder} holds no finished cache of the teacher. {again}")
     rows = {row_key(row): row for row in read_rows(file, header)}
     if missing := missing_rows(rows, clips, config):
-        index, slot = missing[0]
-        wanted = f"{visual_hash(clips[index])} (visual) and {audio_hash(clips[index])} (audio)"
-        row = rows.get((clips[index].id, slot))
-        found = "none" if row is None else f"{row['visual_hash']} (visual) and {row['audio_hash']} (audio)"
+        (index, slot), reason = next(iter(missing.items()))
         raise InputError(
-            f"{file} lacks {len(missing)} of {len(clips) * config.responses_per_clip} responses; the first is clip "
-            f"{clips[index].id!r}, response {slot}: its files have the hashes {wanted}, the cache holds {found}"
-            f"{' without all of teacher_scores' if found == wanted else ''}. {again}"
+            f"{file} lacks {len(missing)} of {len(clips) * config.responses_per_clip} responses; the first, of clip "
+            f"{clips[index].id!r}, response {slot}, {reason}. {again}"
         )
     if broken := broken_shards(folder, rows.values()):
         shard, reason = next(iter(broken.items()))
@@ -164,16 +165,14 @@ class _Teacher:
         prompts = [self._prompt(index, slot) for index, slot in chunk]
         inputs = modality_inputs(self.processor, self.renderer, samples, "visual", [p.text for p in prompts], None)
         self._check_context(samples, inputs)
+        visual = torch.isin(inputs["input_ids"], torch.tensor(self.model.config.visual_token_ids))
+        visual_tokens, all_tokens = visual.sum(1).tolist(), inputs["attention_mask"].sum(1).tolist()
         inputs = self._to_device(inputs)
         generated = self.model.generate(
             **inputs, use_adapter=False, do_sample=False, num_beams=1,
             max_new_tokens=self.config.max_response_tokens, logits_processor=self._sampling(chunk),
         )  # (B, width + new)  # fmt: skip
         answers = [self._until_end(row) for row in generated[:, inputs["input_ids"].shape[1] :].tolist()]
-        visual = torch.isin(
-            inputs["input_ids"], torch.tensor(self.model.config.visual_token_ids).to(self.model.device)
-        )
-        visual_tokens, all_tokens = visual.sum(1).tolist(), inputs["attention_mask"].sum(1).tolist()
         states, scores = self._states_and_scores(samples, prompts, answers)
         rows: list[tuple[Row, torch.Tensor | None]] = []
         for number, (index, slot) in enumerate(chunk):
@@ -205,40 +204,18 @@ class _Teacher:
     def _states_and_scores(self, samples, prompts: list[Prompt], answers: list[list[int]]):
         """States (R, D) and scores of each answer, from the teacher's forward pass over it."""
         wanted = set(self.config.teacher_scores)
-        if not self.states and not wanted & {"entropy", "agreement", "grounding"}:
+        if not self.states and not wanted & {"entropy", "grounding"}:
             return [None] * len(samples), [{} for _ in samples]
         texts = [prompt.text for prompt in prompts]
         variants = {"own": modality_inputs(self.processor, self.renderer, samples, "visual", texts, answers)}
         if "grounding" in wanted:
             variants["blind"] = modality_inputs(self.processor, self.renderer, samples, "text", texts, answers)
-        if "agreement" in wanted:
-            variants["varied"] = self._varied_inputs(samples, prompts, answers)
         states = {
             name: self.model(**self._to_device(inputs), use_adapter=False, response_fn=states_of).response
             for name, inputs in variants.items()
         }  # (N, D) each
-        lengths = [len(answer) for answer in answers]
-        scores = response_scores(states, self.model.get_output_embeddings(), lengths, wanted)
-        for score, sample, prompt in zip(scores, samples, prompts):
-            several_frames = sample.media["visual"].kind == "video" and self.config.num_frames > 1
-            if "agreement" in wanted and not several_frames and len(self.source.kinds.get(prompt.kind, ())) < 2:
-                score["agreement"] = None
-        return states["own"].split(lengths), scores
-
-    def _varied_inputs(self, samples: Sequence[Sample], prompts: list[Prompt], answers):
-        """The same answers after other frames and, where the prompt has another wording, that."""
-        frames = max(self.config.num_frames // 2, 1)
-        media, texts = [], []
-        for sample, prompt in zip(samples, prompts):
-            clip = self.dataset.clips[sample.key.index]
-            features = sample.media["visual"]
-            if features.kind == "video":
-                features = self.dataset.encoder.encode(clip, "visual", num_frames=frames)
-            rng = seeded_random(self.config.teacher_seed, "other words", clip.id, prompt.text)
-            text = self.source.other_wording(rng, prompt) or prompt.text
-            texts.append(self.renderer.prompt([features.kind], text))
-            media.append(features)
-        return build_inputs(self.processor, texts, media, answers)
+        lengths, head = [len(answer) for answer in answers], self.model.get_output_embeddings()
+        return states["own"].split(lengths), response_scores(states, head, lengths, wanted)
 
     def _sampling(self, chunk: Sequence[tuple[int, int]]) -> LogitsProcessorList:
         config = self.config
@@ -316,7 +293,7 @@ def response_scores(
     """Scores of responses from the teacher's states at them.
 
     Args:
-        states: "own" (N, D), and "varied", "blind" (N, D) where agreement, grounding are wanted.
+        states: "own" (N, D), and "blind" (N, D) where grounding is wanted.
         head: the LLM's head.
         lengths: tokens of each response; they sum to N.
         wanted: names of scores.
@@ -327,8 +304,6 @@ def response_scores(
     values: dict[str, torch.Tensor] = {}  # (N,) each
     if "entropy" in wanted:
         values["entropy"] = entropy(states["own"], head)
-    if "agreement" in wanted:
-        values["agreement"] = divergence(states["own"], states["varied"], head)["agrees"].float()
     if "grounding" in wanted:
         values["grounding"] = divergence(states["own"], states["blind"], head)["divergence"]
     means = {name: [part.mean().item() for part in value.split(list(lengths))] for name, value in values.items()}
@@ -361,8 +336,7 @@ def compare(
         InputError: the clip's files cannot be used.
     """
     encoder = ClipEncoder(processor, processor.num_frames, processor.max_audio_s)
-    media = {medium: encoder.encode(clip, medium) for medium in MEDIA_OF_MODALITY["av"]}
-    sample = Sample(SampleKey(0, 0, 0), clip, media)
+    sample = Sample(SampleKey(0, 0, 0), clip, {name: encoder.encode(clip, name) for name in MEDIA_OF_MODALITY["av"]})
     renderer, head = ConversationRenderer(processor), model.get_output_embeddings()
     modalities = {"teacher": "visual", "student": modality}
 
@@ -382,11 +356,12 @@ def compare(
         who: model(**inputs_of(who, answers["teacher"]), use_adapter=False, response_fn=states_of).response
         for who in modalities
     }  # (N, D) each
-    kl = divergence(states["teacher"], states["student"], head)["divergence"].tolist()
+    found = divergence(states["teacher"], states["student"], head)
+    kl = found["divergence"].tolist()
     decode = processor.tokenizer.decode
     expected: dict[str, list[list[tuple[str, float]]]] = {}
-    for who, found in states.items():
-        best = torch.softmax(head(found).float(), -1).topk(top)
+    for who, of_who in states.items():
+        best = torch.softmax(head(of_who).float(), -1).topk(top)
         expected[who] = [
             [(decode([token]), p) for token, p in zip(tokens, chances)]
             for tokens, chances in zip(best.indices.tolist(), best.values.tolist())
@@ -395,10 +370,9 @@ def compare(
         {"token": decode([token]), "teacher": teacher, "student": student, "kl": value}
         for token, teacher, student, value in zip(answers["teacher"], expected["teacher"], expected["student"], kl)
     ]
-    same = sum(position["teacher"][0][0] == position["student"][0][0] for position in positions)
     return {
         "clip": clip.id, "modality": modality, "prompt": prompt,
         "response": decode(answers["teacher"], skip_special_tokens=True),
         "student_response": decode(answers["student"], skip_special_tokens=True), "positions": positions,
-        "kl": sum(kl) / len(kl), "agreement": same / len(kl),
+        "kl": sum(kl) / len(kl), "agreement": found["agrees"].double().mean().item(),
     }  # fmt: skip

@@ -32,8 +32,8 @@ def make_dataset(clips, processor, modalities=("visual", "audio"), **options):
     return ClipDataset(clips, ClipEncoder(processor, 4, 10.0), lambda step, clip: modalities, **options)
 
 
-def row(prompt, tokens, kind="prompt", weight=1.0):
-    return {"prompt": prompt, "tokens": tokens, "kind": kind, "weight": weight}
+def row(prompt, tokens):
+    return {"prompt": prompt, "tokens": tokens, "kind": "prompt"}
 
 
 RESPONSES = {
@@ -44,7 +44,7 @@ RESPONSES = {
 
 def test_features_from_the_dataset_equal_the_processor(clips, processor):
     clip = clips[0]
-    sample = make_dataset(clips, processor)[0]
+    sample = make_dataset(clips, processor)[SampleKey(0, 0, 0)]
     text = ConversationRenderer(processor).prompt(["image", "audio"], "Which emotion?")
     built = build_inputs(processor, [text], [sample.media["visual"], sample.media["audio"]])
     expected = processor(
@@ -237,7 +237,9 @@ def test_clips_of_equal_length_share_a_batch_on_all_ranks():
 
 def test_rows_are_padded_on_the_right_to_the_longest(clips, processor):
     dataset = make_dataset(clips, processor)
-    batch = Stage1Collator(processor, RESPONSES, {"audio": 1.0}, seed=0)([dataset[i] for i in range(8)])
+    batch = Stage1Collator(processor, RESPONSES, {"audio": 1.0}, seed=0)(
+        [dataset[SampleKey(i, 0, 0)] for i in range(8)]
+    )
     student = batch["student"]
     lengths = student["attention_mask"].sum(1)
     assert student["input_ids"].shape[1] == lengths.max() > lengths.min()
@@ -249,5 +251,5 @@ def test_rows_are_padded_on_the_right_to_the_longest(clips, processor):
         assert attended.tolist() == [1] * length + [0] * (len(ids) - length)
         places = response.nonzero().flatten()
         assert places[-1] == length - 1 and places.tolist() == list(range(int(places[0]), int(length)))
-    assert len(batch["positions"]) == student["response_mask"].sum() and batch["weights"] == [1.0] * 8
+    assert len(batch["positions"]) == student["response_mask"].sum()
     assert batch["positions"][0] == 0 and batch["ids"] == [clip.id for clip in clips]

@@ -137,7 +137,7 @@ def written(tmp_path_factory):
     root = tmp_path_factory.mktemp("written")
     model, manifest = make_setup(root, clips=6)
     short = {"max_steps": 2, "save_steps": 1, "responses_per_clip": 1}
-    cached = {"teacher_cache": str(root / "cache"), "cache_audio_features": True, "train_audio_tower": False}
+    cached = {"teacher_cache": str(root / "cache")}
     values = stage1_values(model, manifest, root / "stage1", **short, **cached)
     assert main(["cache-teacher", "--config", str(write_config(root / "stage1.yaml", values))]) == 0
     train(values)

@@ -1,6 +1,5 @@
 """Films that are heard: the same as an audio item with the film's file, and nothing where a film is silent."""
 
-import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +10,6 @@ from media_files import write_video, write_wav
 from test_model import IMAGE, SHORT_AUDIO, encode, text, trained_adapter, user
 
 from vaemotionllm import InputError, VAEmotionLLMForConditionalGeneration, VAEmotionLLMProcessor
-from vaemotionllm.data.manifest import read_chat
 from vaemotionllm.evaluation.requests import read_request
 from vaemotionllm.model.media import audio_duration_s
 
@@ -202,10 +200,3 @@ def test_evaluation_hears_a_film_whose_message_says_so(films):
         ("video", 0.5, 1.5), ("audio", 0.5, 1.5), ("video", None, None)
     ]  # fmt: skip
     assert [item["type"] for item in prompt.conversation[0]["content"]] == ["video", "audio", "video", "text"]
-
-
-def test_chat_samples_for_training_refuse_films_that_are_heard(films, tmp_path):
-    turns = [*user(video(films["film"], **HEARD), text("?")), {"role": "assistant", "content": "Calm."}]
-    (tmp_path / "chat.jsonl").write_text(json.dumps({"messages": turns}))
-    with pytest.raises(InputError, match="the audio of a video is not used"):
-        list(read_chat(tmp_path / "chat.jsonl"))

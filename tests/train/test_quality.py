@@ -76,13 +76,11 @@ def test_rules_that_mean_nothing_are_refused(tmp_path, rules, message):
 def test_scores_equal_the_naive_ones():
     torch.manual_seed(0)
     head = torch.nn.Linear(4, 11, bias=False).requires_grad_(False)
-    states = {name: torch.randn(5, 4) * 3 for name in ("own", "varied", "blind")}
-    scores = response_scores(states, head, [2, 3], {"entropy", "agreement", "grounding"})
-    p, again, blind = (torch.softmax(head(states[name]).double(), -1) for name in ("own", "varied", "blind"))
+    states = {name: torch.randn(5, 4) * 3 for name in ("own", "blind")}
+    scores = response_scores(states, head, [2, 3], {"entropy", "grounding"})
+    p, blind = (torch.softmax(head(states[name]).double(), -1) for name in ("own", "blind"))
     for found, part in zip(scores, (slice(0, 2), slice(2, 5)), strict=True):
         assert found["entropy"] == pytest.approx(-(p[part] * p[part].log()).sum(-1).mean().item(), abs=1e-4)
-        agreement = (p[part].argmax(-1) == again[part].argmax(-1)).double().mean().item()
-        assert found["agreement"] == pytest.approx(agreement, abs=1e-4)
         kl = (p[part] * (p[part] / blind[part]).log()).sum(-1).mean().item()
         assert found["grounding"] == pytest.approx(kl, abs=1e-4)
 
@@ -94,26 +92,20 @@ def test_level_of_a_sound():
     assert level_dbfs(np.zeros(100, np.float32)) == SILENCE_DBFS
 
 
-def test_prompts_by_kind_have_other_words(tmp_path):
+def test_prompts_by_kind(tmp_path):
     source = prompt_source({"mood": ["Which mood?", "What mood is it?"], "scene": ["What happens?"]})
     rng = np.random.default_rng(0)
     drawn = source.draw(rng, 3)
     assert {p.text for p in drawn} == {"Which mood?", "What mood is it?", "What happens?"}
     assert {p.kind for p in drawn if "mood" in p.text} == {"mood"}
-    assert source.other_wording(rng, Prompt("mood", "Which mood?")) == "What mood is it?"
-    assert source.other_wording(rng, Prompt("scene", "What happens?")) is None
-    assert prompt_source(["One?", "Two?"]).other_wording(rng, Prompt("prompt", "One?")) is None
-    assert prompt_source("nano").other_wording(rng, prompt_source("nano").draw(rng, 1)[0]) is None
-    art = prompt_source("art")
-    assert len(art.kinds) >= 5 and all(len(texts) > 1 for texts in art.kinds.values())
     file = tmp_path / "p.yaml"
     file.write_text('mood: ["Which mood?"]')
     assert prompt_source(str(file)).draw(rng, 1) == [Prompt("mood", "Which mood?")]
-    with pytest.raises(InputError, match="`prompts` is 'artt', not `nano` and no file of prompts: .*shipped: art"):
+    with pytest.raises(InputError, match="`prompts` is 'artt', which is not `nano` and no file: .*shipped: art"):
         prompt_source("artt")
-    with pytest.raises(InputError, match="`prompts.mood` holds 3; put prompts in quotes"):
+    with pytest.raises(InputError, match=r"`prompts.mood` is \[3\]; a list of prompts, in quotes"):
         prompt_source({"mood": [3]})
-    with pytest.raises(InputError, match="`prompts.mood` is 'x'; a list of prompts is needed"):
+    with pytest.raises(InputError, match="`prompts.mood` is 'x'; a list of prompts"):
         prompt_source({"mood": "x"})
 
 

@@ -1,18 +1,14 @@
-"""Clips and samples of stage 2's steps: one modality a step, classes in balance, general samples between."""
+"""Clips of stage 2's steps: one modality a step, classes in balance, prompts by the manifest's columns."""
 
 import json
 from collections import Counter
 
 import numpy as np
 import pytest
-from chat_files import text, turn, write_general
-from media_files import write_png
-from training import losses_of, make_setup, stage2_values, train
+from training import make_setup, stage2_values, train
 
-from vaemotionllm import InputError
-from vaemotionllm.data.dataset import GENERAL, read_general
+from vaemotionllm import InputError, VAEmotionLLMProcessor
 from vaemotionllm.data.samplers import ScheduledBatchSampler, class_weights
-from vaemotionllm.train import checkpoint
 from vaemotionllm.train.trainer import Stage2Trainer
 
 MODALITIES = ("audio", "visual", "av")
@@ -152,139 +148,41 @@ def test_stage_2_draws_in_balance(setup, tmp_path):
             train(stage2_values(*setup, tmp_path / "b", class_balance=value))
 
 
-# ---- general samples
+# ---- prompts and answers of the manifest's own columns
 
 
-@pytest.fixture(scope="module")
-def general(tmp_path_factory):
-    return write_general(tmp_path_factory.mktemp("general"))
-
-
-def keys_of(epoch, world=1, rank=0, **options):
-    options = {"general": 7, "general_share": 0.25} | options
-    sampler = ScheduledBatchSampler(["image"] * 24, 4 // world, 1, world, rank, 5, **options)
-    sampler.set_epoch(epoch)
-    return list(sampler)
-
-
-def test_general_samples_have_their_share_of_the_steps_and_their_turn():
-    seen = []
-    for epoch in range(7):
-        batches = keys_of(epoch)
-        assert [batch[0].step for batch in batches] == list(range(8 * epoch, 8 * epoch + 8))
-        of_general = [[key.index >= 24 for key in batch] for batch in batches]
-        assert sum(map(all, of_general)) == 2 and sum(map(any, of_general)) == 2  # 2 of 8 steps, and whole ones
-        assert {key.index for batch in batches for key in batch if key.index < 24} == set(range(24))
-        seen += [key.index - 24 for batch in batches for key in batch if key.index >= 24]
-    assert Counter(seen) == dict.fromkeys(range(7), 8)  # 56 draws: each of 7 as often as the others
-    whole = keys_of(1)
-    for one, *parts in zip(whole, keys_of(1, 2, 0), keys_of(1, 2, 1), strict=True):
-        assert one == [*parts[0], *parts[1]]
-    assert [b for b in keys_of(0, general_share=0.0)] == [b for b in keys_of(0, general=0)]
-
-
-def test_general_steps_train_on_the_answer_alone(setup, general, tmp_path):
-    values = stage2_values(*setup, tmp_path / "run", general=str(general), general_share=0.5, max_steps=24)
+def test_columns_of_the_manifest_are_prompts_and_answers_beside_the_labels(setup, tmp_path):
+    rows = [json.loads(line) for line in setup[1].read_text().splitlines()]
+    for number, row in enumerate(rows):
+        if number % 2:  # a general clip: no label, and a prompt of its own
+            for name in ("content", "emotion", "valence", "arousal", "caption", "art_form"):
+                row.pop(name, None)
+            row |= {"question": f"What is {number} {{plus}} 1?", "reply": f"It is {number + 1}."}
+    manifest = setup[1].with_name("columns.jsonl")
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pairs = [{"prompt": "Which emotion?", "answer": "{emotion}"}, {"prompt": "{question}", "answer": "{reply}"}]
+    values = stage2_values(setup[0], manifest, tmp_path / "run", instructions=pairs, max_steps=12)
     seen, untouched = watched(values)
-    steps = [(ids, inputs) for modality, ids, inputs in seen if modality == GENERAL]
-    assert not untouched and {modality for modality, *_ in seen} == {*MODALITIES, GENERAL}
-    assert 8 <= len(steps) <= 16
-    answers = {"sum": "It is 4.", "general-2": "6", "picture": "Waves.", "film": "Yes.", "turns": "Red."}
-    from vaemotionllm import VAEmotionLLMProcessor
-
-    processor, mixed = VAEmotionLLMProcessor.from_pretrained(setup[0]), 0
-    for ids, inputs in steps:
-        for clip_id, row, mask, attended in zip(
-            ids, inputs["input_ids"], inputs["response_mask"], inputs["attention_mask"], strict=True
-        ):
-            assert processor.decode(row[mask]) == f"{answers[clip_id]}<|im_end|>"
-            prompt = processor.decode(row[attended.bool() & ~mask])
-            assert prompt.count("<|vision_start|>") == {"picture": 1, "film": 1, "turns": 2}.get(clip_id, 0)
-            assert ("Green." in prompt) == (clip_id == "turns") and ("Be brief." in prompt) == (clip_id == "general-2")
-        pictures = sum({"picture": 1, "turns": 2}.get(clip_id, 0) for clip_id in ids)
-        assert len(inputs.get("image_grid_thw", ())) == pictures
-        assert len(inputs.get("video_grid_thw", ())) == ids.count("film")
-        mixed += len({"sum", "general-2"} & set(ids)) > 0 and pictures > 0
-    assert mixed  # text alone and pictures in one batch
-    rows = losses_of(tmp_path / "run")
-    for row, (modality, *_) in zip(rows, seen, strict=True):
-        terms = {name for name in row if name.endswith("_loss")}
-        if modality == GENERAL:
-            assert terms == {"ce_general_loss"} and row["loss"] == pytest.approx(row["ce_general_loss"], rel=1e-5)
-        else:
-            assert f"ce_{modality}_loss" in terms and "ce_general_loss" not in terms
-
-
-def test_text_alone_reaches_every_trained_parameter(setup, tmp_path):
-    file = tmp_path / "text.jsonl"
-    file.write_text(json.dumps({"messages": [turn("user", "2 + 2?"), turn("assistant", "4")]}) + "\n")
-    values = stage2_values(*setup, tmp_path / "run", general=str(file), general_share=0.9, max_steps=4)
-    seen, untouched = watched(values)
-    assert GENERAL in {modality for modality, *_ in seen} and not untouched
-
-
-def test_a_run_with_general_samples_goes_on_exactly(setup, general, tmp_path):
-    options = dict(general=str(general), general_share=0.4, class_balance=0.5, max_steps=10, save_steps=5)
-    train(stage2_values(*setup, tmp_path / "whole", **options))
-    whole = losses_of(tmp_path / "whole")
-    values = stage2_values(*setup, tmp_path / "broken", **options, save_total_limit=None)
-    train(values)
-    for name in ("finished.json", "model.safetensors"):
-        (tmp_path / "broken" / name).unlink()
-    (tmp_path / "broken" / "checkpoint-10" / "complete.json").unlink()
-    assert checkpoint.last_complete(tmp_path / "broken").name == "checkpoint-5"
-    assert train(values) == "trained"
-    assert losses_of(tmp_path / "broken") == whole and any("ce_general_loss" in row for row in whole[5:])
-    text_of_file = general.read_text()
-    try:
-        general.write_text(text_of_file + "\n")
-        with pytest.raises(InputError, match="general_sha256"):
-            train(values)
-    finally:
-        general.write_text(text_of_file)
-
-
-@pytest.mark.parametrize(
-    ("messages", "words"),
-    [
-        ([turn("user", [{"type": "image", "path": "../out.png"}, text("?")])], ["outside", "'../out.png'"]),
-        ([turn("user", [{"type": "image", "path": "/etc/hostname"}, text("?")])], ["outside", "/etc/hostname"]),
-        ([turn("user", [{"type": "image", "path": "none.png"}, text("?")])], ["not found", "none.png"]),
-        ([turn("user", [{"type": "image", "path": 3}, text("?")])], ["`image.path` is 3"]),
-        ([turn("user", [{"type": "image"}, text("?")])], ["names no file"]),
-        ([turn("user", [{"type": "audio", "path": "a.wav"}, text("?")])], ["audio", "manifest"]),
-        ([turn("user", "Which emotion does this artwork express?")], ["nano benchmark", "sample 'general-2'"]),
-    ],
-)
-def test_bad_general_samples_are_named(setup, tmp_path, messages, words):
-    write_png(tmp_path / "out.png")
-    (tmp_path / "data").mkdir()
-    file, answer = tmp_path / "data" / "general.jsonl", turn("assistant", "x")
-    good = {"messages": [turn("user", "2 + 2?"), answer]}
-    file.write_text(json.dumps(good) + "\n" + json.dumps({"messages": [*messages, answer]}) + "\n")
-    with pytest.raises(InputError) as error:
-        train(stage2_values(*setup, tmp_path / "run", general=str(file), general_share=0.5))
-    assert "line 2" in str(error.value) or "general-2" in str(error.value)
-    for word in words:
-        assert word in str(error.value)
-
-
-def test_a_general_picture_that_cannot_be_read_ends_the_run_by_name(setup, tmp_path):
-    (tmp_path / "x.png").write_bytes(b"no picture")
-    file = tmp_path / "general.jsonl"
-    image = {"type": "image", "path": "x.png"}
-    file.write_text(json.dumps({"id": "odd", "messages": [turn("user", [image, text("?")]), turn("assistant", "x")]}))
-    with pytest.raises(InputError, match="'odd'.*x.png"):
-        train(stage2_values(*setup, tmp_path / "run", general=str(file), general_share=0.9))
-
-
-def test_share_and_file_belong_together(setup, tmp_path, general):
-    for options, word in (
-        ({"general": str(general)}, "belong together"),
-        ({"general_share": 0.5}, "belong together"),
-        ({"general": str(general), "general_share": 1.0}, "less than 1"),
-        ({"general": str(tmp_path / "none.jsonl"), "general_share": 0.5}, "not found"),
+    processor, kinds = VAEmotionLLMProcessor.from_pretrained(setup[0]), Counter()
+    for _, ids, inputs in seen:
+        for clip_id, row, mask in zip(ids, inputs["input_ids"], inputs["response_mask"], strict=True):
+            number, answer = int(clip_id.split("-")[1]), processor.decode(row[mask])
+            expected = f"It is {number + 1}." if number % 2 else rows[number]["emotion"]
+            assert answer == f"{expected}<|im_end|>"
+            assert (f"What is {number} {{plus}} 1?" in processor.decode(row)) == bool(number % 2)
+            kinds[number % 2] += 1
+    assert not untouched and min(kinds.values()) > 8
+    for change, message in (
+        (
+            {"question": "Which emotion does this artwork express?"},
+            "clip 'train-1'.* has the words of the embedded nano",
+        ),
+        ({"question": None}, "clip 'train-1' has the labels reply, and no template"),
     ):
-        with pytest.raises(InputError, match=word):
-            train(stage2_values(*setup, tmp_path / "run", **options))
-    assert [sample.id for sample in read_general(general)] == ["sum", "general-2", "picture", "film", "turns"]
+        changed = [row | (change if number == 1 else {}) for number, row in enumerate(rows)]
+        manifest.write_text("".join(json.dumps(row) + "\n" for row in changed))
+        with pytest.raises(InputError, match=message):
+            train(stage2_values(setup[0], manifest, tmp_path / "bad", instructions=pairs))
+    with pytest.raises(InputError, match="entry 1 uses {questoin}; allowed are content, .*question, reply"):
+        pairs = [{"prompt": "{questoin}", "answer": "{reply}"}]
+        train(stage2_values(setup[0], manifest, tmp_path / "bad", instructions=pairs))
