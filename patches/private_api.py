@@ -17,6 +17,10 @@ PRIVATE = [
         "calls in its place to load media; without that the library's own loaders would read them.",
     ),
     (
+        "ProcessorMixin", "_get_num_multimodal_tokens", None,
+        "defined: serving engines call it. When it moves: follow the processors of the library.",
+    ),
+    (
         "ProcessorMixin", "_merge_kwargs", ("tokenizer_init_kwargs",),
         "overridden, and called on the backbone's: arguments of a call by modality. When it moves: override what "
         "`ProcessorMixin.__call__` calls.",

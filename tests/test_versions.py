@@ -15,6 +15,7 @@ from packaging.utils import canonicalize_name
 import vaemotionllm
 from vaemotionllm.config_file import build_config, read_config
 from vaemotionllm.model import transformers_api
+from vaemotionllm.model.transformers_api import unsupported
 from vaemotionllm.patches import PATCHES
 from vaemotionllm.patches.private_api import PRIVATE
 from vaemotionllm.train.config import CONFIGS
@@ -43,9 +44,7 @@ def test_what_is_pinned_is_supported():
 
 
 def test_installed_versions_are_supported():
-    for name, requirement in REQUIREMENTS.items():
-        if requirement.marker is None:
-            assert requirement.specifier.contains(metadata.version(name), prereleases=True), requirement
+    assert unsupported() == []
 
 
 @pytest.mark.parametrize("version, says", [("5.22.2", "ImportError"), ("5.99.0", "RuntimeWarning")])
@@ -66,6 +65,8 @@ from vaemotionllm import VAEmotionLLMForConditionalGeneration
 
 @pytest.mark.parametrize("owner, name, parameters", [entry[:3] for entry in PRIVATE], ids=lambda value: str(value))
 def test_a_private_function_is_where_it_was(owner, name, parameters):
+    if name == "_get_num_multimodal_tokens":  # each processor of the library has its own
+        owner = "Qwen2_5_VLProcessor"
     function = getattr(getattr(transformers, owner), name)
     found = inspect.signature(function).parameters
     assert set(parameters or ()) <= set(found), found

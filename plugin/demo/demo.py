@@ -103,7 +103,7 @@ def nano_steps(seed: int, sizes: Sizes) -> list[Step]:
     made = tuple(f"nano_backbone/{name}" for name in parts)
     return [
         Step("world", "write the procedural art world as media files", world,
-             ("world/manifest.jsonl", "world/benchmark/test.jsonl"), ("world",), resumes=True),
+             ("world/manifest.jsonl", "world/benchmark/test.jsonl"), ("world", ".world.*")),  # killed amid writing
         Step("backbone", "train a small vision-language model, or take it from the cache", backbone, made,
              ("nano_backbone",), resumes=given is None),
         Step("assemble", "add an untrained audio encoder to the backbone", assemble, ("backbone/config.json",),

@@ -40,7 +40,8 @@ class Step:
         command: what a user would type, with `OUT` for the output folder.
         makes: files or folders in the output folder that exist when it has succeeded; some tools end with 0 although
             they wrote nothing.
-        owns: files or folders in the output folder that it writes; removed before it starts from nothing.
+        owns: files or folders in the output folder that it writes, patterns allowed; removed before it starts from
+            nothing.
         resumes: whether the command resumes from its own checkpoints, so that what it left is kept.
     """
 
@@ -239,8 +240,8 @@ def _locked(out: Path) -> Iterator[None]:
 
 
 def _remove(out: Path, names: Sequence[str]) -> None:
-    """Remove files and folders inside `out`; of a link the link."""
-    for path in (out / name for name in names):
+    """Remove files and folders inside `out`, by names or patterns; of a link the link."""
+    for path in (path for name in names for path in (out.glob(name) if "*" in name else [out / name])):
         if Path(os.path.abspath(out)) not in Path(os.path.abspath(path)).parents:
             raise ValueError(f"{path} is not inside {out}")
         if path.is_symlink() or path.is_file():

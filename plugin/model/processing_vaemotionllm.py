@@ -1,6 +1,6 @@
 """Processor of VAEmotionLLM: the backbone's own processor, plus audio."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import torch
 import transformers
 from PIL import Image
 from transformers import AutoConfig, AutoFeatureExtractor, AutoProcessor, BatchFeature, ProcessorMixin
+from transformers.processing_utils import MultiModalData
 from transformers.utils import cached_file, logging
 
 from .audio_projector import (
@@ -214,6 +215,26 @@ class VAEmotionLLMProcessor(ProcessorMixin):
     def unused_input_names(self) -> list[str]:
         return self.vlm_processor.unused_input_names
 
+    def _get_num_multimodal_tokens(self, image_sizes=None, video_sizes=None, audio_lengths=None, **kwargs):
+        """Placeholders of media by their sizes, as serving engines need them.
+
+        Args:
+            image_sizes: (height, width) of each image.
+            video_sizes: (frames, height, width) of each video.
+            audio_lengths: samples of each audio at the tower's rate.
+
+        Returns:
+            `MultiModalData`.
+        """
+        sizes = {"image_sizes": image_sizes, "video_sizes": video_sizes}
+        sizes = {name: given for name, given in sizes.items() if given is not None}
+        data = self.vlm_processor._get_num_multimodal_tokens(**sizes, **kwargs) if sizes else MultiModalData()
+        if audio_lengths is not None:
+            data.num_audio_tokens = [
+                num_placeholders(int(length), self.window_samples, self.samples_per_token) for length in audio_lengths
+            ]
+        return data
+
     # ---- texts and media in one call
 
     def __call__(self, images: Any = None, text: Any = None, videos: Any = None, audio: Any = None, **kwargs):
@@ -261,6 +282,27 @@ class VAEmotionLLMProcessor(ProcessorMixin):
         conversations = with_video_audio(conversations, load_audio_from_video)
         conversation = conversations if is_batched else conversations[0]
         return super().apply_chat_template(conversation, *args, **kwargs)
+
+    def count_tokens(self, inputs: Mapping[str, Any]) -> list[dict[str, int]]:
+        """How many tokens of each modality the samples of a batch have.
+
+        Args:
+            inputs: what the processor returned: `input_ids` (B, T), and `attention_mask` where there is padding.
+
+        Returns:
+            For each sample {"text", "image", "video", "audio"}, whose sum is its length without padding. Audio counts
+            the two boundary tokens of each window as well; tokens that frame an image or a video are text. A video
+            whose audio was to be used and that has none shows as `audio` 0.
+        """
+        vlm = self.vlm_processor
+        ids = {"image": vlm.image_token_id, "video": vlm.video_token_id, "audio": self.audio_token_id}
+        tokens = torch.as_tensor(inputs["input_ids"])
+        mask = torch.as_tensor(inputs.get("attention_mask", torch.ones_like(tokens))).bool()
+        found = []
+        for row in (row[kept] for row, kept in zip(tokens, mask, strict=True)):
+            counts = {kind: int((row == token_id).sum()) for kind, token_id in ids.items()}
+            found.append({"text": len(row) - sum(counts.values()), **counts})
+        return found
 
     # ---- media by themselves, and batches of them
 

@@ -1,7 +1,9 @@
 """The nano backbone, a small vision-language model: tokenizer, networks, training batches, training, and the cache."""
 
 import functools
+import json
 import shutil
+from collections import defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +11,8 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 from filelock import FileLock
+from safetensors import safe_open
+from safetensors.torch import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
@@ -46,6 +50,7 @@ QUESTIONS, CHOICE_SHARE = 2, 0.5
 LEARNING_RATE, DECAY_SHARE = 1e-3, 0.4
 # Of an answer's end token in the loss, beside 1 for the tokens of an answer and `CAPTION_WEIGHT` for a caption's.
 END_WEIGHT, CAPTION_WEIGHT = 0.05, 0.3
+LOGGING_STEPS, SAVE_STEPS = 50, 250  # the one divides the other
 _F32 = np.float32
 
 
@@ -90,8 +95,8 @@ def cached_path(config: BackboneConfig) -> Path:
 def build_backbone(seed: int = 0, out_dir: str | Path | None = None, config: BackboneConfig | None = None) -> Path:
     """Trains the nano backbone, or finds it in the cache.
 
-    It takes minutes on a CPU. A build that was killed begins again; a second process that wants the same backbone
-    waits for the first one.
+    It takes minutes on a CPU. A build that was killed resumes from its last checkpoint; a second process that wants
+    the same backbone waits for the first one.
 
     Args:
         seed: seed of weights and clips (ignored where `config` is given).
@@ -123,10 +128,13 @@ def build_backbone(seed: int = 0, out_dir: str | Path | None = None, config: Bac
                 processor = build_processor(world.size_px, PATCH_PX, MERGE)
                 vlm = build_vlm(processor.tokenizer, config.hidden, config.layers, config.vision_layers)
                 audio, extractor = build_audio(config.hidden)
-                train_backbone(vlm, processor.tokenizer, config, world, partial)
+                checkpoint = target.with_name(f".{target.name}.safetensors")
+                rows = train_backbone(vlm, processor.tokenizer, config, world, checkpoint)
+                utils.write_json_lines(partial / "metrics.jsonl", rows)
                 for part, name in ((vlm, "vlm"), (processor, "vlm"), (audio, "audio"), (extractor, "audio")):
                     part.save_pretrained(partial / name)
                 utils.write_json(partial / CONFIG_FILE, description)
+            checkpoint.unlink(missing_ok=True)
     if out_dir is None:
         return target
     with utils.new_folder(out_dir, "--out") as partial:
@@ -515,12 +523,44 @@ def make_optimizer(model) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.98), eps=1e-8, fused=True)
 
 
-def train_backbone(model, tokenizer, config: BackboneConfig, world: WorldConfig, folder: Path) -> None:
-    """Trains `model` in place; `folder` gets `metrics.jsonl` (the learning curve)."""
+def save_checkpoint(path: Path, model, optimizer: torch.optim.Optimizer, step: int, rows: list[dict]) -> None:
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    for index, values in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
+    with utils.atomic_file(path) as temporary:
+        # Clones, because tied weights share their memory, which the format refuses.
+        clones = {name: value.detach().clone() for name, value in tensors.items()}
+        save_file(clones, temporary, {"step": str(step), "rows": json.dumps(rows)})
+
+
+def load_checkpoint(path: Path, model, optimizer: torch.optim.Optimizer) -> tuple[int, list[dict]]:
+    """Puts back what `save_checkpoint` wrote, and returns the number of steps and the rows of the learning curve."""
+    weights, state = {}, defaultdict(dict)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+        for key in file.keys():
+            part, _, name = key.partition(".")
+            if part == "model":
+                weights[name] = file.get_tensor(key)
+            else:
+                index, _, value = name.partition(".")
+                state[int(index)][value] = file.get_tensor(key)
+    model.load_state_dict(weights)
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": dict(state)})
+    return int(metadata["step"]), json.loads(metadata["rows"])
+
+
+def train_backbone(model, tokenizer, config: BackboneConfig, world: WorldConfig, checkpoint: Path) -> list[dict]:
+    """Trains `model` in place, and returns the rows of the learning curve.
+
+    It resumes where `checkpoint`, a file, is there; a run that was killed gives the same bits as one that was not.
+    """
     optimizer, maker = make_optimizer(model), BatchMaker(world, tokenizer)
+    start, rows = load_checkpoint(checkpoint, model, optimizer) if checkpoint.exists() else (0, [])
     model.train()
-    losses, rows = [], []
-    for step in tqdm(range(config.total_steps), desc="nano backbone", disable=None):
+    losses = []
+    steps = range(start, config.total_steps)
+    for step in tqdm(steps, "nano backbone", initial=start, total=config.total_steps, disable=None):
         batch = make_batch(maker, config, step)
         loss = answer_loss(packed_logits(model, batch), batch)
         loss.backward()
@@ -531,8 +571,11 @@ def train_backbone(model, tokenizer, config: BackboneConfig, world: WorldConfig,
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.detach())
-        if (step + 1) % 50 == 0 or step + 1 in (config.text_steps, config.total_steps):
+        if (step + 1) % LOGGING_STEPS == 0 or step + 1 in (config.text_steps, config.total_steps):
             rows.append({"step": step + 1, "loss": float(torch.stack(losses).mean()), "learning_rate": rate})
             losses.clear()
+        # A row was just written, so that no loss of the running window is lost.
+        if (step + 1) % SAVE_STEPS == 0 and step + 1 < config.total_steps:
+            save_checkpoint(checkpoint, model, optimizer, step + 1, rows)
     model.eval()
-    utils.write_json_lines(folder / "metrics.jsonl", rows)
+    return rows

@@ -177,8 +177,7 @@ class SameModules:
 def carried_passes(kwargs: Mapping[str, Any]) -> tuple[int, int]:
     """How often a batch runs through the audio and the vision tower: once for audio; for images, for videos."""
     given = [name for name, value in kwargs.items() if value is not None]
-    has_audio = "input_features" in given
-    return int(has_audio), sum(name.startswith("pixel_values") for name in given)
+    return int("input_features" in given), sum(name.startswith("pixel_values") for name in given)
 
 
 def _to(inputs: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:

@@ -349,6 +349,22 @@ def test_frames_are_taken_as_the_call_says(processor, files):
     assert [int(grid[0]) for grid in inputs["video_grid_thw"]] == [2, 4]
 
 
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_tokens_are_counted_by_sample_and_kind(family, tmp_path):
+    vlm, audio = tiny.make_vlm(family, tmp_path), tiny.make_audio("whisper", tmp_path)
+    processor = VAEmotionLLMProcessor.from_backbone(vlm, audio, projector_stride=10)
+    inputs = encode(processor, MIXED, padding_side="left")
+    counts = processor.count_tokens(inputs)
+    assert [sum(count.values()) for count in counts] == inputs["attention_mask"].sum(1).tolist()
+    assert [{kind for kind, count in row.items() if count} - {"text"} for row in counts] == [
+        {"audio"}, {"image"}, {"video", "audio"}, set()
+    ]  # fmt: skip
+    lengths = [len(item["audio"]) for item in (MIXED[0][0]["content"][0], SHORT_AUDIO)]
+    found = processor._get_num_multimodal_tokens(image_sizes=[(56, 56)], audio_lengths=lengths)
+    assert [counts[0]["audio"], counts[2]["audio"]] == found.num_audio_tokens
+    assert [counts[1]["image"]] == found.num_image_tokens
+
+
 def test_media_and_placeholders_that_do_not_match_are_named(processor):
     sound, prompt = SHORT_AUDIO["audio"], f"{processor.audio_token}?"
     with pytest.raises(ValueError, match="Found total 3 .* tokens and 1 audio"):

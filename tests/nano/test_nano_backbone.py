@@ -381,34 +381,39 @@ def test_questions_are_of_every_kind():
 # Training
 
 
+@pytest.fixture(autouse=True, scope="module")
+def often():
+    """A row and a checkpoint at every second step."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backbone, "LOGGING_STEPS", 2)
+        patch.setattr(backbone, "SAVE_STEPS", 2)
+        yield
+
+
 def train(tokenizer, folder: Path, seed: int = 0):
-    folder.mkdir(exist_ok=True)
     torch.manual_seed(seed)
     model = build_vlm(tokenizer, TINY.hidden, TINY.layers, TINY.vision_layers)
-    train_backbone(model, tokenizer, TINY, WORLD, folder)
-    return model
+    rows = train_backbone(model, tokenizer, TINY, WORLD, folder / "checkpoint.safetensors")
+    return model.state_dict(), rows
 
 
-def curve(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def kill_at_step(monkeypatch, number: int) -> None:
+def count_steps(monkeypatch, kill_at: int | None = None) -> list:
+    """A list that grows with each step; the step number `kill_at` of the process is its last."""
     calls = []
 
     def forward(model, batch):
-        if len(calls) == number:
+        if len(calls) == kill_at:
             raise Killed
         calls.append(batch)
         return packed_logits(model, batch)
 
     monkeypatch.setattr(backbone, "packed_logits", forward)
+    return calls
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tokenizer, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("uninterrupted")
-    return train(tokenizer, folder).state_dict(), curve(folder)
+def uninterrupted(often, tokenizer, tmp_path_factory):
+    return train(tokenizer, tmp_path_factory.mktemp("uninterrupted"))
 
 
 def assert_same_weights(first: dict, second: dict):
@@ -421,9 +426,43 @@ def test_training_changes_every_weight(tokenizer, uninterrupted):
     before = build_vlm(tokenizer, TINY.hidden, TINY.layers, TINY.vision_layers).state_dict()
     assert [name for name in before if torch.equal(before[name], uninterrupted[0][name])] == []
     lines = uninterrupted[1]
-    assert [line["step"] for line in lines] == [2, 6]
+    assert [line["step"] for line in lines] == [2, 4, 6]
     assert all(line["learning_rate"] == learning_rate_at(TINY, line["step"] - 1) for line in lines)
     assert all(0 < line["loss"] < 20 for line in lines)
+
+
+@pytest.mark.parametrize(("kill_at", "resumed_at"), [(1, 0), (2, 2), (3, 2), (5, 4)])
+def test_a_killed_training_resumes_to_the_same_weights(
+    tokenizer, uninterrupted, tmp_path, monkeypatch, kill_at, resumed_at
+):
+    count_steps(monkeypatch, kill_at)
+    with pytest.raises(Killed):
+        train(tokenizer, tmp_path)
+    steps = count_steps(monkeypatch)
+    # Other weights at first where a checkpoint is there, so that it must be read.
+    weights, rows = train(tokenizer, tmp_path, seed=1 if resumed_at else 0)
+    assert len(steps) == TINY.total_steps - resumed_at
+    assert_same_weights(weights, uninterrupted[0])
+    assert rows == uninterrupted[1]
+
+
+def test_a_kill_amid_saving_leaves_the_last_checkpoint(tokenizer, uninterrupted, tmp_path, monkeypatch):
+    save, calls = backbone.save_file, []
+
+    def half(tensors, path, metadata):
+        calls.append(path)
+        if len(calls) == 2:
+            Path(path).write_bytes(b"half")
+            raise Killed
+        save(tensors, path, metadata)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(backbone, "save_file", half)
+        with pytest.raises(Killed):
+            train(tokenizer, tmp_path)
+    steps = count_steps(monkeypatch)
+    assert_same_weights(train(tokenizer, tmp_path, seed=1)[0], uninterrupted[0])
+    assert len(steps) == TINY.total_steps - 2
 
 
 def test_learning_rate_warms_up_in_both_parts_and_ends_near_0():
@@ -452,7 +491,7 @@ def own_cache(cache, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def built(cache) -> Path:
+def built(often, cache) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VAEMOTIONLLM_CACHE", str(cache))
         return build_backbone(config=TINY)
@@ -478,7 +517,7 @@ def test_a_backbone_is_built_in_the_cache(built, cache):
     assert [path.name for path in built.parent.iterdir() if path.is_dir()] == [built.name]
     names = sorted(path.name for path in built.iterdir())
     assert names == ["audio", "metrics.jsonl", "nano_backbone.json", "vlm"]
-    assert [line["step"] for line in curve(built)] == [2, 6]
+    assert [json.loads(line)["step"] for line in (built / "metrics.jsonl").read_text().splitlines()] == [2, 4, 6]
     assert json.loads((built / "nano_backbone.json").read_text())["backbone"] == dataclasses.asdict(TINY)
 
 
@@ -524,20 +563,20 @@ def test_command_prints_the_folder(monkeypatch, capsys, tmp_path):
     assert asked == [{"seed": 3, "out_dir": "x"}] and capsys.readouterr().out == f"{tmp_path}\n"
 
 
-def test_a_killed_build_leaves_nothing_and_the_next_gives_the_same_weights(built, tmp_path, monkeypatch):
+def test_a_killed_build_resumes_to_the_same_files(built, tmp_path, monkeypatch):
     monkeypatch.setenv("VAEMOTIONLLM_CACHE", str(tmp_path))
     target = cached_path(TINY)
     assert target != built
     with monkeypatch.context() as patch:
-        kill_at_step(patch, 3)
+        count_steps(patch, kill_at=3)
         with pytest.raises(Killed):
             build_backbone(config=TINY)
     assert not target.exists()
     assert build_backbone(config=TINY) == target
-    assert curve(target) == curve(built)
     first, second = files(target), files(built)
     assert first.keys() == second.keys()
-    assert [name for name in first if first[name] != second[name] and name != "metrics.jsonl"] == []
+    assert [name for name in first if first[name] != second[name]] == []
+    assert not list(target.parent.glob(".*.safetensors"))
 
 
 def test_a_build_trains_from_its_seed_alone(built, uninterrupted, tmp_path, monkeypatch):
