@@ -2,11 +2,11 @@
 
 import json
 import math
-from pathlib import Path
 
 import benchmark_files
 import numpy as np
 import pytest
+from compared import CELLS, DATE, A, B, chosen, evaluate, folder, write_benchmark  # noqa: F401  (fixtures)
 
 from vaemotionllm import InputError
 from vaemotionllm.benchmark.intervals import draw_weights, paired, wilson
@@ -14,85 +14,6 @@ from vaemotionllm.cli.main import main
 from vaemotionllm.evaluation import artemo
 from vaemotionllm.evaluation.scores import GAINS, MODALITIES, compare, modality_gains, pick, table_of
 from vaemotionllm.nano import select
-
-CELLS = [f"{aspect}_{path}" for aspect in ("content", "emotion") for path in ("audio", "visual", "av")]
-DATE = "20260102_030405"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_benchmark(tmp_path_factory.mktemp("benchmark"))
-
-
-def write_benchmark(folder: Path) -> Path:
-    """Twelve clips around the valence-arousal plane."""
-    benchmark_files.write_benchmark(folder, clips=12)
-    rows = benchmark_files.read_items(folder)
-    for row in rows:
-        angle = int(row["clip_id"].split("-")[1])
-        row.update(valence=round(0.9 * math.cos(angle), 3), arousal=round(0.9 * math.sin(angle), 3))
-    benchmark_files.write_items(folder, rows)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def chosen(folder, tmp_path, monkeypatch):
-    monkeypatch.setenv("VAEMOTIONLLM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv(select.VARIABLE, str(folder))
-
-
-def kind_of(task: str) -> tuple[str, tuple[str, ...]]:
-    """Prefix of a task's functions in its YAML, and the metrics that it aggregates itself."""
-    if task.startswith("va_"):
-        return "va_", artemo.VA_METRICS
-    if task == "conflict":
-        return "conflict_", ()
-    return ("circular_", ("circular_accuracy",)) if task.endswith("_circular") else ("", ())
-
-
-def evaluate(out: Path, respond, tasks=(*CELLS,), model="model", limit=None, date=DATE) -> Path:
-    """What `lmms-eval --log_samples --output_path OUT` writes (0.7.3) about a model that says `respond(task, doc)`."""
-    place = out / f"org__{model}"
-    place.mkdir(parents=True, exist_ok=True)
-    written = {"results": {}, "configs": {}, "n-samples": {}, "config": {"model": model, "model_args": "x=1"}}
-    for task in tasks:
-        prefix, metrics = kind_of(task)
-        own = {name.removeprefix(prefix): function for name, function in artemo.YAML_FUNCTIONS.items()}
-        functions = artemo.YAML_FUNCTIONS | own
-        text, target = (functions[name] for name in ("doc_to_text", "doc_to_target"))
-        name, rows = f"artemo_{task}", []
-        for doc_id, doc in enumerate(list(artemo.yaml_value(f"documents_{task}")(None))[:limit]):
-            answer = respond(task, doc)
-            scores = functions["process_results"](doc, [answer])
-            rows.append(
-                {"doc_id": doc_id, "target": target(doc), "filtered_resps": answer, **scores, "input": text(doc)}
-            )
-        results = {"alias": name}
-        for metric, value in rows[0].items():
-            if metric in metrics or isinstance(value, float):
-                aggregate = functions[metric] if metric in metrics else np.mean
-                results[f"{metric},none"] = float(aggregate([row[metric] for row in rows]))
-        written["results"][name] = results
-        written["configs"][name] = {"metadata": artemo.metadata()}
-        written["n-samples"][name] = {"original": len(rows), "effective": len(rows)}
-        (place / f"{date}_samples_{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (place / f"{date}_results.json").write_text(json.dumps(written))
-    return out
-
-
-def knows(*clips, by_path=None):
-    """Answers right about these clips (by path, where given), and else with the option behind the right one."""
-
-    def respond(task, doc):
-        right = doc["options"].index(doc["answer"])
-        known = by_path.get(task.split("_")[1], ()) if by_path else clips
-        return "ABCD"[right if int(doc["clip_id"].split("-")[1]) in known else (right + 1) % 4]
-
-    return respond
-
-
-A = knows(by_path={"audio": range(4), "visual": range(6), "av": range(9)})
-B = knows(by_path={"audio": range(8), "visual": range(6), "av": range(7)})
 
 
 def score(result: dict, measure: str, cell: str = "_", model: str = "B", **keys):
@@ -210,7 +131,7 @@ def test_a_score_that_is_not_defined_is_left_out(tmp_path, capsys):
     assert not any("value" in row for row in json.loads((tmp_path / "c.json").read_text())["scores"])
 
 
-def test_other_benchmarks_are_refused_by_name(tmp_path, monkeypatch, folder):
+def test_other_benchmarks_are_refused_by_name(tmp_path, monkeypatch, folder):  # noqa: F811
     a = evaluate(tmp_path / "a", A)
     cut = evaluate(tmp_path / "cut", A, limit=11)
     with pytest.raises(InputError, match="artemo_.*: 1 items differ, the first is 'clip-11-.*"):

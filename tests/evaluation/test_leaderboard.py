@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import speaking_model
-from test_compare import CELLS, A, B, evaluate, knows, write_benchmark
-from test_lmms_eval import lmms_eval
+from compared import CELLS, A, B, evaluate, knows, write_benchmark
+from lmms_runs import lmms_eval
 
 from vaemotionllm import InputError
 from vaemotionllm.benchmark import prompts

@@ -1,23 +1,19 @@
 """The lmms-eval model and tasks, from files to the table: real runs with a tiny random model."""
 
 import json
-import os
 import shutil
-import subprocess
 import weakref
 from pathlib import Path
 
 import benchmark_files
-import fork_server
 import numpy as np
 import pytest
 import speaking_model
-from lmms_eval.api.instance import Instance
+from lmms_runs import GREEDY, answers, documents_of, instances, lmms_eval
 from loguru import logger as eval_logger
 from PIL import Image
 
 from vaemotionllm import InputError
-from vaemotionllm.benchmark import schema
 from vaemotionllm.cli.main import main
 from vaemotionllm.evaluation import artemo, refusals
 from vaemotionllm.evaluation.lmms_model import VAEmotionLLM
@@ -26,8 +22,6 @@ from vaemotionllm.evaluation.requests import Request, batches, cut, generation_a
 from vaemotionllm.evaluation.scores import compare
 from vaemotionllm.model import media_sources
 from vaemotionllm.model.media import load_audio
-
-GREEDY = {"max_new_tokens": 6, "temperature": 0, "do_sample": False, "until": ["\n\n"]}
 
 
 @pytest.fixture(scope="module")
@@ -43,36 +37,6 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def documents(folder):
     return documents_of(folder)
-
-
-def documents_of(folder) -> dict:
-    """All items of the benchmark as lmms-eval's task_dict; they mix every kind of media."""
-    rows = [
-        {
-            "id": item.id, "clip_id": item.clip_id, "question": item.question, "options": list(item.options),
-            "answer": item.answer, "audio": item.audio, "image": item.image, "video": item.video,
-        }
-        for item in schema.load(folder).items
-    ]  # fmt: skip
-    return {"artemo_all": {"test": rows}}
-
-
-def instances(documents, generation=GREEDY, to_messages=artemo.doc_to_messages, ids=None) -> list[Instance]:
-    return [
-        Instance(
-            request_type="generate_until",
-            arguments=("", to_messages, dict(generation), i, "artemo_all", "test"),
-            idx=0,
-            metadata={"task": "artemo_all", "doc_id": i, "repeats": 1},
-        )
-        for i in (range(len(documents["artemo_all"]["test"])) if ids is None else ids)
-    ]
-
-
-def answers(model_folder, documents, batch_size=1, **arguments) -> list[str]:
-    model = VAEmotionLLM(pretrained=str(model_folder), batch_size=batch_size, device="cpu", **arguments)
-    model.task_dict = documents
-    return [result.text for result in model.generate_until(instances(documents))]
 
 
 @pytest.fixture(scope="module")
@@ -335,27 +299,6 @@ def test_texts_are_sorted_by_length():
 def test_outside_the_command_errors_are_raised():
     with pytest.raises(InputError), refusals.stopping("a step"):
         raise InputError("x")
-
-
-# lmms_eval reads more than 3,000 task files at each start: by libyaml that takes 1 s in place of 5.
-BY_LIBYAML = """
-import runpy, yaml
-
-class Loader(yaml.CFullLoader):
-    def __init__(self, stream):
-        self.name, self.yaml_constructors = stream.name, yaml.FullLoader.yaml_constructors
-        super().__init__(stream)
-
-yaml.full_load = lambda stream: yaml.load(stream, Loader)
-runpy.run_module("lmms_eval", run_name="__main__", alter_sys=True)
-"""
-
-
-def lmms_eval(
-    *arguments, cwd, dataset, run=fork_server.run, program=("-c", BY_LIBYAML), **environment
-) -> subprocess.CompletedProcess:
-    env = {**os.environ, "ARTEMO_DATASET": str(dataset), "VAEMOTIONLLM_CACHE": str(cwd / "cache"), **environment}
-    return run([*program, *arguments], env, cwd)
 
 
 def test_a_run_of_the_command(model_folder, folder, documents, alone, tmp_path):

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import speaking_model
 from lmms_eval.api.instance import Instance
+from lmms_runs import answers, documents_of, instances, lmms_eval
 from loguru import logger as eval_logger
 from PIL import Image, ImageFile
-from test_lmms_eval import answers, documents_of, instances, lmms_eval
 
 from vaemotionllm import InputError
 from vaemotionllm.benchmark import prompts

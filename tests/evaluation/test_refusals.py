@@ -8,7 +8,7 @@ import warnings
 import benchmark_files
 import pytest
 import tiny
-from test_lmms_eval import lmms_eval
+from lmms_runs import lmms_eval
 from transformers import (
     AutoConfig,
     AutoProcessor,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import speaking_model
 import tiny
-from test_lmms_eval import documents_of, lmms_eval
+from lmms_runs import documents_of, lmms_eval
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from vaemotionllm.evaluation import artemo

@@ -10,7 +10,7 @@ import benchmark_files
 import pytest
 import tiny_omni
 import torch
-from test_lmms_eval import lmms_eval
+from lmms_runs import lmms_eval
 from transformers import Qwen2_5OmniForConditionalGeneration, Qwen2_5OmniProcessor
 
 from vaemotionllm.patches import lmms_eval_qwen2_5_omni

@@ -4,9 +4,9 @@ import json
 import shutil
 
 import pytest
+from compared import A, chosen, evaluate, folder, knows  # noqa: F401  (fixtures)
 from huggingface_hub import ModelCard
 from report_files import make_rows, write_va
-from test_compare import A, chosen, evaluate, folder, knows  # noqa: F401  (fixtures of the benchmark in force)
 from training import make_setup, stage1_values, stage2_values, train
 
 from vaemotionllm.benchmark.intervals import wilson

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from chats import IMAGE, SHORT_AUDIO, encode, text, trained_adapter, user
 from media_files import write_video, write_wav
-from test_model import IMAGE, SHORT_AUDIO, encode, text, trained_adapter, user
 
 from vaemotionllm import InputError, VAEmotionLLMForConditionalGeneration, VAEmotionLLMProcessor
 from vaemotionllm.evaluation.requests import read_request

@@ -9,12 +9,12 @@ import pytest
 import speaking_model
 import torch
 from accelerate import cpu_offload, disk_offload, dispatch_model
+from chats import trained_adapter
 from media_files import write_png, write_video, write_wav
 from packaging.version import Version
 from peft import LoraConfig
 from PIL import Image
 from rounding import assert_equal_but_for_rounding
-from test_model import trained_adapter
 from transformers import AutoModel, AutoProcessor, pipeline
 from transformers.integrations.peft import MIN_PEFT_VERSION
 

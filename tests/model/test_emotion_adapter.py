@@ -3,8 +3,8 @@
 import pytest
 import tiny
 import torch
+from chats import IMAGE, LONG_AUDIO, MIXED, SHORT_AUDIO, VIDEO, encode, text, trained_adapter, user
 from huggingface_hub.errors import StrictDataclassError
-from test_model import IMAGE, LONG_AUDIO, MIXED, SHORT_AUDIO, VIDEO, encode, text, trained_adapter, user
 
 from vaemotionllm import VAEmotionLLMConfig, VAEmotionLLMForConditionalGeneration, VAEmotionLLMProcessor
 from vaemotionllm.model.emotion_adapter import EmotionEnhancer, MediaTokens

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from chats import encode, text, trained_adapter, user
 from media_files import write_png, write_video, write_wav, write_world
-from test_model import encode, text, trained_adapter, user
 
 from vaemotionllm import InputError, VAEmotionLLMForConditionalGeneration, VAEmotionLLMProcessor
 from vaemotionllm.benchmark.intervals import fewest_clips

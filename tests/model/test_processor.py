@@ -5,8 +5,8 @@ import pytest
 import soundfile
 import tiny
 import torch
+from chats import IMAGE, LONG_AUDIO, MIXED, SHORT_AUDIO, VIDEO, encode, text, user
 from PIL import Image
-from test_model import IMAGE, LONG_AUDIO, MIXED, SHORT_AUDIO, VIDEO, encode, text, user
 
 from vaemotionllm import InputError, VAEmotionLLMProcessor
 

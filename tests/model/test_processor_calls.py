@@ -9,9 +9,9 @@ import pytest
 import soundfile
 import tiny
 import torch
+from chats import IMAGE, MIXED, SHORT_AUDIO, VIDEO, encode, text, user
 from media_files import picture, tone, write_png, write_video, write_wav
 from PIL import Image
-from test_model import IMAGE, MIXED, SHORT_AUDIO, VIDEO, encode, text, user
 
 from vaemotionllm import InputError, VAEmotionLLMProcessor
 
