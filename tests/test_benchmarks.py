@@ -48,8 +48,7 @@ def test_the_benchmark_of_the_adapter_measures_at_tiny_size(tmp_path):
     assert done.returncode == 0, done.stderr + done.stdout
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["questions"] == 6 * 3 and result["different_answers"] > 6
-    # The answers are the generic adapter's; those by options are one letter, and the model says several.
-    assert result["equal_answers"] == 1 and result["equal_answers_options"] < 1
+    assert result["equal_answers"] == 1  # the generic adapter's
     assert 0 < result["time_vs_stock"] == pytest.approx(1 / result["samples_per_s_vs_stock"], rel=1e-2)
 
 

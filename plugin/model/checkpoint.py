@@ -24,6 +24,14 @@ HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "
 BACKBONE = "vlm."
 """What the names of the backbone's weights begin with."""
 
+# First letters of config fields -> the parameters whose number or form they decide.
+_FORMS = {
+    "enhancer_": "emotion_adapter.enhancers.",
+    "supervisor_": "emotion_adapter.supervisor.",
+    "emotion_labels": "emotion_adapter.supervisor.",
+    "projector_": "audio_projector.",
+}
+
 # Fields of a config that `from_pretrained` takes for itself.
 _NOT_FOR_THE_CONFIG = {"attn_implementation", "dtype", "experts_implementation", "quantization_config", "torch_dtype"}
 # Values of each tensor in a fingerprint, evenly over it: any training changes some, and they are cheap to read.
@@ -221,13 +229,8 @@ def load_checkpoint(
     # Of quantised weights the library's report has other names, and with an adapter it is the adapter's.
     adapted = alone is None and getattr(model, "_hf_peft_config_loaded", False)
     exempt = adapted or getattr(model, "hf_quantizer", None) is not None or kwargs.get("ignore_mismatched_sizes")
-    if (missing := sorted(info["missing_keys"])) and not exempt:
-        raise InputError(
-            f"the model '{name}' cannot be loaded: {len(missing)} of its weights are not there, "
-            f"{', '.join(missing[:3])} among them, and would be random numbers. The folder is incomplete, or its "
-            "config.json is another model's: fetch or save it again. EmoAdapter gets another form by "
-            "`reset_emotion_adapter` and `set_emotion_labels`; ignore_mismatched_sizes=True loads it all the same."
-        )
+    if info["missing_keys"] and not exempt:
+        _check_complete(name, model.config, sorted(info["missing_keys"]), where)
     return model, info
 
 
@@ -291,3 +294,19 @@ def _damage(name, where) -> str | None:
     except OSError:
         pass  # nothing to look at: the library's own words say what is not there
     return None
+
+
+def _check_complete(name, config: VAEmotionLLMConfig, missing: list[str], where) -> None:
+    """Raises InputError where weights were left at random but those that the caller gave another form."""
+    saved = type(config).from_pretrained(name, **where)
+    changed = [
+        field for field in VAEmotionLLMConfig.__annotations__ if getattr(saved, field) != getattr(config, field)
+    ]
+    new = tuple(part for start, part in _FORMS.items() if any(field.startswith(start) for field in changed))
+    if missing := [key for key in missing if not key.startswith(new)]:
+        raise InputError(
+            f"the model '{name}' cannot be loaded: {len(missing)} of its weights are not there, "
+            f"{', '.join(missing[:3])} among them, and would be random numbers. The folder is incomplete, or its "
+            "config.json is another model's. Fetch or save it again; ignore_mismatched_sizes=True loads it all the "
+            "same."
+        )

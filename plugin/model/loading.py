@@ -57,6 +57,9 @@ def load_model(
 
 def load_processor(pretrained: str, num_frames: int | None = None, max_audio_s: float | None = None):
     """The processor, with the caller's number of frames and longest audio where they are given."""
+    for name, value in (("num_frames", num_frames), ("max_audio_s", max_audio_s)):
+        if value is not None and not (isinstance(value, (int, float)) and value > 0):
+            raise InputError(f"{name} is {value!r}; give a number above 0.")
     try:
         # None, the default, would let the library prompt on the terminal for running the folder's code.
         processor = VAEmotionLLMProcessor.from_pretrained(pretrained, trust_remote_code=False)

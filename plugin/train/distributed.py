@@ -1,6 +1,8 @@
 """Ranks and devices of a run: reductions, attention, DeepSpeed, modules that all ranks run."""
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -58,6 +60,20 @@ def attention_candidates(requested: str | None, dtype: torch.dtype | None) -> li
 
 
 # ---- DeepSpeed
+
+
+def unlink_shared_buffers() -> None:
+    """Remove the names of the buffers that DeepSpeed's ranks share on a CPU; every rank must call it.
+
+    DeepSpeed leaves them, tens of MB of memory a rank, when it ends or is killed. Once every rank has mapped them,
+    which is when the engine's process group is up, nobody opens them again, and without a name they end with their
+    processes.
+    """
+    if torch.distributed.is_initialized():
+        barrier()
+        names = (os.environ.get(variable, "") for variable in ("MASTER_ADDR", "MASTER_PORT"))
+        buffer = "_".join(["deepspeed_allreduce_buffer", str(os.getuid()), *names, str(torch.distributed.get_rank())])
+        Path("/dev/shm", buffer).unlink(missing_ok=True)
 
 
 def fill_sizes(engine_config, hidden_size: int) -> None:

@@ -9,7 +9,7 @@ from ..utils import reported_writing, sha256_of_file, write_json
 from . import checkpoint
 from .config import StageConfig
 from .data import Stage1Data, Stage2Data
-from .distributed import barrier, fill_sizes
+from .distributed import barrier, fill_sizes, unlink_shared_buffers
 from .model import count, freeze_all_but, keep_trained_in_float32, load_model, trained_parts
 from .trainer import Stage1Trainer, Stage2Trainer, StageTrainer
 
@@ -62,6 +62,7 @@ def run(config: StageConfig) -> str:
     Raises:
         InputError: anything in config, manifest, media or output_dir that cannot be used.
     """
+    unlink_shared_buffers()
     output_dir = Path(config.output_dir)
     data_class, _ = STAGES[config.stage]
     data = data_class(config)

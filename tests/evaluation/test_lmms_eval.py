@@ -355,7 +355,7 @@ def test_a_wrong_column_ends_the_command_with_2(model_folder, folder, tmp_path):
                      "artemo_content_audio", "--output_path", "out", cwd=tmp_path, dataset=bad)  # fmt: skip
     assert done.returncode == 2, done.stderr
     last = done.stderr.strip().splitlines()[-1]
-    assert "the column 'answer' is missing" in last and "clip-0-content-audio" in last
+    assert "column 'answer': Field required" in last and "clip-0-content-audio" in last
     assert not (tmp_path / "out").exists()
 
 

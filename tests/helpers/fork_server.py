@@ -121,11 +121,7 @@ def run_ranks(words: Sequence, env=None, cwd=None, ranks: int = 2, timeout_s=HAN
     shared["MASTER_PORT"] = free_port()
     base = os.environ if env is None else env
     environments = [{**base, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
-    try:
-        return run_together([words] * ranks, environments, cwd, timeout_s)
-    finally:  # 69 MB a rank that DeepSpeed leaves
-        for buffer in Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_*_{shared['MASTER_PORT']}_*"):
-            buffer.unlink()
+    return run_together([words] * ranks, environments, cwd, timeout_s)
 
 
 def _become(words: list[str], env: dict[str, str], cwd: str, stdout: str, stderr: str) -> None:

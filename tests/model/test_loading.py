@@ -187,11 +187,21 @@ def test_a_weight_that_is_not_there_is_an_error_and_no_random_number(folder, nam
     assert info["missing_keys"] == {key} and model.get_parameter(key).isfinite().all()
 
 
-def test_a_form_with_more_weights_than_the_folder_has_is_refused(saved):
-    with pytest.raises(InputError, match="emotion_adapter.enhancers.1.* `reset_emotion_adapter`"):
-        AutoModel.from_pretrained(saved, enhancer_layers=[0, 1])
-    model = AutoModel.from_pretrained(saved, emotion_labels=None)
-    assert model.emotion_adapter.supervisor.labels is None
+def test_what_the_caller_gives_in_another_form_starts_again(saved, folder):
+    whole = AutoModel.from_pretrained(saved)
+    calls = {
+        "emotion_adapter.supervisor.labels.": {"emotion_labels": None},
+        "emotion_adapter.enhancers.1.": {"enhancer_layers": [0, 1]},
+    }
+    for new, fields in calls.items():
+        model, info = AutoModel.from_pretrained(saved, output_loading_info=True, **fields)
+        found = info["missing_keys"] | info["unexpected_keys"]
+        assert found and all(key.startswith(new) for key in found)
+        assert torch.equal(model.audio_projector.boundary, whole.audio_projector.boundary)
+        VAEmotionLLMForConditionalGeneration.from_pretrained(saved, **fields)
+    change_weights(folder, lambda tensors: tensors.pop("audio_projector.boundary"))
+    with pytest.raises(InputError, match="1 of its weights are not there, audio_projector.boundary"):
+        AutoModel.from_pretrained(folder, enhancer_layers=[0, 1])
 
 
 def test_the_report_of_loading_is_the_librarys(saved):
