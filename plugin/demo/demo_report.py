@@ -228,7 +228,7 @@ def write_demo(out: Path) -> dict[str, Any]:
         words, name = f"{aspect}, {modality}, after {LABELS[stage]}", f"confusion_{aspect}_{modality}"
         drawn = plots.draw_confusion(counts, modality)
         parts["figure_confusion"].append(page.figure(name, drawn, words, commands[f"eval_{stage}"]))
-    caption = "The backbone's accuracies, and every logged loss term of both stages, against the optimiser step."
+    caption = "Every logged loss term of the backbone and of both stages, against the optimiser step."
     trainings = "\n".join(commands[stage] for stage in STAGES)
     parts["figure_curves"] = [page.figure("learning_curves", plots.draw_curves(logs), caption, trainings)]
     table = pd.DataFrame(report["checks"]).set_index("passed").rename(index={True: "✓ met", False: "✗ not met"})

@@ -230,7 +230,7 @@ def draw_curves(logs: Mapping[str, pd.DataFrame]):
             label, style = term.removesuffix("_loss").replace("_", " "), ("-", "--", ":")[number // 10 % 3]
             terms[term].dropna().plot(ax=axis, lw=1.4, ls=style, label=label)
         if (terms.isna() | (terms > 0)).all(axis=None):
-            axis.set_yscale("log")
+            axis.set_yscale("log", subs=(2, 5))  # few enough for each to have its label
             axis.yaxis.set_major_formatter("{x:g}")
             axis.yaxis.set_minor_formatter("{x:g}")
         axis.set_title(name, loc="left", weight="bold")
