@@ -81,7 +81,7 @@ def build(config: BuildConfig) -> dict[str, Any]:
                 if stale != partial:  # of a stopped build of other questions
                     shutil.rmtree(stale)
             (partial / "data").mkdir(parents=True, exist_ok=True)
-            for name, shard in zip(names, tqdm(shards, desc="benchmark", unit="shard", disable=None)):
+            for name, shard in zip(names, tqdm(shards, desc="benchmark", unit="shard")):
                 if not (partial / name).is_file():  # what is there is complete
                     _write_shard(shard, partial / name, labels, config.modalities)
             info["shards"] = {name: sha256_of_file(partial / name) for name in names}

@@ -476,7 +476,7 @@ def check_media(items: Sequence[Item], training: Mapping[Medium, str]) -> Iterat
     every = list(dict.fromkeys([*users, *training]))
     # Threads suffice: decoders, FFT and matrix products let others run meanwhile.
     with ThreadPoolExecutor(schema.WORKERS) as pool:
-        found = tqdm(pool.map(measure, every), total=len(every), desc="media", unit="file", disable=None)
+        found = tqdm(pool.map(measure, every), total=len(every), desc="media", unit="file")
         measured = dict(zip(every, found))
     for medium, members in users.items():
         where = f"clip {members[0].clip_id!r}, {medium.kind}"

@@ -560,7 +560,7 @@ def train_backbone(model, tokenizer, config: BackboneConfig, world: WorldConfig,
     model.train()
     losses = []
     steps = range(start, config.total_steps)
-    for step in tqdm(steps, "nano backbone", initial=start, total=config.total_steps, disable=None):
+    for step in tqdm(steps, "nano backbone", initial=start, total=config.total_steps):
         batch = make_batch(maker, config, step)
         loss = answer_loss(packed_logits(model, batch), batch)
         loss.backward()

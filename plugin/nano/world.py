@@ -175,7 +175,7 @@ def _write_media(config: WorldConfig, sizes: Mapping[str, int], folder: Path, wo
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         done = pool.map(_write_numbered, *zip(*clips), chunksize=16)
-        for _ in tqdm(done, total=len(clips), desc="nano world", unit="clip", disable=None):
+        for _ in tqdm(done, total=len(clips), desc="nano world", unit="clip"):
             pass
 
 
