@@ -91,7 +91,6 @@ setup(
         "numpy>=2,<3",
         "packaging>=23",
         "pandas>=2.2",
-        "pydantic>=2.10",
         "jinja2>=3.1",
         "pyarrow>=24",
         "pydantic>=2.10,<3",

@@ -109,6 +109,8 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
     if value is None:
         return None
     try:
+        if isinstance(value, bool) and "bool" not in str(hint):  # which pydantic takes for 1
+            raise InputError(f"config field `{name}` is {value!r}; it is no yes or no.")
         return TypeAdapter(hint, config={"coerce_numbers_to_str": True}).validate_python(value)
     except ValidationError as error:
         found = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}".removeprefix(": ") for one in error.errors()]

@@ -39,7 +39,7 @@ CHECKS = {
     "ZeRO-3": ["tests/train/test_zero3.py::test_two_ranks_follow_one_process"],
     "lmms-eval": ["tests/evaluation/test_lmms_eval.py"],
     "load": ["tests/model/test_ecosystem.py", "tests/hub/test_remote_code.py"],
-    "Hub": ["tests/hub/test_push_whole.py", "tests/hub/test_hub_loading.py"],
+    "Hub": ["tests/hub/test_push.py", "tests/hub/test_hub_loading.py"],
 }
 
 

@@ -7,7 +7,6 @@ never a guess. Which form of each metric is meant is our choice and stands with 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy.spatial.distance import jensenshannon
 from scipy.stats import entropy, pearsonr
 from sklearn.metrics import f1_score, recall_score
 
@@ -61,7 +60,10 @@ def jensen_shannon(p: Mapping[str, float], q: Mapping[str, float]) -> float:
     The divergence, and not its square root, which scipy's `jensenshannon` is. Arguments and errors as for
     `kl_divergence`. Reference: J. Lin, 1991, "Divergence measures based on the Shannon entropy".
     """
-    return float(jensenshannon(*_shares(p, q), base=2)) ** 2
+    shares = _shares(p, q)
+    middle = sum(shares) / 2
+    # Rounding can leave equal distributions an epsilon below 0, of which scipy's own takes the root.
+    return float(sum(max(0.0, entropy(one, middle, base=2)) for one in shares)) / 2
 
 
 def pearson(predicted: Sequence[float] | np.ndarray, true: Sequence[float] | np.ndarray) -> float:

@@ -369,6 +369,11 @@ def label_positions(clips: Sequence[Clip], answers: Mapping[str, str], config: B
         if clip.id in answers and clip.valence is not None and clip.arousal is not None:
             points[answers[clip.id]].append((clip.valence, clip.arousal))
     given = config.emotion_positions or {}
+    if unknown := sorted(set(given) - set(answers.values())):
+        raise InputError(
+            f"config field `emotion_positions` names {unknown[0]!r}, which is no clip's emotion; the emotions are "
+            f"{', '.join(sorted(set(answers.values())))}."
+        )
     positions: Positions = {}
     for label in sorted(set(answers.values())):
         if label in given:

@@ -135,9 +135,15 @@ def load(folder: str | Path) -> Benchmark:
     """
     folder, info = open_folder(folder)
     items = []
+    declared = info.get("art_forms")
     for _, item in read_items(folder):
         if isinstance(item, InputError):
             raise item
+        if declared and item.art_form is not None and item.art_form not in declared:
+            raise InputError(
+                f"{folder}: item {item.id!r} has the art_form {item.art_form!r}, which {INFO_FILE} does not declare; "
+                f"allowed are {', '.join(declared)}."
+            )
         items.append(item)
     if not items:
         raise InputError(f"{folder / ITEMS_FILE} holds no item.")
@@ -238,7 +244,7 @@ def _item(row: dict[str, Any], folder: Path, where: str) -> Item:
 def _unpacked(folder: Path, shards: Sequence[Path]) -> Path:
     """The folder in the cache that holds what the shards embed, made where it is not there yet.
 
-    It is found by name, size and time of change of the shards and of benchmark.json; an unpacking that was killed
+    It is found by path, size and time of change of the shards and of benchmark.json; an unpacking that was killed
     resumes. Memory holds `BATCH_ITEMS` items at a time, beside one row group's dictionary of media.
 
     Raises:
@@ -249,7 +255,8 @@ def _unpacked(folder: Path, shards: Sequence[Path]) -> Path:
     root = cache_dir() / "benchmarks"
     root.mkdir(parents=True, exist_ok=True)
     info = folder / INFO_FILE
-    states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in (*shards, info) if path.is_file()]
+    paths = [path.resolve() for path in (*shards, info) if path.is_file()]
+    states = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     out = root / sha256_of_json([UNPACKING, states])[:24]
     with FileLock(root / f".{out.name}.lock"):
         if out.is_dir():

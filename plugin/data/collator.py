@@ -106,9 +106,8 @@ class Stage1Collator:
         seed: of the choice of modality and response.
         states: gives a row's cached states (R, D); None where the teacher runs in each step.
 
-    A batch is {"modality", "ids", "student", and "teacher" (its inputs) or "teacher_states" (N, D)}; "kinds" (of
-    prompts) is a list of B; "positions" (N,) int64 is the position of each response token, row by row, in its
-    response. The teacher takes the visual, the student the step's modality.
+    A batch is {"modality", "ids", "student", and "teacher" (its inputs) or "teacher_states" (N, D)}. The
+    teacher takes the visual, the student the step's modality.
     """
 
     def __init__(
@@ -132,8 +131,6 @@ class Stage1Collator:
         batch: Batch = {
             "modality": modality,
             "ids": [sample.clip.id for sample in samples],
-            "kinds": [row["kind"] for row in rows],
-            "positions": torch.tensor([n for row in rows for n in range(len(row["tokens"]))]),
             "student": modality_inputs(self.processor, self.renderer, samples, modality, prompts, tokens),
         }
         if self.states is None:

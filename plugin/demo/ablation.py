@@ -177,7 +177,7 @@ def run_scores(folder: Path) -> pd.DataFrame:
                 chance = (1 / answers.options.str.len()).mean()
                 rows.append({**key, "measure": "accuracy", "value": answers.value.mean(), "chance": chance})
         predicted = read_emotion(where / "emotion.json") if variant.supervised else {}
-        for modality in predicted.keys() & set(variant.modalities):
+        for modality in [modality for modality in variant.modalities if modality in predicted]:
             key = {"model": variant.title, "measure": "ccc", "modality": modality}
             rows.append({**key, "value": float(mean_ccc(predicted[modality]))})
     scores = table_of(rows)

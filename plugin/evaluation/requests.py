@@ -103,7 +103,13 @@ def read_request(position: int, request, documents: dict) -> Request:
 
 def _messages(doc_to_messages: Callable, document: dict) -> list[dict]:
     """A document's messages; a video whose audio is wanted (`use_audio_in_video`) is followed by it."""
-    return with_video_audio([doc_to_messages(document)], use_audio=False)[0]
+    messages = [
+        {**message, "content": [{"type": "text", "text": message["content"]}]}
+        if isinstance(message["content"], str)
+        else message
+        for message in doc_to_messages(document)
+    ]
+    return with_video_audio([messages], use_audio=False)[0]
 
 
 def _source_again(doc_to_messages: Callable, rows, doc_id: int, number: int, name: str) -> Any:

@@ -6,6 +6,7 @@
 import json
 import platform
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -172,12 +173,14 @@ _DROPPED = ("_name_or_path", "name_or_path")
 # Of use where they are names on the Hub; the revision goes with the name.
 _NAMES = {"backbone_name": "backbone_revision", "base_model_name_or_path": "revision", "vlm": None, "audio": None}
 # A path of more parts than a name on the Hub has; no text, and no token that begins with a slash.
-_PATH = re.compile(r"(file:/*|~|\.\.|[A-Za-z]:|/[^/\s]+|[\w.-]+[\\/][\w.-]+)([\\/][^\\/\s]+)+[\\/]?")
+_PATH = re.compile(r"(file:/*|~\w*|\.\.|[A-Za-z]:|[\w.-]+[\\/][\w.-]+|(?=/[\w.]))([\\/][^\\/\n]+)+[\\/]?")
 
 
-def is_hub_name(name: str) -> bool:
-    """Whether a name is OWNER/NAME on the Hub rather than a folder."""
-    return bool(HUB_NAME.fullmatch(name)) and not Path(name).exists()
+def is_hub_name(name: str, near: Path | None = None) -> bool:
+    """Whether a name is OWNER/NAME on the Hub rather than a folder, here or beside or above the folder `near`, since
+    runs are started from a project's root."""
+    roots = (Path(), *(near.resolve().parents if near else ()))
+    return bool(HUB_NAME.fullmatch(name)) and not any((root / name).exists() for root in roots)
 
 
 def without_local_path(value: Any) -> Any:
@@ -190,18 +193,18 @@ def without_local_path(value: Any) -> Any:
     return re.split(r"[\\/]", value.rstrip("/\\"))[-1] if is_path else value
 
 
-def remove_local_paths(folder: Path) -> None:
-    """Takes local paths out of the configs in a folder, which is changed."""
+def remove_local_paths(folder: Path, near: Path) -> None:
+    """Takes local paths out of the configs in a folder, which is changed; `near` is where the model lay."""
     for file in (*folder.glob("*config.json"), *folder.glob("adapter/*config.json")):
         values = read_json(file, "a config of the model")
-        cleaned = without_local_path(json.loads(json.dumps(values), object_hook=_hub_names_alone))
+        cleaned = without_local_path(json.loads(json.dumps(values), object_hook=partial(_hub_names_alone, near)))
         if cleaned != values:
             file.write_text(json.dumps(cleaned, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _hub_names_alone(values: dict[str, Any]) -> dict[str, Any]:
+def _hub_names_alone(near: Path, values: dict[str, Any]) -> dict[str, Any]:
     found = {key: of for key, of in values.items() if key not in _DROPPED}
     for key, revision in _NAMES.items():
-        if isinstance(found.get(key), str) and not is_hub_name(found[key]):
+        if isinstance(found.get(key), str) and not is_hub_name(found[key], near):
             found |= {name: None for name in (key, revision) if name in found}
     return found

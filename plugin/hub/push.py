@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, snapshot_download
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from safetensors.torch import save_file
 from transformers.dynamic_module_utils import get_relative_import_files
@@ -40,7 +40,7 @@ TAKEN = (
 )  # fmt: skip
 # What belongs to a benchmark beside the media that its items name.
 BENCHMARK_FILES = (CARD, schema.INFO_FILE, schema.ITEMS_FILE, schema.SHARDS)
-_TOKEN = re.compile(r"hf_[A-Za-z0-9]{30,}")
+_TOKEN = re.compile(r"hf_[A-Za-z0-9_.-]{20,}")
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def push(
         notes.append(f"no evaluation of {folder} was named, and the card says so; name one by --results PATH.")
     with staged(folder, audio_only, backbone, backbone_revision) as out:
         parts = card.parts_of(out)
-        model_folder.remove_local_paths(out)
+        model_folder.remove_local_paths(out, folder)
         with reported_writing(out):
             if recorded:
                 record(out)
@@ -160,7 +160,7 @@ def staged(
     config = read_json(folder / "config.json", "the model's config")
     name = backbone or config.get("backbone_name")
     # Whoever loads the model fetches the backbone, and has no folder of this machine.
-    if (audio_only or not config.get("backbone_included", True)) and name and not is_hub_name(str(name)):
+    if (audio_only or not config.get("backbone_included", True)) and name and not is_hub_name(str(name), folder):
         raise InputError(
             f"the backbone of a model without its weights has to be on the Hub, and {name!r} is a folder; "
             "push the whole model with --audio-only --backbone OWNER/NAME."
@@ -300,6 +300,8 @@ def hub_errors(doing: str, remedy: str) -> Iterator[None]:
         # The status of a large file's upload stands in the cause alone.
         parts = [error] if isinstance(error, HfHubHTTPError) else [error, error.__cause__]
         text = "; ".join(f"{type(one).__name__}: {one_line(one)}" for one in parts if one)
+        if token := get_token():
+            text = text.replace(token, "[token]")
         raise InputError(f"{doing} failed ({_TOKEN.sub('[token]', text)}). {remedy}") from None
 
 

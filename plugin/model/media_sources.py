@@ -18,7 +18,7 @@ from .media import audio_duration_s, load_audio, load_image, load_video, resampl
 # Keys of a media item in a conversation that may hold the medium, in the order in which they are looked at.
 SOURCE_KEYS = {kind: (kind, "url", "path", "bytes", "base64") for kind in ("image", "video", "audio")}
 # Whether the audio of a video is taken as well, a field of its item.
-AUDIO_IN_VIDEO = "use_audio_in_video"
+AUDIO_IN_VIDEO = ("use_audio_in_video", "load_audio_from_video")
 
 FRAMES_ALLOWED = "allowed is (frames, height, width, 3), or a list of images."
 
@@ -143,7 +143,7 @@ def with_video_audio(conversations: Sequence[Sequence[dict]], use_audio: bool) -
 
     Args:
         conversations: lists of messages.
-        use_audio: whether the audio is used of videos whose item does not state it under `AUDIO_IN_VIDEO`.
+        use_audio: whether the audio is used of videos whose item does not state it under one of `AUDIO_IN_VIDEO`.
     """
     found: list[list[dict]] = []
     for row, conversation in enumerate(conversations):
@@ -163,9 +163,10 @@ def _with_audio(content: Sequence[Mapping[str, Any]], use_audio: bool, message: 
         if after_video and item.get("type") == "audio" and all(item.get(key) is None for key in SOURCE_KEYS["audio"]):
             after_video = False
             continue
-        after_video = item.get("type") == "video" and item.get(AUDIO_IN_VIDEO, use_audio)
-        if after_video not in (True, False):
-            raise InputError(f"{name}: {AUDIO_IN_VIDEO} is {after_video!r}; allowed are True and False.")
+        stated = [item[key] for key in AUDIO_IN_VIDEO if item.get(key) is not None]
+        if stated and (item.get("type") != "video" or stated[0] not in (True, False)):
+            raise InputError(f"{name}: {AUDIO_IN_VIDEO[0]} is {stated[0]!r}; of a video, allowed are True and False.")
+        after_video = item.get("type") == "video" and (stated[0] if stated else use_audio)
         source = item_source(item, "video", name) if after_video else None
         if source is None:
             found += [item, {"type": "audio"}] if after_video else [item]

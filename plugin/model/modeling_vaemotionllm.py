@@ -284,8 +284,8 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def set_emotion_labels(self, labels: list[str] | None) -> None:
         """Makes the Supervisor give probabilities for these labels, in this order; None for no label.
 
-        Their heads start untrained, all else stays as it is, and a calibration goes. Labels that are there already in
-        this order change nothing.
+        All else stays as it is, the heads of labels that stay too; those of new ones start untrained, and a
+        calibration goes. Labels that are there already in this order change nothing.
 
         Raises:
             ValueError: fewer than two, or the same twice.
@@ -295,8 +295,14 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         config = type(self.config).from_dict({**self.config.to_dict(), "emotion_labels": labels})  # which checks them
         supervisor = self.emotion_adapter.supervisor
         heads = type(supervisor)(config).labels
-        if heads is not None:
+        if labels is not None:
             heads.to(next(supervisor.parameters())).apply(self._init_weights)
+            before = self.config.emotion_labels or []
+            to = [number for number, label in enumerate(labels) if label in before]
+            of = [before.index(labels[number]) for number in to]
+            for head, old in zip(heads, supervisor.labels or (), strict=False):
+                with torch.no_grad():
+                    head.weight[to], head.bias[to] = old.weight[of], old.bias[of]
         supervisor.labels = heads
         self.config.emotion_labels, self.config.emotion_calibration = labels, None
 

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import shutil
 from collections import defaultdict
 from dataclasses import asdict, dataclass
@@ -574,6 +575,8 @@ def train_backbone(model, tokenizer, config: BackboneConfig, world: WorldConfig,
         if (step + 1) % LOGGING_STEPS == 0 or step + 1 in (config.text_steps, config.total_steps):
             rows.append({"step": step + 1, "loss": float(torch.stack(losses).mean()), "learning_rate": rate})
             losses.clear()
+            if not math.isfinite(rows[-1]["loss"]):
+                raise RuntimeError(f"the loss is {rows[-1]['loss']} at step {step + 1}.")
         # A row was just written, so that no loss of the running window is lost.
         if (step + 1) % SAVE_STEPS == 0 and step + 1 < config.total_steps:
             save_checkpoint(checkpoint, model, optimizer, step + 1, rows)

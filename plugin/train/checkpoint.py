@@ -110,6 +110,7 @@ def load_trainable(model: torch.nn.Module, folder: Path) -> None:
 
         with contextlib.redirect_stdout(io.StringIO()):  # the utility prints its progress
             tensors = get_fp32_state_dict_from_zero_checkpoint(str(folder), exclude_frozen_parameters=True)
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in dict(model.named_buffers())}
     found = sorted([name, list(tensor.shape)] for name, tensor in tensors.items())
     check_shapes(folder, found, sorted(trainable_shapes(model)))
     with torch.no_grad():

@@ -75,8 +75,8 @@ def make_plan(name: str, overrides: list[str], assumed: Mapping[str, float]) -> 
         InputError: a config, a model or numbers that cannot be planned.
     """
     for flag, value in assumed.items():
-        if not value > 0:
-            raise InputError(f"--{flag.replace('_', '-')} is {value}; it must be above 0.")
+        if not value > 0 or (flag == "mfu" and value > 1):
+            raise InputError(f"--{flag.replace('_', '-')} is {value}; it must be above 0, and --mfu at most 1.")
     config, zero_stage = read_plan_config(name, overrides)
     model = meta_model(config)
     freeze_all_but(model, trained_parts(config))

@@ -210,7 +210,7 @@ def test_no_place_of_this_machine_goes_out(folder, hub, tmp_path, capsys):
 
 def test_a_relative_path_is_no_name_on_the_hub(tmp_path, monkeypatch):
     (tmp_path / "runs" / "vlm").mkdir(parents=True)
-    assert is_hub_name("runs/vlm")
+    assert is_hub_name("runs/vlm") and not is_hub_name("runs/vlm", tmp_path / "runs" / "stage2")
     monkeypatch.chdir(tmp_path)
     assert not is_hub_name("runs/vlm")
     assert not any(is_hub_name(name) for name in ("/a/b", "~/b", "./b", "a", "a/b/c", "a b/c"))
@@ -219,7 +219,8 @@ def test_a_relative_path_is_no_name_on_the_hub(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("setting", "shown"),
     [("/home/me/world/manifest.jsonl", "manifest.jsonl"), ("runs/demo/stage1", "stage1"), ("C:\\me\\stage1", "stage1"),
-     ("file:///home/me/stage1/", "stage1"), ("org/name", "org/name"), ("what is it / a or b / c?", None), (3, None)],
+     ("file:///home/me/stage1/", "stage1"), ("/mnt/My Drive/vlm", "vlm"), ("/data", "data"), ("~jane/x", "x"),
+     ("C:\\Users\\Jane Doe\\x", "x"), ("org/name", "org/name"), ("what is it / a or b / c?", None), (3, None)],
 )  # fmt: skip
 def test_settings_name_no_place(setting, shown):
     assert without_local_path({"a": [setting]}) == {"a": [setting if shown is None else shown]}

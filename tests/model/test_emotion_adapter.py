@@ -155,6 +155,15 @@ def test_other_labels_keep_valence_and_arousal(model, processor, tmp_path):
         after = model(**batch)
     torch.testing.assert_close(after.valence, before.valence, equal_nan=True)
     assert after.emotion_logits.shape == (4, 3, 2) and (after.emotion_logits[0, 0] == 0).all()
+    model.set_emotion_labels(LABELS)
+    trained_adapter(model)
+    with torch.no_grad():
+        before = model(**batch)
+        model.set_emotion_labels(["new", "fear", "calm"])  # what stays keeps its heads
+        after = model(**batch)
+    torch.testing.assert_close(
+        after.emotion_logits[0, 0], before.emotion_logits[0, 0][[0, 2, 0]] * torch.tensor([0, 1, 1])
+    )
     model.set_emotion_labels(["one", "two"])
     model.save_pretrained(tmp_path)
     loaded = VAEmotionLLMForConditionalGeneration.from_pretrained(tmp_path)
