@@ -165,7 +165,7 @@ def _with_audio(content: Sequence[Mapping[str, Any]], use_audio: bool, message: 
             continue
         stated = [item[key] for key in AUDIO_IN_VIDEO if item.get(key) is not None]
         if stated and (item.get("type") != "video" or stated[0] not in (True, False)):
-            raise InputError(f"{name}: {AUDIO_IN_VIDEO[0]} is {stated[0]!r}; of a video, allowed are True and False.")
+            raise InputError(f"{name}: {AUDIO_IN_VIDEO[0]} is {stated[0]!r}; allowed are True and False, of a video.")
         after_video = item.get("type") == "video" and (stated[0] if stated else use_audio)
         source = item_source(item, "video", name) if after_video else None
         if source is None:
