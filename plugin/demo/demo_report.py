@@ -271,7 +271,7 @@ def seeds_report(folders: Sequence[Path], out: Path | None) -> str:
     """Means over the seeds of finished demos as Markdown, and with `out` as a report in that folder."""
     reports = read_reports(folders)
     scores, seeds = over_seeds([table_of(report["scores"]) for report in reports]), [of["seed"] for of in reports]
-    parts = score_parts(scores, questions=False)
+    parts = score_parts(scores[scores.group == ""], questions=False)  # a single emotion has too few clips in a seed
     words = {"title": f"Means over seeds {', '.join(map(str, seeds))}", "intervals": page.SEED_INTERVALS}
     if out is not None:
         report = {"format": page.FORMAT, "kind": "seeds", "seeds": seeds, "arguments": reports[0]["arguments"],
