@@ -59,7 +59,7 @@ def build_config(cls: type, values: dict[str, Any], listed: str = "see `vaemotio
     hints = typing.get_type_hints(cls, include_extras=True)
     for name in values:
         if name not in fields:
-            near = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
+            near = difflib.get_close_matches(name, fields, n=1, cutoff=0.7)
             hint = f"did you mean `{near[0]}`?" if near else listed
             raise InputError(f"unknown config field `{name}`: {hint}")
     arguments = {name: _checked(name, value, hints[name]) for name, value in values.items()}
@@ -101,7 +101,8 @@ def describe_field(cls: type, field: dataclasses.Field) -> str:
     """A field of a config class as `name: type = default`."""
     hint = typing.get_type_hints(cls)[field.name]
     default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-    return f"{field.name}: {hint.__name__ if isinstance(hint, type) else hint} = {default!r}"
+    shown = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+    return f"{field.name}: {shown} = {default!r}"
 
 
 def _checked(name: str, value: Any, hint: Any) -> Any:

@@ -69,17 +69,19 @@ def main(argv: list[str] | None = None) -> int:
         # Only the chosen command's module is imported, so that --help stays fast.
         if argv and argv[0] == name:
             functions_of(name)[0](sub)
+            for word in filter(_is_setting, argv):
+                flag = f"--{word.partition('=')[0].replace('_', '-')}"
+                if flag in sub._option_string_actions:
+                    sub.error(f"{word} is a flag of this command: write {flag} {word.partition('=')[2]}")
     args, rest = parser.parse_known_args(argv)
     overrides = getattr(args, "overrides", None)
     if overrides is not None:  # argparse takes them from one place of the line alone
         overrides += [word for word in rest if _is_setting(word)]
         rest = [word for word in rest if not _is_setting(word)]
     if rest:
-        name = rest[0].lstrip("-").partition("=")[0]
-        if _is_setting(rest[0]):
-            rest.append(f"(flags are written --{name.replace('_', '-')} VALUE)")
-        elif overrides is not None:
-            rest.append(f"(a config's fields are written {name.replace('-', '_')}=VALUE)")
+        if overrides is not None and rest[0].startswith("--"):
+            name = rest[0].lstrip("-").partition("=")[0].replace("-", "_")
+            rest.append(f"(a config's fields are written {name}=VALUE)")
         parser.error(f"{args.command}: unrecognized arguments: {' '.join(rest)}")
     try:
         return functions_of(args.command)[1](args) or 0

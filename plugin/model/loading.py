@@ -51,7 +51,10 @@ def load_model(
         raise
     except (OSError, ValueError, RuntimeError, StrictDataclassError) as error:
         # Of the library's own errors a RuntimeError can be of several lines.
-        raise InputError(f"the model {pretrained!r} cannot be loaded: {' '.join(str(error).split())}") from error
+        where = "" if Path(pretrained).exists() else " (there is no such folder, so it was looked for on the Hub)"
+        raise InputError(
+            f"the model {pretrained!r} cannot be loaded{where}: {' '.join(str(error).split())}"
+        ) from error
     return model.to(target).eval()
 
 

@@ -71,8 +71,8 @@ class StageConfig(TrainingArguments):
         fixed = set(self.model_fields or ()).difference(self.fields_of_given_model)
         if self.model is not None and fixed:
             raise InputError(
-                f"`model_fields` {sorted(fixed)} shape a new model: remove them. Of a given `model` can be changed: "
-                f"{', '.join(self.fields_of_given_model) or 'none'}."
+                f"`model_fields` {sorted(fixed)} shape a new model: remove them (`model_fields=null`, where a config "
+                f"file has them). Of a given model can be changed: {', '.join(self.fields_of_given_model) or 'none'}."
             )
         length = "num_train_epochs" if self.max_steps == -1 else "max_steps"
         for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", length):

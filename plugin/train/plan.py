@@ -282,7 +282,7 @@ def as_text(plan: Mapping[str, Any]) -> str:
     """A plan for people."""
     parameters = pd.DataFrame(plan["parameters"]).T
     parameters.loc["all"] = parameters.sum()
-    memory = pd.DataFrame(plan["memory"]["stages"]).set_index("zero_stage") / GIB
+    memory = pd.DataFrame(plan["memory"]["stages"]).set_index("zero_stage").rename_axis(None) / GIB
     memory["left"] = plan["assumptions"]["gpu_memory_gb"] - memory["total"]
     length = f"{plan['length']} of {plan['clips_per_step']} clips a step"
     sections = {
@@ -291,7 +291,7 @@ def as_text(plan: Mapping[str, Any]) -> str:
         "Parameters": parameters.map("{:,}".format),
         f"GiB of one GPU; the config is ZeRO stage {plan['memory']['configured']}": memory.round(1),
         "TFLOP a clip, forward and backward": (pd.Series(plan["flops_per_clip"]) / 1e12).round(2),
-        f"By teacher, for {length} (recomputation is no use)": pd.DataFrame(plan["throughput"]).T.round(2),
+        f"By teacher, for {length} (recomputation not counted)": pd.DataFrame(plan["throughput"]).T.round(2),
     }
     lines = [f"Stage 1: {plan['vlm']} with {plan['audio']}"]
     for title, table in sections.items():
