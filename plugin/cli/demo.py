@@ -46,7 +46,7 @@ def run_demo(args: argparse.Namespace) -> int:
 
     if importlib.util.find_spec("matplotlib") is None:  # now, and not after ten minutes
         raise InputError("matplotlib draws the report and is not installed: `pip install vaemotionllm[demo]`")
-    # Nothing large is imported before the steps have run: their memory is known where they outgrow this process.
+    # Nothing large is imported before the steps have run: their recorded memory is never below its own.
     if code := run_plan("demo", args, plan):
         return code
     from .report import print_report

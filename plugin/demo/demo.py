@@ -1,7 +1,7 @@
 """The demo: its commands in their order, and where each writes.
 
 Every step is a command that a user can type, so that the report can name it beside each figure. This module plans and
-imports no torch: where a step's memory is less than this process's own, it is not known.
+imports no torch: the memory that is recorded of a step is never below this process's own.
 """
 
 import importlib.metadata
