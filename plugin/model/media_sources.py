@@ -17,7 +17,7 @@ from .media import audio_duration_s, load_audio, load_image, load_video, resampl
 
 # Keys of a media item in a conversation that may hold the medium, in the order in which they are looked at.
 SOURCE_KEYS = {kind: (kind, "url", "path", "bytes", "base64") for kind in ("image", "video", "audio")}
-# Whether the audio of a video is taken as well, a field of its item.
+# Whether the audio of a video is taken as well: a field of its item, and the same by its newer name in transformers.
 AUDIO_IN_VIDEO = ("use_audio_in_video", "load_audio_from_video")
 
 FRAMES_ALLOWED = "allowed is (frames, height, width, 3), or a list of images."

@@ -433,6 +433,11 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         inputs = {"input_ids": ids, "attention_mask": attention_mask, "inputs_embeds": inputs_embeds, **kwargs}
         logits = loss = response = None
         with self._entered(injection):
+            if (response_fn if response_mask is None else labels) is not None:
+                raise ValueError(
+                    "response_fn needs a response_mask, which says where it looks; labels are not given with one, for "
+                    "the loss is then the caller's."
+                )
             if response_mask is None:
                 output = self.vlm(**inputs, labels=labels)
                 logits, loss = output.logits, output.loss

@@ -51,6 +51,15 @@ def test_without_audio_and_adapter_the_logits_are_the_backbones_bit_for_bit(fold
         )
 
 
+def test_a_loss_is_the_models_or_the_callers(model, processor):
+    inputs = encode(processor, MIXED)
+    mask = inputs["attention_mask"].bool()
+    with pytest.raises(ValueError, match="labels are not given with one"):
+        model(**inputs, labels=inputs["input_ids"], response_mask=mask)
+    with pytest.raises(ValueError, match="response_fn needs a response_mask"):
+        model(**inputs, response_fn=lambda states, head: {})
+
+
 def test_the_adapter_is_the_identity_at_initialisation(model, processor):
     inputs = encode(processor, MIXED)
     with torch.no_grad():
