@@ -22,31 +22,90 @@ _BRACKETS = str.maketrans(
         **dict.fromkeys("‘’‚‛´", "'"),
     }
 )
-_MARKUP = re.compile(r"\\boxed|\\text|[*_`#$\"“”„‟]")
-# Thoughts that a reasoning model shows are no answer; of other tags only the marks go ("<B>" is a bracket).
-_TAGS = re.compile(r"<think>.*?</think>|</?[A-Za-z]\w+>", re.DOTALL)
-_ANSWER_WORDS = (
-    "answer|option|choice|antwort|réponse|respuesta|resposta|risposta|ответ|"
-    "答案|答え|回答|正解|选项|選項|選択肢|选|選|정답|답"
-)
+_THOUGHT_TAG = re.compile(r"[<\[]\|? ?(/?) ?(?:think|thinking|thoughts?|reasoning)\b[^<>\[\]]*[>\]]", re.IGNORECASE)
+_STATED_TAG = re.compile(r"<answer>|\\boxed", re.IGNORECASE)
+_TAG = re.compile(r"</?[A-Za-z]\w+>")  # of other tags only the marks go; "<B>" is a bracket
+_MARKUP = re.compile(r"\\text|[*_`#$\"“”„‟]")
+
+# The rules for letters, by language; see `parse_choice`. A pattern with (?i:...) ignores case.
+# Directly before a letter, it says that this is the answer.
 _LEAD = (
-    r"(?i:(?:(?:the|my|die|la|le)\s+)?(?:(?:correct|best|final|right)\s+)?"
-    rf"(?:{_ANSWER_WORDS})\s*(?:is|ist|est|es|è|é|是|は)?\s*[:=]?\s*(?:option\s*)?:?\s*)"
+    r"(?i:(?<![a-z])(?:answer|antwort|réponse|respuesta|resposta|risposta|ответ|choose|pick|select|答案|答え|回答|正解|"
+    r"选择|選擇|选|選(?!択)|정답|답|(?:الإجابة|الجواب)(?: الصحيحة| الصحيح)?|(?:option|choice|选项|選項|選択肢)"
+    r"(?= ?(?:is\b|[:=是は])))"
+    r" ?(?:is|would be|must be|should be|ist|est|es|è|é|это|是|为|は|은|는|이|هي|هو)?(?![a-z]) ?[:=—–-]?\s?)"
 )
-# "A painting" and "I hear" begin with a word, not with an option's letter.
-_NO_WORD = r"(?![A-Za-z'])(?!(?<=[AI])\s+(?!because|since|as\b|and\b|or\b)[a-z'])"
-_ALONE = re.compile(rf"(?:{_LEAD})?\(?([A-Za-z])\)?\s*[.:,;!。]?")
-_SET_OFF = re.compile(rf"(?:{_LEAD})?(?:\(([A-Za-z])\)|([A-Z])\s*[.:,;)\n。])[.:,;)\s]*")
-_MORE_LETTERS = re.compile(rf"(?:{_LEAD})?\(?[A-Z]\)?(?:[\s,/&+]|or\b|and\b)*\(?[A-Z]{_NO_WORD}")
-_LISTED = re.compile(r"(?:^|(?<=\s))\(?([A-Z])[).:](?=\s|$)")
-_MARKED = re.compile(rf"\(([A-Za-z])\)|(?<![A-Za-z]){_LEAD}([A-Z]){_NO_WORD}")
-_CLAUSE_END = re.compile(r"[.;!?\n。！？；]|,(?= (?:and )?(?:not|nor|rather|instead)\b)|\bbut\b", re.IGNORECASE)
+_OPTION_WORD = r"(?i:(?<![a-z])(?:option|choice|letter|вариант|选项|選項|選択肢|보기|الخيار) ?)"
+
+# Between two letters: a verb, a reason or a contrast. Any other word there joins them: "or", "и", "或者".
+_APART = (
+    r"because|since|as|for|so|thus|hence|is|are|was|would|must|should|could|might|may|has|fits?|seems?|looks?|sounds?|"
+    r"match(?:es)?|describes|choose|pick|select|than|over|beats|not|never|but|rather|instead|in|of|on|"
+    r"ist|weil|nicht|sondern|est|car|parce|pas|mais|mas|es|porque|pero|sino|no|non|ma|"
+    r"не|а|но|это|потому|так|верно|و?ليس|بل|و?لكن|لأن|هو|هي|لا"
+)
+_APART_CJK = "[不没沒無无非而因為为选選比]|(?<!还)(?<!還)是|より|なく|ない|です|ませ|아니|아닌|않|말고|보다|입니"
+_CJK = r"\u3040-\u30ff\u4e00-\u9fff"
+_IN_WORD = r"(?:[^\W\d_]|[\u0300-\u036f\u0900-\u0dff\u0e00-\u0e7f])"  # vowel signs are marks and no letters
+_JOINED = (
+    r"(?:[\s,/&|+()、،・~∨–—-]|[.;?] ?(?=(?i:or)\b)|\.(?=[A-Z]\b)|as well as|و|"
+    rf"(?<![A-Za-z])(?!(?i:{_APART})\b)(?:(?!{_APART_CJK}){_IN_WORD}){{1,9}}(?!{_IN_WORD})\.?|"
+    rf"(?:(?!{_APART_CJK})[{_CJK}\uac00-\ud7af]){{1,4}}){{1,7}}(?<!\()"
+)
+
+# "in B minor" and "B大调" are keys. "A painting" and "I hear" begin with a word, but "A veya B" joins two letters.
+_KEY = r" ?-?(?i:flat|sharp|minor|major|moll|dur)\b|[♯♭]| ?(?:[大小長短长][调調]|мажор|минор|[장단]조)"
+_WORD = (
+    r"[A-Za-zß-ɏЀ-ӿ'\d]|-[A-Za-z]{2}|(?<=I),|"
+    rf"(?<=[AI]) (?!(?i:{_APART}|or|and)\b|(?<=A )[^\W\d_]+ (?:[^\W\d_]+ )?\(?[A-Z]\b)[a-zà-ɏ']"
+)
+_LETTER = re.compile(rf"{_OPTION_WORD}?(?:\( ?([A-Za-z]) ?\)|(?<![A-Za-zÀ-ɏЀ-ӿ\d'])([A-Z])(?!{_WORD}|{_KEY})\)?)")
+_MENTION = re.compile(rf"{_LETTER.pattern}(?:(?:{_JOINED}|(?<=\))){_LETTER.pattern})*")  # "A or B", "(A)(B)"
+_ALONE = re.compile(rf"(?:{_LEAD})?{_OPTION_WORD}?\(?([A-Za-z])\)? ?[.:,;!。]?")
+
+
+def _any_of(*patterns: str) -> re.Pattern:
+    return re.compile("|".join(patterns), re.IGNORECASE)
+
+
+# In these a mention of one letter, or of several that are joined, is one mark, "\0".
+_STATED = re.compile(rf"{_LEAD}\(?\0")
+_NOT = (
+    r"(?:(?:and |but )?(?:\w+ly )?(?:not|never|rather than|instead of|over)|(?:und )?nicht|(?:et )?pas|non?|(?:а )?не|"
+    r"و?ليس|而不是|而非|不是|不选|不選)"
+)
+_CLAUSE_END = _any_of(
+    r"[.;!?。؟؛…]|(?<!:)\n",
+    r"(?<=\0) ?[,:،—–-]|(?<=\0) ?(?=\()",  # "B, the ...", "B (not C)"
+    rf"(?<=\0)(?= ?{_NOT} ?\0)",  # "B not C"
+    rf"[,、،](?=[{_CJK}])|(?<=[{_CJK}])[,、]|(?:が|けど|けれど)[,、]",
+    r",(?= (?:and )?(?:not|nor|rather|instead)\b)|\band (?=\0 ?(?:is|fits)\b)",
+    r"(?=\b(?:because|since|weil|parce que|porque|потому)\b|因[为為]|لأن)",
+    r"\b(?<!thing )(?:but|sondern|mais|mas|sino|pero|ma|но|بل|و?لكن)\b|(?:,| ) ?а (?!не)|而是|而(?=[选選])|但",
+    r"(?<=であり)|(?<=なく)(?!て)|(?<=なくて)|(?<=아니라)|(?<=아니고)",  # these stand behind what they negate
+)
 # A clause with one of these states what the answer is not, or that there is none.
-_NEGATION = re.compile(
-    r"\b(?:not?|never|neither|nor|none|cannot|\w+n't|unable|unsure|unclear|impossible|sorry|wrong|incorrect|"
-    r"nicht|kein\w*|pas|не|нет)\b|[不没無]",
-    re.IGNORECASE,
+_NEGATION = _any_of(
+    r"\b(?:not?(?! doubt)|never|neither|nor|none|cannot|\w+n't|unable|unsure|unclear|unlikely|less|least|impossible|"
+    r"sorry|wrong|incorrect|rather than|instead of|(?:any|every)thing but|except|nicht|kein\w*|pas|non|não|не|нет|"
+    r"неверн\w*|неправильн\w*|و?ليس|ليست|لا|غير|لم|لن)\b",
+    r"[不没沒無无]|[而并並]非|非(?=\0)|[错錯]|(?<!しれ)(?:ない|ません)|なく|なか[っろ]|아니|않|못|없|모르|모릅",
 )
+# Behind a letter: the end of its clause, or that it is right.
+_RIGHT = (
+    r"$|[)=→]",
+    r"(?:as|for|here|given|due to|I (?:think|believe|guess)|it is|\w+ly|best|fits?|match(?:es)?|car|da|так как)\b",
+    r"(?:is|are|would|must|should|could|might|may|has|seems?|looks?|sounds?|ist|est|es|è|é)\b(?: [^\s\0,]+){0,3}? "
+    r"(?:correct\w*|right|true|best|answers?|choices?|likely|closest|most \w+|appropriate|suitable|"
+    r"richtig|korrekt|bonne|juste|corrett[ao]|corret[ao])\b",
+    r"(?:это |является )?(?:верн|правильн|подходит)|(?:هو |هي )?(?:ال)?(?:صحيح|أصح|إجابة|جواب|أنسب)",
+    r"(?:选项|選項|项|項)?(?:[是更才]|应该是|比[较較])*最?(?:正[确確]|[对對]|合[适適]|符合|答案|$|吧|呢|啊|了)",
+    r"です|だ|である|であり|でしょう|かな|かも|と(?:思|考)|[がは](?:正|最|適|答)|を選|にし",
+    r"입니다|이다|예요|이?에요|라고|같|인 것|일 것|번|[가이은는을를]? ?(?:정답|맞|옳|선택|고르|적절|가장)",
+)
+_CHOSEN = _any_of(*(rf"\0 ?(?:{pattern})" for pattern in _RIGHT))
+# A letter behind one of these is a key, a part, or what another one is compared with.
+_OTHER_LETTER = _any_of(r"\b(?:in|on|of|than|over|unlike|from|key|note|chord|vitamin|plan|type|class|part) \0")
 
 
 def multiple_choice(question: str, options: Sequence[str], request: str = ANSWER_REQUEST) -> str:
@@ -86,46 +145,84 @@ def options_of(prompt: str, request: str = ANSWER_REQUEST) -> list[str]:
 def parse_choice(response: str | None, options: Sequence[str]) -> str | None:
     """The option that a response names, or None where it names none or more than one.
 
-    Rules, the first that fits counts; none needs a judge model:
-      1. The response is one letter, with or without brackets, punctuation or a leading "answer:": "B", "(b)", "【B】",
-         "「B」", "Ｂ", "**B.**", "The answer is B", "答案：B", "<think>...</think><answer>B</answer>".
-      2. It starts with an upper-case letter that is set off by punctuation, or any letter in brackets: "B. joyful",
-         "(B) joyful", "B: joyful". Not where the text of another option alone stands behind it, where a second letter
-         follows ("A, B"), or where several lettered lines are repeated.
-      3. It is the text of one option, in any case and punctuation.
-      4. In the clauses without a negation or refusal ("not", "cannot", "sorry", ...) it holds exactly one set-off
-         letter such as "(B)" or "option B", or else exactly one option's text as whole words.
+    Thoughts are left out first: see `without_thoughts`. Then, and none of it needs a judge model:
+      1. A response that is one letter names it, in any case, with or without brackets, punctuation or a leading
+         "answer:": "B", "(b)", "【B】", "Ｂ", "**B.**", "The answer is B", "答案：B".
+      2. A response that is the text of one option, in any case and punctuation, names it.
+      3. Letters that are joined ("A or B", "A/B", "A、B") are one statement of several. Letters in a clause with a
+         negation or refusal ("not", "cannot", "不是", ...) are passed over: "C (not B)", "Not A but B". Of the others
+         those count that are stated as the answer ("the answer is B", "I choose B"); if there are none, those that end
+         a clause or are called right ("B. joyful", "I think it is B", "B is correct", "B because"); if there are none,
+         those in brackets or named as an option. One letter is the answer, more are none; nor is a letter with the
+         text of another option alone behind it ("B. tense").
+      4. Where no letter counts, the clauses without a negation name exactly one option's text as whole words.
 
     Letters are Latin: full-width and other compatibility forms are mapped to them, Cyrillic "В" and Greek "Β" are not,
     since no option is shown under them; an answer in another script counts where it is an option's own text. A letter
-    beyond the options names none.
+    beyond the options names none. One without a sign of these may be an article, a key ("in B minor") or an initial.
     """
     if is_missing(response):
         return None  # even where an option has that word for a text
-    plain = _TAGS.sub(" ", unicodedata.normalize("NFKC", response or "")).translate(_BRACKETS)
-    text = _MARKUP.sub("", plain).strip()
+    plain = without_thoughts(unicodedata.normalize("NFKC", response or ""))
+    text = _TAG.sub(" ", _STATED_TAG.sub(" answer: ", plain)).translate(_BRACKETS)
+    # Marks of direction, which stand around Latin letters in Arabic, and other characters without a shape.
+    text = "".join(character for character in _MARKUP.sub("", text) if unicodedata.category(character) != "Cf")
     text = re.sub(r"'([A-Za-z])'", r"(\1)", text)
-    if not text:
-        return None
+    # One blank at a time from here on, so that no pattern has to look far.
+    text = re.sub(r" ?\n[\n ]*", "\n", re.sub(r"[^\S\n]+|\0", " ", text)).strip()
     letters = letters_of(options)
     if alone := _ALONE.fullmatch(text):
         return _option_at(alone[1], letters, options)
-    if set_off := _SET_OFF.match(text):
-        # "I, as a language model, ..." is no answer either.
-        several = _MORE_LETTERS.match(text) or text.startswith("I,") or len(set(_LISTED.findall(text))) > 1
-        chosen = _option_at(set_off[1] or set_off[2], letters, options)
-        behind = _words(text[set_off.end() :])
-        if not several and not any(_words(other) == behind for other in options if other != chosen):
-            return chosen
-        if not several:
-            return None
-    exact = [option for option in options if _words(option) == _words(plain)]
-    if len(exact) == 1:
-        return exact[0]
-    clauses = " . ".join(clause for clause in _CLAUSE_END.split(text) if not _NEGATION.search(clause))
-    marked = {_option_at(a or b, letters, options) for a, b in _MARKED.findall(clauses)} - {None}
-    candidates = marked or _named(clauses, options)
+    exact = [option for option in options if text and _words(option) in (_words(plain), _words(text))]
+    if exact:
+        return exact[0] if len(exact) == 1 else None
+    for option in options:
+        if " " in option:  # a letter in it ("Sonata in B") is no option's
+            text = text.replace(option, option.lower())
+    mentions = _MENTION.finditer(text)
+    affirmed: list[str] = []
+    counted: dict[str, list[re.Match]] = {"stated": [], "chosen": [], "named": []}
+    for clause in _CLAUSE_END.split(_MENTION.sub("\0", text)):
+        inside = [(mark.start(), next(mentions)) for mark in re.finditer("\0", clause)]
+        if _NEGATION.search(clause):
+            continue
+        affirmed.append(clause)
+        for position, mention in inside:
+            if mention.start() and all(letter not in letters for letter in _letters_in(mention[0])):
+                continue  # an initial, in most answers
+            before = clause[: position + 1]
+            if _STATED.search(before):
+                counted["stated"].append(mention)
+            elif _CHOSEN.match(clause, position) and not _OTHER_LETTER.search(before):
+                counted["chosen"].append(mention)
+            elif len(mention[0]) > 1:
+                counted["named"].append(mention)
+    for kind in counted.values():
+        if kind:
+            answers = {letter for mention in kind for letter in _letters_in(mention[0])}
+            answer = _option_at(answers.pop(), letters, options) if len(answers) == 1 else None
+            behind = {_words(text[mention.end() :]) for mention in kind}
+            return None if any(_words(other) in behind for other in options if other != answer) else answer
+    candidates = _named(" . ".join(affirmed), options)
     return candidates.pop() if len(candidates) == 1 else None
+
+
+def without_thoughts(response: str) -> str:
+    """A response without the thoughts of a reasoning model, which are no answer.
+
+    They stand in `<think>`, `<thinking>`, `<thought>` or `<reasoning>`, in any case, or in the same with square
+    brackets. Where the opening tag was part of the prompt they end at the closing one; where they are not closed, the
+    response ended before the answer.
+    """
+    kept, *rest = _THOUGHT_TAG.split(response)
+    thinking = False
+    for closing, behind in zip(rest[::2], rest[1::2]):
+        if not closing:
+            thinking = True
+        else:
+            kept = f"{kept} {behind}" if thinking else behind
+            thinking = False
+    return kept
 
 
 def is_missing(response: str | None) -> bool:
@@ -139,6 +236,10 @@ def _named(text: str, options: Sequence[str]) -> set[str | None]:
     words = f" {_words(text)} "
     named = [option for option in options if _words(option) and f" {_words(option)} " in words]
     return {a for a in named if not any(a != b and f" {_words(a)} " in f" {_words(b)} " for b in named)}
+
+
+def _letters_in(mention: str) -> list[str]:
+    return [(bracketed or bare).upper() for bracketed, bare in _LETTER.findall(mention)]
 
 
 def _option_at(letter: str, letters: str, options: Sequence[str]) -> str | None:
@@ -190,8 +291,7 @@ def parse_valence_arousal(response: str | None) -> tuple[float, float] | None:
     set off from its number ("- 0.5") and may be a minus or not. A decimal comma is read ("0,5"), and a minus sign of
     any kind.
     """
-    text = unicodedata.normalize("NFKC", response or "").translate(_MINUS)
-    text = re.sub(r"<think>.*?</think>", " ", text, flags=re.DOTALL)
+    text = without_thoughts(unicodedata.normalize("NFKC", response or "")).translate(_MINUS)
     for line in VALENCE_AROUSAL_QUESTION.splitlines():
         text = text.replace(line, " ")
     # One blank at a time from here on, so that no pattern below has to look far.
