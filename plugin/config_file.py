@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from .utils import InputError
+from .utils import InputError, decoded, refuse_surrogates, shown
 
 # Fields that are chosen by the launcher or that our own run controls.
 _HIDDEN = {"local_rank", "resume_from_checkpoint", "do_train", "do_eval", "do_predict", "remove_unused_columns"}
@@ -26,13 +26,24 @@ def read_config(path: str, overrides: Sequence[str] = (), kind: str = "train") -
         kind: folder of the shipped configs.
     """
     file = shipped_file(kind, path, (".yaml", ".yml"))
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise InputError(f"{file} is not valid YAML: {error}") from None
+    values = read_yaml(file) or {}
     if not isinstance(values, dict):
         raise InputError(f"{file} must hold `field: value` lines, found {type(values).__name__}.")
     return values | parse_overrides(overrides)
+
+
+def read_yaml(file: Path) -> Any:
+    """What a YAML file in UTF-8 holds.
+
+    Raises:
+        InputError: another encoding, no YAML, or a text or number that cannot be used.
+    """
+    try:
+        value = yaml.safe_load(decoded(file.read_bytes()))
+        refuse_surrogates(value)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InputError(f"{file} is not valid YAML: {error}") from None
+    return value
 
 
 def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
@@ -44,7 +55,7 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
             raise InputError(f"{word!r} is not of the form key=value.")
         try:
             values[name] = yaml.safe_load(text) if text else None
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, RecursionError):  # the field's type says what is wrong
             values[name] = text
     return values
 
@@ -112,7 +123,10 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
     try:
         if isinstance(value, bool) and "bool" not in str(hint):  # which pydantic takes for 1
             raise InputError(f"config field `{name}` is {value!r}; it is no yes or no.")
-        return TypeAdapter(hint, config={"coerce_numbers_to_str": True}).validate_python(value)
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise InputError(f"config field `{name}` is {shown(value)}; a number of at most 64 bits is needed.")
+        config: Any = {"coerce_numbers_to_str": True, "allow_inf_nan": False}
+        return TypeAdapter(hint, config=config).validate_python(value)
     except ValidationError as error:
         found = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}".removeprefix(": ") for one in error.errors()]
-        raise InputError(f"config field `{name}` is {value!r}: {'; '.join(found)}.") from None
+        raise InputError(f"config field `{name}` is {shown(value)}: {'; '.join(found)}.") from None

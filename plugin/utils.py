@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from pathlib import Path
@@ -58,6 +59,15 @@ def reported_writing(path: Path, unfinished: bool = False) -> Iterator[None]:
         ) from error
 
 
+def shown(value: Any) -> str:
+    """A value as an error shows it: its beginning and its end where it is long, as a number of 400 digits is."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python prints no whole number of more than 4300 digits
+        return "a whole number of more than 4300 digits"
+    return text if len(text) <= 200 else f"{text[:120]}...{text[-20:]} ({len(text)} characters)"
+
+
 # ---- files
 
 
@@ -91,10 +101,10 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         InputError: the file is missing, or holds no JSON object.
     """
     try:
-        value = json.loads(path.read_bytes())
+        value = _json(path.read_bytes())
     except OSError as error:
         raise InputError(f"cannot read {path} ({what}): {error.strerror}") from None
-    except ValueError as error:  # no JSON, or no UTF-8
+    except (ValueError, RecursionError) as error:  # no JSON, or no UTF-8
         raise InputError(f"{path} ({what}) is no valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise InputError(f"{path} ({what}) holds {type(value).__name__}; a JSON object is needed.")
@@ -115,14 +125,44 @@ def read_json_lines(path: Path, unit: str) -> Iterator[tuple[int, dict[str, Any]
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
-            except ValueError as error:  # no JSON, or no UTF-8
+                row = _json(line)
+            except (ValueError, RecursionError) as error:  # no JSON, or no UTF-8
                 raise InputError(
                     f"{path}, {unit} {number}: not valid JSON ({error}). Write one JSON object a line, in UTF-8."
                 ) from None
             if not isinstance(row, dict):
                 raise InputError(f"{path}, {unit} {number}: expected a JSON object, found {type(row).__name__}.")
             yield number, row
+
+
+def decoded(content: bytes) -> str:
+    """Text in UTF-8, with or without a byte order mark.
+
+    Raises:
+        ValueError: bytes in another encoding.
+    """
+    if b"\0" in content or content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise ValueError("it is in UTF-16 or UTF-32, or damaged; save it as UTF-8")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is not in UTF-8, {error}; save it as UTF-8") from None
+
+
+def refuse_surrogates(value: Any) -> None:
+    """Raise a ValueError where a text in `value` holds half a character, which no file and no tokenizer takes."""
+    if found := re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False, default=str, skipkeys=True)):
+        raise ValueError(
+            f"a text holds {found[0]!r}, a lone surrogate, which is no character; of a file whose name is not UTF-8, "
+            "change the name"
+        )
+
+
+def _json(content: bytes) -> Any:
+    value = json.loads(text := decoded(content))
+    if "\\u" in text:  # how JSON writes a surrogate
+        refuse_surrogates(value)
+    return value
 
 
 def sha256_of_file(path: Path) -> str:

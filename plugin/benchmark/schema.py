@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from ..data.manifest import parse_medium
+from ..data.manifest import parse_medium, warn_of_spellings
 from ..model.inputs import MODALITIES
 from ..utils import (
     InputError,
@@ -27,6 +27,7 @@ from ..utils import (
     read_json_lines,
     sha256_of_file,
     sha256_of_json,
+    shown,
     write_json_lines,
 )
 
@@ -62,7 +63,7 @@ _BEGINNINGS = (
 Text = Annotated[str, Field(min_length=1)]
 Modality = Annotated[str, Field(pattern=f"^({'|'.join(MODALITIES)})$")]
 Aspect = Annotated[str, Field(pattern=f"^({'|'.join(ASPECTS)})$")]
-Share = Annotated[float, Field(ge=0, strict=True)]
+Share = Annotated[float, Field(ge=0, strict=True, allow_inf_nan=False)]
 Coordinate = Annotated[float, Field(ge=-1, le=1, strict=True)]
 
 
@@ -147,6 +148,9 @@ def load(folder: str | Path) -> Benchmark:
         items.append(item)
     if not items:
         raise InputError(f"{folder / ITEMS_FILE} holds no item.")
+    for aspect in ASPECTS:
+        options = (label for item in items if item.aspect == aspect for label in item.options)
+        warn_of_spellings(dict.fromkeys(options), f"{folder / ITEMS_FILE}, options about the {aspect}")
     return Benchmark(folder, tuple(items), info)
 
 
@@ -161,6 +165,8 @@ def open_folder(folder: str | Path) -> tuple[Path, dict]:
         raise InputError(f"{folder} is not a folder; name a benchmark folder that holds {ITEMS_FILE}.")
     info_file = folder / INFO_FILE
     info = read_json(info_file, "about the benchmark") if info_file.is_file() else {}
+    if not isinstance(info.get("art_forms"), list | None):
+        raise InputError(f"{info_file}: `art_forms` is {shown(info['art_forms'])}; a list of texts is needed.")
     # Before anything is unpacked: of a newer format nothing is known.
     if (found := info.get("format", FORMAT)) != FORMAT:
         raise InputError(
@@ -216,7 +222,7 @@ def _item(row: dict[str, Any], folder: Path, where: str) -> Item:
     except ValidationError as error:
         wrong = error.errors()[0]
         column = ".".join(map(str, wrong["loc"]))
-        found = f"; found {wrong['input']!r}" if wrong["type"] != "missing" else ""
+        found = f"; found {shown(wrong['input'])}" if wrong["type"] != "missing" else ""
         raise InputError(f"{where}: column {column!r}: {wrong['msg']}{found}.") from None
     shares = item.emotion_distribution
     if shares is not None and not math.isclose(sum(shares.values()), 1, abs_tol=1e-3):
@@ -294,7 +300,7 @@ def _embedded_rows(shard: Path) -> Iterator[dict[str, Any]]:
             known = [column for column in (*REQUIRED, *OPTIONAL) if column in file.schema_arrow.names]
             for batch in file.iter_batches(batch_size=BATCH_ITEMS, columns=known):
                 yield from batch.to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{shard} is not a readable parquet file: {error}") from error
 
 

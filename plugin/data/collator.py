@@ -1,6 +1,7 @@
 """Collators: samples to model inputs, with the response tokens marked by a mask."""
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..utils import InputError
 from .dataset import MEDIA_OF_MODALITY, Failure, Sample, modality_of_media
+from .manifest import total_of
 from .samplers import modality_of_step, seeded_random
 
 Batch = dict[str, Any]
@@ -212,7 +214,7 @@ def emotion_target(emotion: str | Mapping[str, float] | None, labels: Sequence[s
     """(K,) float32: a clip's emotion as a distribution over the labels, NaN where it has none.
 
     Raises:
-        InputError: an emotion that is not among the labels.
+        InputError: an emotion that is not among the labels, or shares that are no distribution.
     """
     if emotion is None or not labels:
         return torch.full((len(labels),), float("nan"))
@@ -220,7 +222,9 @@ def emotion_target(emotion: str | Mapping[str, float] | None, labels: Sequence[s
     for name in shares:
         if name not in labels:
             raise InputError(f"emotion {name!r} is not among `emotion_labels`: {', '.join(labels)}.")
-    target = torch.tensor([shares.get(label, 0.0) for label in labels])
+    # In the range of float32, in which shares of 1e-50 would all be 0: by a power of two, which changes no digit.
+    _, exponent = math.frexp(total_of(shares, "a clip"))
+    target = torch.tensor([math.ldexp(shares.get(label, 0.0), -exponent) for label in labels])
     return target / target.sum()
 
 

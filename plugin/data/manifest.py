@@ -1,12 +1,18 @@
 """The clip manifest, one clip a row, checked before anything is decoded."""
 
+import logging
+import math
 import os
-from collections.abc import Iterator, Sequence
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..utils import InputError, read_json_lines
+from ..utils import InputError, read_json_lines, shown
+
+logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test", "benchmark")
 _SAME_SPLIT = {"val": "validation"}
@@ -81,6 +87,7 @@ def read_manifest(
     root = Path(os.path.abspath(path.parent))
     clips: list[Clip] = []
     rows: dict[str, int] = {}
+    labels: dict[str, dict[str, None]] = {name: {} for name in ("emotion", "content", "art_form")}
     for number, row in _read_rows(path):
         clip = _parse_row(row, number, root, path)
         if clip.id in rows:
@@ -88,13 +95,46 @@ def read_manifest(
                 f"{path}, row {number}: id {clip.id!r} was already used in row {rows[clip.id]}. Ids must be unique."
             )
         rows[clip.id] = number
+        for name, found in labels.items():
+            value = getattr(clip, name)
+            found.update(dict.fromkeys(value if isinstance(value, dict) else [value] if value else []))
         if split is None or clip.split == split:
             _check_needs(clip, need, number, path)
             clips.append(clip)
+    for name, found in labels.items():
+        warn_of_spellings(found, f"{path}, field `{name}`")
     if not clips:
         where = f" with split {split!r}" if split else ""
         raise InputError(f"{path} holds no clip{where} ({len(rows)} rows in all). Check the field `split`.")
     return clips[:limit] if limit is not None else clips
+
+
+def warn_of_spellings(labels: Iterable[str], where: str) -> None:
+    """Log a warning of labels that differ by case or blanks alone, since each counts as a label of its own."""
+    spellings: dict[str, list[str]] = defaultdict(list)
+    for label in labels:
+        spellings["".join(label.casefold().split())].append(label)
+    if several := [same for same in spellings.values() if len(same) > 1]:
+        logger.warning(
+            "%s: labels that differ by case or blanks alone are different labels: %s. Write each in one way.",
+            where,
+            "; ".join(", ".join(map(repr, same)) for same in several),
+        )
+
+
+def total_of(shares: Mapping[str, float], where: str) -> float:
+    """The sum of a distribution's shares, by which they are divided.
+
+    Raises:
+        InputError: it is no finite number above 0, so that there is no distribution.
+    """
+    total = sum(shares.values())
+    if not 0 < total < math.inf:
+        raise InputError(
+            f"{where}: field `emotion` is a distribution whose shares sum to {total:g}; a finite number above 0 is "
+            "needed. Leave it out or give shares."
+        )
+    return total
 
 
 def _read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -110,7 +150,7 @@ def _read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 for row in batch.to_pylist():
                     number += 1
                     yield number, row
-        except (pyarrow.ArrowException, OSError) as error:
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
             raise InputError(f"{path} is not a readable parquet file: {error}") from error
         return
     if path.suffix not in (".jsonl", ".json"):
@@ -120,10 +160,10 @@ def _read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _parse_row(row: dict[str, Any], number: int, root: Path, path: Path) -> Clip:
     where = f"{path}, row {number} (id {row.get('id')!r})"
+    values: dict[str, Any] = {name: _parse_text(row.get(name), name, where) for name in REQUIRED_FIELDS}
     for name in REQUIRED_FIELDS:
-        if row.get(name) in (None, ""):
+        if values[name] is None:
             raise InputError(f"{where}: field `{name}` is missing. Required are {', '.join(REQUIRED_FIELDS)}.")
-    values: dict[str, Any] = {name: str(row[name]) for name in REQUIRED_FIELDS}
     values["split"] = _SAME_SPLIT.get(values["split"], values["split"])
     if values["split"] not in SPLITS:
         raise InputError(f"{where}: field `split` is {row['split']!r}; allowed are {', '.join(SPLITS)}.")
@@ -140,7 +180,7 @@ def _parse_row(row: dict[str, Any], number: int, root: Path, path: Path) -> Clip
     for name in ("valence", "arousal"):
         values[name] = _parse_number(row.get(name), name, where, low=-1.0, high=1.0)
     for name in ("content", "caption", "art_form"):
-        values[name] = None if row.get(name) in (None, "") else str(row[name])
+        values[name] = _parse_text(row.get(name), name, where)
     emotion = row.get("emotion")
     if isinstance(emotion, dict):
         # A parquet struct column has every label in every row, the absent ones as None.
@@ -149,13 +189,10 @@ def _parse_row(row: dict[str, Any], number: int, root: Path, path: Path) -> Clip
             for label, share in emotion.items()
             if share is not None
         }
-        if not emotion or sum(emotion.values()) <= 0:
-            raise InputError(
-                f"{where}: field `emotion` is a distribution without weight. Leave it out or give shares."
-            )
+        total_of(emotion, where)
     elif emotion is not None and not isinstance(emotion, str):
         raise InputError(f"{where}: field `emotion` is {emotion!r}; allowed are a label or {{label: share}}.")
-    values["emotion"] = emotion or None
+    values["emotion"] = emotion if isinstance(emotion, dict) else _parse_text(emotion, "emotion", where)
     values["extra"] = {name: value for name, value in row.items() if name not in _KNOWN_FIELDS}
     return Clip(**values)
 
@@ -193,13 +230,21 @@ def parse_medium(value: Any, name: str, where: str, root: Path) -> Media | None:
     return absolute
 
 
-def _parse_number(value: Any, name: str, where: str, low: float, high: float = float("inf")) -> float | None:
+def _parse_text(value: Any, name: str, where: str) -> str | None:
+    """A text or a number as text; None where there is none. A table writes NaN for what is missing in some columns."""
+    if isinstance(value, float) and not math.isfinite(value) or isinstance(value, (bytes, dict, list)):
+        raise InputError(f"{where}: field `{name}` is {shown(value)}; allowed is a text, or null where there is none.")
+    return None if value is None or not str(value).strip() else str(value)
+
+
+def _parse_number(value: Any, name: str, where: str, low: float, high: float | None = None) -> float | None:
     if value is None:
         return None
-    # bool is an int in Python, and NaN fails every comparison, so both are named here.
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        limits = f"[{low:g}, {high:g}]" if high != float("inf") else f"at least {low:g}"
-        raise InputError(f"{where}: field `{name}` is {value!r}; allowed is a number {limits}.")
+    # bool is an int in Python, and a whole number may be too large for a float.
+    number = not isinstance(value, bool) and isinstance(value, int | float)
+    if not number or not low <= value <= (sys.float_info.max if high is None else high):
+        limits = f"a finite number, at least {low:g}" if high is None else f"a number [{low:g}, {high:g}]"
+        raise InputError(f"{where}: field `{name}` is {shown(value)}; allowed is {limits}.")
     return float(value)
 
 

@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import yaml
 from huggingface_hub import snapshot_download
 
 from ..benchmark import prompts as benchmark_prompts
 from ..benchmark import schema
-from ..config_file import shipped_file
+from ..config_file import read_yaml, shipped_file
 from ..data.manifest import LABEL_FIELDS, Clip
 from ..model.inputs import MODALITIES
 from ..nano import language, select
-from ..utils import InputError, sha256_of_file
+from ..utils import InputError, decoded, sha256_of_file
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +89,7 @@ def prompt_source(prompts: str | Sequence[str] | Mapping[str, Sequence[str]]) ->
     if isinstance(prompts, str):
         file = _file_of("prompts", prompts)
         is_yaml = file.suffix in (".yaml", ".yml")
-        prompts = _read_yaml(file) if is_yaml else file.read_text(encoding="utf-8").splitlines()
+        prompts = read_yaml(file) if is_yaml else _read_lines(file)
     if isinstance(prompts, Mapping):
         lines = [Prompt(str(k), text) for k, texts in prompts.items() for text in _clean(texts, f"prompts.{k}")]
     else:
@@ -112,11 +111,11 @@ def _file_of(field: str, name: str) -> Path:
         raise InputError(f"config field `{field}` is {name!r}, which is not `nano` and no file: {error}") from None
 
 
-def _read_yaml(file: Path) -> Any:
+def _read_lines(file: Path) -> list[str]:
     try:
-        return yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} is not valid YAML: {error}") from None
+        return decoded(file.read_bytes()).splitlines()
+    except ValueError as error:
+        raise InputError(f"{file} is no text file: {error}.") from None
 
 
 def _clean(prompts: Any, field: str) -> list[str]:
@@ -273,7 +272,7 @@ def instruction_source(instructions: str | Sequence[dict[str, str]]) -> Instruct
         return NanoInstructions()
     if isinstance(instructions, str):
         file = _file_of("instructions", instructions)
-        return Templates(_read_yaml(file), str(file))
+        return Templates(read_yaml(file), str(file))
     for number, pair in enumerate(instructions, start=1):
         if not isinstance(pair, dict) or set(pair) != {"prompt", "answer"}:
             raise InputError(f"`instructions` entry {number} is {pair!r}; allowed are the keys `prompt` and `answer`.")
