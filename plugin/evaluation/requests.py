@@ -83,7 +83,7 @@ def read_request(position: int, request, documents: dict) -> Request:
     name = f"{task}, item {document.get('id', doc_id)!r}"
     conversation: list[dict] = []
     media: list[Medium] = []
-    for message in _messages(doc_to_messages, document):
+    for message in _messages(doc_to_messages, document, name):
         content: list[dict] = []
         for part in message["content"]:
             kind = part["type"]
@@ -92,8 +92,6 @@ def read_request(position: int, request, documents: dict) -> Request:
                 if not isinstance(source, str):
                     source = functools.partial(_source_again, doc_to_messages, rows, doc_id, len(media), name)
                 media.append(Medium(kind, source, part.get("start_time"), part.get("end_time")))
-            elif kind != "text":
-                raise InputError(f"{name}: content of type {kind!r}; allowed are text, {', '.join(KINDS)}.")
             # The template only needs to know where a medium stands.
             content.append({"type": kind, "text": part["text"]} if kind == "text" else {"type": kind})
         conversation.append({"role": message["role"], "content": content})
@@ -101,7 +99,7 @@ def read_request(position: int, request, documents: dict) -> Request:
     return Request(position, name, clip, conversation, tuple(media), generation, task.startswith(TASK_PREFIX))
 
 
-def _messages(doc_to_messages: Callable, document: dict) -> list[dict]:
+def _messages(doc_to_messages: Callable, document: dict, name: str) -> list[dict]:
     """A document's messages; a video whose audio is wanted (`use_audio_in_video`) is followed by it."""
     messages = [
         {**message, "content": [{"type": "text", "text": message["content"]}]}
@@ -109,12 +107,15 @@ def _messages(doc_to_messages: Callable, document: dict) -> list[dict]:
         else message
         for message in doc_to_messages(document)
     ]
-    return with_video_audio([messages], use_audio=False)[0]
+    try:
+        return with_video_audio([messages], use_audio=False)[0]
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
 
 
 def _source_again(doc_to_messages: Callable, rows, doc_id: int, number: int, name: str) -> Any:
     """The source of a document's medium by its number in the messages."""
-    parts = [part for message in _messages(doc_to_messages, rows[doc_id]) for part in message["content"]]
+    parts = [part for message in _messages(doc_to_messages, rows[doc_id], name) for part in message["content"]]
     return _source([part for part in parts if part["type"] in KINDS][number], name)
 
 

@@ -20,6 +20,9 @@ SOURCE_KEYS = {kind: (kind, "url", "path", "bytes", "base64") for kind in ("imag
 # Whether the audio of a video is taken as well: a field of its item, and the same by its newer name in transformers.
 AUDIO_IN_VIDEO = ("use_audio_in_video", "load_audio_from_video")
 
+_OPENAI_KEYS = ("image_url", "video_url", "audio_url", "input_audio")
+_CONTENT_KEYS = ("text", *dict.fromkeys(key for keys in SOURCE_KEYS.values() for key in keys), *_OPENAI_KEYS)
+
 FRAMES_ALLOWED = "allowed is (frames, height, width, 3), or a list of images."
 
 # Audio in floats may go over 1 a little, 40 dB never: it is integers that were converted and not scaled.
@@ -86,18 +89,41 @@ def _decoded(text: str, name: str) -> bytes:
 # ---- conversations
 
 
-def as_media_item(item: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A part of a message in the form of the OpenAI API (`audio_url`, `video_url`, `input_audio`) as a media item.
+def as_media_item(item: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A part of a message, checked: one in the form of the OpenAI API as a media item, another as it is.
 
-    A template would leave such a part out without a word. transformers itself turns `image_url` round.
+    A template would leave out a part whose type it does not know, and read the kind of another from its keys.
+
+    Args:
+        item: the part.
+        name: what errors call it.
+
+    Raises:
+        InputError: no type, one that is none of text, image, video and audio, or a key for the medium of another type.
     """
-    form = item.get("type")
-    if form not in ("audio_url", "video_url", "input_audio") or form not in item:
-        return item
-    rest, about = {key: value for key, value in item.items() if key not in ("type", form)}, item[form]
-    if form == "input_audio":
-        return {**rest, "type": "audio", "base64": about["data"]}
-    return {**rest, "type": form.removesuffix("_url"), "url": about["url"] if isinstance(about, Mapping) else about}
+    form = item.get("type") if isinstance(item, Mapping) else None
+    if form is None:
+        found = sorted(item) if isinstance(item, Mapping) else repr(item)
+        raise InputError(f"{name}: it has {found} and no `type`, such as 'text' or 'audio'.")
+    if form in _OPENAI_KEYS and form in item:
+        rest, about = {key: value for key, value in item.items() if key not in ("type", form)}, item[form]
+        key, source_key = ("data", "base64") if form == "input_audio" else ("url", "url")
+        source = about.get(key) if isinstance(about, Mapping) else about
+        if source is None:
+            raise InputError(f"{name}: `{form}` has {sorted(about or ())} and no `{key}`.")
+        item = {**rest, "type": "audio" if form == "input_audio" else form.removesuffix("_url"), source_key: source}
+    kind = item["type"]
+    if kind != "text" and kind not in tuple(SOURCE_KEYS):
+        raise InputError(f"{name}: its `type` is {kind!r}; allowed are text, image, video and audio.")
+    allowed = SOURCE_KEYS.get(kind, ("text",))
+    for key in _CONTENT_KEYS:
+        # An empty text stands for none, as in the columns of a table.
+        if key not in allowed and item.get(key) is not None and not (isinstance(item[key], str) and not item[key]):
+            raise InputError(
+                f"{name}: its `type` is {kind!r}, which does not fit its key {key!r}; allowed are "
+                f"{', '.join(map(repr, allowed))}. Give each medium and each text an item of its own."
+            )
+    return item
 
 
 def item_source(item: Mapping[str, Any], kind: str, name: str) -> Any:
@@ -117,14 +143,12 @@ def item_source(item: Mapping[str, Any], kind: str, name: str) -> Any:
 
 
 def media_of(conversations: Sequence[Sequence[dict]]) -> dict[str, list[list[Any]]]:
-    """The media of conversations: for each kind a list a conversation. Items without a source are left out."""
+    """The media of conversations of `with_video_audio`, for each kind a list a conversation; no source, no medium."""
     found: dict[str, list[list[Any]]] = {kind: [[] for _ in conversations] for kind in SOURCE_KEYS}
     for row, conversation in enumerate(conversations):
         for number, message in enumerate(conversation):
             for position, item in enumerate(_items_of(message)):
                 name = f"sample {row}, message {number}, item {position}"
-                if "type" not in item:
-                    raise InputError(f"{name}: it has {sorted(item)} and no `type`, such as 'text' or 'audio'.")
                 if item["type"] in found and (source := item_source(item, item["type"], name)) is not None:
                     found[item["type"]][row].append(source)
     return found
@@ -159,7 +183,8 @@ def _with_audio(content: Sequence[Mapping[str, Any]], use_audio: bool, message: 
     found: list[Mapping[str, Any]] = []
     after_video: Any = False  # whose audio is used, and so is in `found` where it has any
     for number, item in enumerate(content):
-        item, name = as_media_item(item), f"{message}, item {number}"
+        name = f"{message}, item {number}"
+        item = as_media_item(item, name)
         if after_video and item.get("type") == "audio" and all(item.get(key) is None for key in SOURCE_KEYS["audio"]):
             after_video = False
             continue

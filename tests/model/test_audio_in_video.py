@@ -200,3 +200,13 @@ def test_evaluation_hears_a_film_whose_message_says_so(films):
         ("video", 0.5, 1.5), ("audio", 0.5, 1.5), ("video", None, None)
     ]  # fmt: skip
     assert [item["type"] for item in prompt.conversation[0]["content"]] == ["video", "audio", "video", "text"]
+
+
+def test_a_part_of_another_type_is_named_with_its_item(films):
+    for part, words in (
+        ({"type": "film"}, "'film'.*text, image, video and audio"),
+        ({"type": "image", "video": "a"}, ""),
+    ):
+        arguments = ("", lambda document, part=part: user(text("?"), part), {}, 0, "task", "test")
+        with pytest.raises(InputError, match=f"task, item 'x': .*item 1: .*{words}"):
+            read_request(0, SimpleNamespace(args=arguments), {"task": {"test": [{"id": "x"}]}})

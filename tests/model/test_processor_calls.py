@@ -1,7 +1,9 @@
 """The processor's calls: media in any form, sound of any rate, limits, arguments and what errors say."""
 
 import base64
+import itertools
 import logging
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -84,6 +86,68 @@ def test_the_parts_of_the_openai_api_are_understood(processor, files):
     ]
     plain = [{"type": kind, "path": files[kind]} for kind in ("image", "video", "audio", "audio")]
     assert_equal(encode(processor, [user(*content)]), encode(processor, [user(*plain, text("?"))]))
+
+
+WHERE = "sample 1, message 0, item 1"
+
+
+@pytest.mark.parametrize("tokenize", [True, False])
+@pytest.mark.parametrize("kind", ["Image", "images", "image_ur", "video_frames", "tool_use", "", 3, ["audio"]])
+def test_a_type_that_is_none_of_four_is_refused(processor, files, kind, tokenize):
+    part = {"type": kind, "path": str(files["image"]), "audio": str(files["audio"])}
+    with pytest.raises(InputError, match=f"{WHERE}: .*{re.escape(repr(kind))}.*text, image, video and audio"):
+        processor.apply_chat_template([user(IMAGE), user(text("?"), part)], tokenize=tokenize, return_dict=tokenize)
+
+
+@pytest.mark.parametrize("tokenize", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "key"),
+    [
+        *itertools.permutations(("text", "image", "video", "audio"), 2),
+        *(("text", key) for key in ("url", "path", "bytes", "base64")),
+        ("image", "image_url"),
+        ("audio", "input_audio"),
+        ("text", "image_url"),
+        ("video_url", "image"),
+    ],
+)
+def test_a_key_that_does_not_fit_its_type_is_refused(processor, files, kind, key, tokenize):
+    part = {"type": kind, kind: "?" if kind == "text" else str(files[kind.removesuffix("_url")]), key: "a.mp4"}
+    with pytest.raises(InputError, match=f"{WHERE}: .*{kind.removesuffix('_url')!r}.*{key!r}"):
+        processor.apply_chat_template([user(IMAGE), user(text("?"), part)], tokenize=tokenize, return_dict=tokenize)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "input_audio", "input_audio": {"format": "wav"}},
+        {"type": "audio_url", "audio_url": {}},
+        {"type": "video_url", "video_url": {"url": None}},
+        {"type": "image_url"},
+        "a text",
+    ],
+)
+def test_a_part_without_its_medium_is_refused(processor, part):
+    with pytest.raises(InputError, match=f"{WHERE}: "):
+        processor.apply_chat_template([user(IMAGE), user(text("?"), part)], tokenize=False)
+
+
+def test_what_an_item_says_beside_its_medium_and_empty_columns_are_allowed(processor, files):
+    # As a table of items has them: every key in every row.
+    none = dict.fromkeys(("text", "image", "video", "audio", "url", "base64"))
+    plain = encode(processor, [user({"type": "image", "path": files["image"]}, text("?"))])
+    image = {
+        **none,
+        "type": "image",
+        "path": str(files["image"]),
+        "min_pixels": 3136,
+        "max_pixels": 10**6,
+        "detail": "low",
+    }
+    assert_equal(encode(processor, [user(image, {**none, **text("?"), "path": ""})]), plain)
+    fields = {"fps": 2.0, "nframes": 4, "start_time": 0.0, "min_pixels": 3136, "use_audio_in_video": False}
+    video = {"type": "video", "path": str(files["video"])}
+    assert_equal(encode(processor, [user(video | fields, text("?"))]), encode(processor, [user(video, text("?"))]))
 
 
 def test_arrays_tensors_and_pictures_give_the_same(processor):
