@@ -186,6 +186,14 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vaemotionllm"
 
 
+def check_name(folder: Path) -> None:
+    """Raise an InputError where the name of a folder of media is not UTF-8: tables and decoders take no such path."""
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"the folder {str(folder)!r} has a name that is not in UTF-8. Rename it.") from None
+
+
 def check_new(out: Path, option: str) -> None:
     """Raise an InputError where `out` exists and is not an empty folder."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

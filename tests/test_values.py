@@ -161,6 +161,19 @@ def test_a_file_whose_name_is_not_utf_8_is_refused_with_the_remedy(manifest, tmp
         manifest(audio=json.dumps("caf\udce9.wav"))
 
 
+def test_a_folder_whose_name_is_not_utf_8_is_refused(manifest, items, tmp_path, capsys):
+    manifest()
+    items()
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
+    shutil.copytree(tmp_path / "copy", folder)
+    for name in ("manifest.jsonl", "a.wav", "a.png"):
+        shutil.copy(tmp_path / name, folder)
+    with pytest.raises(InputError, match="not in UTF-8. Rename"):
+        read_manifest(f"{folder}/manifest.jsonl")
+    assert main(["benchmark", "validate", folder, "--no-media"]) == 2
+    assert "not in UTF-8. Rename" in capsys.readouterr().err
+
+
 def test_parquet_with_text_that_is_not_utf_8_is_refused(tmp_path, row):
     buffers = [None, pyarrow.py_buffer(b"\0\0\0\0\2\0\0\0"), pyarrow.py_buffer(b"\xff\xe9")]
     caption = pyarrow.Array.from_buffers(pyarrow.string(), 1, buffers)

@@ -23,6 +23,7 @@ from ..utils import (
     InputError,
     atomic_file,
     cache_dir,
+    check_name,
     read_json,
     read_json_lines,
     sha256_of_file,
@@ -163,6 +164,7 @@ def open_folder(folder: str | Path) -> tuple[Path, dict]:
     folder = Path(folder).expanduser().absolute()
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; name a benchmark folder that holds {ITEMS_FILE}.")
+    check_name(folder)
     info_file = folder / INFO_FILE
     info = read_json(info_file, "about the benchmark") if info_file.is_file() else {}
     if not isinstance(info.get("art_forms"), list | None):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..utils import InputError, read_json_lines, shown
+from ..utils import InputError, check_name, read_json_lines, shown
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +85,7 @@ def read_manifest(
     if split is not None and split not in SPLITS:
         raise InputError(f"unknown split {split!r}: allowed are {', '.join(SPLITS)}.")
     root = Path(os.path.abspath(path.parent))
+    check_name(root)
     clips: list[Clip] = []
     rows: dict[str, int] = {}
     labels: dict[str, dict[str, None]] = {name: {} for name in ("emotion", "content", "art_form")}
