@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from .utils import InputError, decoded, refuse_surrogates, shown
 
@@ -55,6 +55,7 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
             raise InputError(f"{word!r} is not of the form key=value.")
         try:
             values[name] = yaml.safe_load(text) if text else None
+            refuse_surrogates(values[name])
         except (yaml.YAMLError, ValueError, RecursionError):  # the field's type says what is wrong
             values[name] = text
     return values
@@ -123,10 +124,11 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
     try:
         if isinstance(value, bool) and "bool" not in str(hint):  # which pydantic takes for 1
             raise InputError(f"config field `{name}` is {value!r}; it is no yes or no.")
-        if isinstance(value, int) and abs(value) >= 2**63:
-            raise InputError(f"config field `{name}` is {shown(value)}; a number of at most 64 bits is needed.")
-        config: Any = {"coerce_numbers_to_str": True, "allow_inf_nan": False}
-        return TypeAdapter(hint, config=config).validate_python(value)
+        rules: ConfigDict = {"coerce_numbers_to_str": True, "allow_inf_nan": False}
+        found = TypeAdapter(hint, config=rules).validate_python(value)
+        if isinstance(found, int) and abs(found) >= 2**63:
+            raise InputError(f"config field `{name}` is {shown(value)}; a whole number must be below 2**63.")
+        return found
     except ValidationError as error:
-        found = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}".removeprefix(": ") for one in error.errors()]
-        raise InputError(f"config field `{name}` is {shown(value)}: {'; '.join(found)}.") from None
+        problems = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}".removeprefix(": ") for one in error.errors()]
+        raise InputError(f"config field `{name}` is {shown(value)}: {'; '.join(problems)}.") from None
