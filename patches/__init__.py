@@ -26,12 +26,13 @@ PATCHES = {
         "until": "lmms-eval reads task folders from an entry-point group",
     },
     "lmms_eval_hearing": {
-        "target": "lmms_eval.evaluator.evaluate",
+        "target": "lmms_eval.evaluator.evaluate and simple_evaluate",
         "why": "adapters of models without audio drop the audio of a question without a word and answer all the same; "
         "the audio tasks would get a score from a model without audio. A task is built without the model, so it "
-        "cannot refuse by itself.",
-        "how": "wraps the function: where a task of artemo gives audio and the model takes none, the command ends "
-        "with code 2 before the first question",
+        "cannot refuse by itself. Arguments that cannot be used end the command with code 0, and examples of "
+        "--num_fewshot reach no chat model.",
+        "how": "wraps both: where a task of artemo gives audio and the model takes none, or arguments for our model "
+        "or tasks cannot be used, the command ends with code 2 before the first question",
         "upstream": "no report known; the adapters are in lmms_eval/models of "
         "https://github.com/EvolvingLMMs-Lab/lmms-eval",
         "versions": "lmms-eval >=0.7.3,<0.8",

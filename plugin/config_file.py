@@ -79,7 +79,7 @@ def build_config(cls: type, values: dict[str, Any], listed: str = "see `vaemotio
         return cls(**arguments)
     except InputError:
         raise
-    except (ValueError, TypeError, AssertionError, OSError) as error:
+    except (ValueError, TypeError, AssertionError, OSError, ImportError) as error:
         raise InputError(f"the config cannot be used: {error}") from error
 
 
@@ -119,7 +119,7 @@ def describe_field(cls: type, field: dataclasses.Field) -> str:
 
 def _checked(name: str, value: Any, hint: Any) -> Any:
     """A YAML value in the field's type. YAML 1.1 reads 1e-4 as a string, so numbers are accepted in quotes."""
-    if value is None:
+    if value is None and "None" in str(hint):
         return None
     try:
         if isinstance(value, bool) and "bool" not in str(hint):  # which pydantic takes for 1

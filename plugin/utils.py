@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import socket
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,10 @@ class RankError(InputError):
 
 class ClipError(RankError):
     """A clip that cannot be used."""
+
+
+class Terminated(Exception):
+    """Work that SIGTERM ended, with all that it had done written."""
 
 
 @contextlib.contextmanager
@@ -222,6 +227,47 @@ def new_folder(out: Path, option: str) -> Iterator[Path]:
         os.replace(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+# Of the process that works in a folder: who it is, and its lock. They are no part of what the folder holds.
+OWNER = ".owner"
+OWNER_FILES = (OWNER, f"{OWNER}.lock")
+# Ours: what a process that was ended may still need for its last checkpoint, or its workers to notice.
+WAIT_S = 5.0
+
+
+@contextlib.contextmanager
+def owned(folder: Path, name: str) -> Iterator[None]:
+    """Hold a folder against other processes; the kernel lets go when this one ends, however it ends.
+
+    Args:
+        folder: made where it is missing, and removed again where the body leaves nothing in it.
+        name: what the user calls it, for the error.
+
+    Raises:
+        RankError: another process holds it, and did not let go within `WAIT_S`.
+    """
+    from filelock import FileLock, Timeout  # not needed by `--version`
+
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    owner, file = (folder / name for name in OWNER_FILES)
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=WAIT_S)
+    except Timeout:
+        who = owner.read_text(encoding="utf-8") if owner.is_file() else "another process"
+        raise RankError(f"{name} {folder} is in use by {who}: wait for it, end it, or name another folder.") from None
+    try:
+        owner.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        yield
+    finally:
+        owner.unlink(missing_ok=True)
+        file.unlink(missing_ok=True)
+        lock.release()
+        if made:
+            with contextlib.suppress(OSError):  # not empty
+                folder.rmdir()
 
 
 # ---- environment variables of the CPU libraries below torch. They read them once, when torch is imported; so they are

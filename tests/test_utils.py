@@ -1,13 +1,23 @@
 """Settings of the CPU libraries: set before torch starts, the user's own kept, and the same sums under all of them."""
 
 import os
+import socket
 import subprocess
 import sys
 
 import pytest
 
+from vaemotionllm import InputError, utils
 from vaemotionllm.utils import FIXED_ARITHMETIC, SPIN, bound_spinning, fixed_environment
 
+HOLD = """
+import sys, time
+from pathlib import Path
+from vaemotionllm.utils import owned
+with owned(Path(sys.argv[1]), "output_dir"):
+    print("held", flush=True)
+    time.sleep(600)
+"""
 SETTINGS = {*SPIN, "OMP_WAIT_POLICY", *FIXED_ARITHMETIC, "MKL_ENABLE_INSTRUCTIONS"}
 CLEAN = {name: value for name, value in os.environ.items() if name not in SETTINGS}
 
@@ -89,3 +99,23 @@ def test_fixed_arithmetic_gives_the_same_sums_whatever_is_set_around_it():
     fixed = {run(SUMS, fixed_environment(CLEAN | setting)) for setting in around}
     assert len(fixed) == 1 and fixed.pop().startswith("AVX2")
     assert run(SUMS, CLEAN | around[0]).split()[1:] != run(SUMS, fixed_environment(CLEAN)).split()[1:]
+
+
+def test_a_folder_has_one_owner_until_that_process_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(utils, "WAIT_S", 0.2)
+    folder = tmp_path / "run"
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout.readline() == "held\n"
+        said = f"output_dir {folder} is in use by process {first.pid} on {socket.gethostname()}"
+        with pytest.raises(InputError, match=said), utils.owned(folder, "output_dir"):
+            pass
+        first.kill()
+    assert {path.name for path in folder.iterdir()} == {*utils.OWNER_FILES}  # what a kill leaves
+    with utils.owned(folder, "output_dir"):
+        assert (folder / utils.OWNER).read_text().startswith(f"process {os.getpid()} on ")
+    assert folder.is_dir() and not list(folder.iterdir()), "the user's own folder stays"
+    with utils.owned(tmp_path / "new", "output_dir"):
+        pass
+    with utils.owned(tmp_path / "full", "output_dir"):
+        (tmp_path / "full" / "x").touch()
+    assert not (tmp_path / "new").exists() and [path.name for path in (tmp_path / "full").iterdir()] == ["x"]

@@ -2,61 +2,87 @@
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..model.inputs import MODALITIES
-from ..utils import InputError, write_json
+from ..utils import InputError, sha256_of_file, write_json
 from . import positive
 
+# Ours: a shorter part holds one or two audio tokens and frames. A file of five minutes has 3,000 windows then.
+SHORTEST_WINDOW_S = 0.1
 DEVICE = "cuda:0, cpu, ...; default: the first GPU, or the CPU where there is none"
 
 
 def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = """A video with audio, or an audio and an image joined by +, is predicted from audio alone, from
     visual alone and from both (av); `conflict` (0 to 1) says how far audio and visual disagree. What lasts longer than
-    a window also gets a curve over time."""
+    a window also gets a curve over time. Files after one that cannot be used are predicted all the same; the exit code
+    is 2 then."""
     add = parser.add_argument
     add("files", nargs="+", metavar="FILE", help="an image, an audio, a video, or AUDIO+IMAGE")
     add("--model", required=True, metavar="DIR_OR_NAME", help="a VAEmotionLLM, as stage 2 saved it")
-    add("--json", action="store_true", help="print one JSON object a file, in lines")
+    add("--json", action="store_true", help="print one JSON object a file, in lines; of a failure its `error`")
     add(
         "--plot",
         type=Path,
         metavar="FILE",
         help="draw the valence-arousal space, and curves over time: .png, .svg, .pdf",
     )
-    add("--window-s", type=float, default=5.0, help="windows of the curve, seconds; 0 for no curve")
+    add("--window-s", type=float, default=5.0, help="windows of the curve, seconds, from 0.1; 0 for no curve")
     add("--device", help=DEVICE)
 
 
-def run_predict(args: argparse.Namespace) -> None:
-    if args.window_s < 0:
-        raise InputError(f"--window-s is {args.window_s}; give seconds, or 0 for no curve.")
+def run_predict(args: argparse.Namespace) -> int:
+    if args.window_s != 0 and not SHORTEST_WINDOW_S <= args.window_s < math.inf:
+        raise InputError(f"--window-s is {args.window_s}; give seconds from {SHORTEST_WINDOW_S}, or 0 for no curve.")
     if args.plot and args.plot.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise InputError(f"--plot is {args.plot}; the name of a .png, .svg or .pdf file is needed.")
-    from ..evaluation.emotion import input_of, predict_files
+    from ..evaluation.emotion import FileInput, input_of, predict_files
+    from ..model.emotion_prediction import check_supervisor
     from ..model.loading import check_model_folder, load_model, load_processor
 
-    inputs = [input_of(word) for word in args.files]
-    if args.plot:
-        from ..evaluation.plots import require_matplotlib
+    inputs = [(word, _outcome(input_of, word)) for word in args.files]
+    model = processor = None
+    if any(isinstance(one, FileInput) for _, one in inputs):  # else no model is needed to say what is wrong
+        if args.plot:
+            from ..evaluation.plots import require_matplotlib
 
-        require_matplotlib()
-        args.plot.parent.mkdir(parents=True, exist_ok=True)
-    check_model_folder(args.model)
-    model, processor = load_model(args.model, args.device), load_processor(args.model)
+            require_matplotlib()
+            args.plot.parent.mkdir(parents=True, exist_ok=True)
+        check_model_folder(args.model)
+        model, processor = load_model(args.model, args.device), load_processor(args.model)
+        check_supervisor(model)
     predictions = []
-    for prediction in predict_files(model, processor, inputs, args.window_s or None):
-        predictions.append(prediction)
-        print(json.dumps(prediction.as_dict()) if args.json else _text(prediction.as_dict()), flush=True)
-    if args.plot:
+    for word, found in inputs:
+        if isinstance(found, FileInput):
+            found = _outcome(lambda one: next(predict_files(model, processor, [one], args.window_s or None)), found)
+        if isinstance(found, Exception):
+            print(f"vaemotionllm predict: error: {word}: {found}", file=sys.stderr, flush=True)
+            shown = json.dumps({"file": word, "error": str(found)}) if args.json else None
+        else:
+            predictions.append(found)
+            shown = json.dumps(found.as_dict()) if args.json else _text(found.as_dict())
+        if shown is not None:
+            print(shown, flush=True)
+    if args.plot and predictions:
         from ..evaluation.plots import draw_predictions
 
         draw_predictions(predictions).savefig(args.plot, bbox_inches="tight", dpi=150)
-    if not args.json and model.config.emotion_calibration is None:
+    if not args.json and predictions and model.config.emotion_calibration is None:
         print("No intervals: this model is not calibrated, see `vaemotionllm calibrate`.")
+    return 0 if len(predictions) == len(inputs) else 2
+
+
+def _outcome(function: Callable, argument: Any) -> Any:
+    """What a function returns, or the error of a file that cannot be used."""
+    try:
+        return function(argument)
+    except (InputError, OSError) as error:
+        return error
 
 
 def _text(prediction: dict) -> str:
@@ -104,11 +130,19 @@ def run_calibrate(args: argparse.Namespace) -> None:
     from ..data.manifest import read_manifest
     from ..evaluation.emotion import calibrate
     from ..model.loading import check_model_folder, load_model, load_processor
+    from ..train.checkpoint import stages_of
 
-    clips = read_manifest(args.manifest, args.split)
     if not args.model.is_dir():
         raise InputError(f"--model is {args.model}, which is no folder; its config.json is to be written.")
     check_model_folder(args.model)
+    clips = read_manifest(args.manifest, args.split)
+    manifest_sha256 = sha256_of_file(Path(args.manifest))
+    for settings in (stage["settings"] for stage in stages_of(args.model)):
+        if (settings.get("manifest_sha256"), settings.get("split")) == (manifest_sha256, args.split):
+            raise InputError(
+                f"--split is {args.split}, on which stage {settings['stage']} of {args.model} was trained: there the "
+                "model is surer than on new clips. Name a split of labelled clips that it was not trained on."
+            )
     model, processor = load_model(str(args.model), args.device), load_processor(str(args.model))
     found = calibrate(args.model, model, processor, clips, args.level, batch_size=args.batch_size, progress=True)
     before, after = ({modality: errors[i] for modality, errors in found["ece"].items()} for i in (0, 1))

@@ -6,7 +6,7 @@ import os
 import sys
 
 from .. import __version__
-from ..utils import InputError, RankError, bound_spinning
+from ..utils import InputError, RankError, Terminated, bound_spinning
 
 # Command -> (module in this folder, one line for --help). The module has a function that adds the command's arguments
 # and one that runs it, see `functions_of`.
@@ -88,6 +88,10 @@ def main(argv: list[str] | None = None) -> int:
     except USER_ERRORS as error:
         _report(args.command, error)
         return 2
+    except Terminated as stopped:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"vaemotionllm {args.command}: {stopped}", file=sys.stderr)
+        return 143  # as a shell says of a program that SIGTERM ended
     except KeyboardInterrupt:
         print(f"vaemotionllm {args.command}: interrupted.", file=sys.stderr)
         return 130  # as a shell says of a program that Ctrl-C ended

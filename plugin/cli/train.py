@@ -9,9 +9,10 @@ Under a launcher this module runs `train`, or `cache-teacher` where that is its 
 import argparse
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
-from ..utils import InputError, check_new, new_folder
+from ..utils import InputError, check_new, new_folder, owned
 from . import positive
 from .launched import end_rank, shown_log
 from .main import main
@@ -29,7 +30,8 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = """A run that was stopped resumes from its last complete checkpoint when the same command runs
-    again; a finished one is made longer by a larger max_steps or num_train_epochs."""
+    again; a finished one is made longer by a larger max_steps or num_train_epochs. SIGTERM ends a run with a
+    checkpoint and exit code 143."""
     _add_config(parser)
     parser.add_argument("--fields", action=_Fields, help="list the config fields of both stages and exit")
 
@@ -102,7 +104,8 @@ def run_cache_teacher(args: argparse.Namespace) -> None:
 
     config = build_config(Stage1Config, values)
     data, is_main = Stage1Data(config), config.process_index == 0
-    with shown_log(is_main):
+    fills = is_main and not args.estimate
+    with shown_log(is_main), owned(Path(config.teacher_cache), "teacher_cache") if fills else nullcontext():
         model, processor = load_model(config)
         sizes, responses = data.estimate_bytes(model), len(data.clips) * config.responses_per_clip
         if is_main:
@@ -112,7 +115,7 @@ def run_cache_teacher(args: argparse.Namespace) -> None:
                 print("WARNING: it may not fit. Lower responses_per_clip or max_response_tokens, or use another disk.")
         if not args.estimate:
             data.fill_teacher_cache(model, processor)
-    if is_main and not args.estimate:
+    if fills:
         used = sum(file.stat().st_size for file in Path(config.teacher_cache).iterdir() if file.is_file())
         print(f"{config.teacher_cache}: {responses} responses, {_size(used)}")
 

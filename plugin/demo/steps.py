@@ -6,7 +6,6 @@ where the caller says so. Only files that the steps themselves make are ever rem
 
 import contextlib
 import ctypes
-import fcntl
 import json
 import os
 import re
@@ -16,12 +15,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..utils import InputError, read_json, write_json
+from ..utils import OWNER_FILES, InputError, owned, read_json, write_json
 
 RUN_FILE = "run.json"  # what decides a run's results
 MARKERS = "steps"  # a JSON file a step: command, whether it is done, time and memory
@@ -91,13 +90,12 @@ def run(out: Path, steps: Sequence[Step], about: Mapping[str, Any], overwrite: b
     """
     about = json.loads(json.dumps({**about, "commands": {step.name: step.command for step in steps}}))
     file = out / RUN_FILE
-    if out.exists() and not file.is_file() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and not file.is_file() and (not out.is_dir() or {p.name for p in out.iterdir()} - {*OWNER_FILES}):
         raise InputError(
             f"--out {out} is or holds a file that this command did not write (there is no {RUN_FILE}); name a new or "
             "empty folder"
         )
-    out.mkdir(parents=True, exist_ok=True)
-    with _locked(out):
+    with owned(out, "--out"):
         before = read_json(file, "the arguments of a run") if file.is_file() else about
         # A run resumes only where all that decides its results is the same.
         odd = [name for name in about if name != "machine" and before.get(name) != about[name]]
@@ -224,19 +222,6 @@ def _end(process: subprocess.Popen) -> None:
             process.wait(timeout=10)
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-
-
-@contextlib.contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Hold a folder against another run; the kernel lets go when this process ends, however it ends."""
-    folder = os.open(out, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise InputError(f"another run works in {out}; wait for it, end it, or name another folder") from error
-    finally:
-        os.close(folder)
 
 
 def _remove(out: Path, names: Sequence[str]) -> None:

@@ -101,7 +101,9 @@ class VAEmotionLLM(lmms):
         """
         with stopping("parsing the questions"):
             wanted = [read_request(i, request, self.task_dict) for i, request in enumerate(requests)]
-        plan = batches(wanted, self.batch_size)
+            plan = batches(wanted, self.batch_size)
+            for batch in plan:
+                generation_arguments(batch[0].generation)  # before the first is answered
         encoded = self.pipeline.run(plan)
         started = time.monotonic()
         missing: list[str] = []

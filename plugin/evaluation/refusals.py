@@ -123,3 +123,24 @@ def refuse_without_audio(model: Any, task_dict: Mapping) -> None:
                 f"and its answers to {', '.join(with_audio)} would be scored as if it did. Name tasks without: "
                 f"--tasks {','.join(rest)}. If it does take audio, set {VARIABLE}=1."
             )
+
+
+def refuse_examples(model: Any, task_dict: Mapping, num_fewshot: int | None) -> None:
+    """Ends the evaluation with an InputError where the examples of --num_fewshot would not be in the questions.
+
+    lmms-eval puts them into a text that a task with media, or with messages of its own, does not give to a chat model;
+    the results would be labelled by them all the same. The tasks `artemo` have no examples for any model.
+    """
+    ours = any(config.model_type == "vaemotionllm" for config in configs_of(model))
+    without = [
+        name
+        for name, task in tasks_of(task_dict).items()
+        if name.startswith(f"{TASK_PREFIX}_")
+        or (ours and (callable(task.config.doc_to_messages) or task.config.doc_to_visual is not None))
+    ]
+    if num_fewshot and without:
+        with stopping("the check for examples"):
+            raise InputError(
+                f"--num_fewshot is {num_fewshot}, and questions of {', '.join(without)} are put without examples: "
+                "leave it out."
+            )

@@ -1,18 +1,31 @@
 """Requests of lmms-eval as conversations with named media, their order for batching and their generation arguments."""
 
+import difflib
 import functools
 import json
 import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from lmms_eval.utils import simple_parse_args_string
 from loguru import logger as eval_logger
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+    with_config,
+)
 from transformers import GenerationConfig
+from typing_extensions import TypedDict
 
 from ..model.media_sources import item_source, with_video_audio
 from ..utils import InputError
-from .refusals import TASK_PREFIX
+from .refusals import TASK_PREFIX, stopping
 
 KINDS = ("image", "video", "audio")
 
@@ -155,21 +168,55 @@ def batches(requests: Sequence[Request], batch_size: int) -> list[list[Request]]
     return sorted(found, key=lambda batch: min(ranks[request.clip] for request in batch))
 
 
+_Share = Annotated[float, Field(gt=0, le=1)]
+
+
+@with_config(allow_inf_nan=False)
+class _Checked(TypedDict, total=False):
+    """Arguments of `generate` whose values are checked before a question is answered."""
+
+    max_new_tokens: PositiveInt | None
+    min_new_tokens: NonNegativeInt | None
+    num_beams: PositiveInt | None
+    no_repeat_ngram_size: NonNegativeInt | None
+    top_k: int | None
+    temperature: NonNegativeFloat | None
+    top_p: _Share | None
+    typical_p: _Share | None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None
+    repetition_penalty: PositiveFloat | None
+    do_sample: bool | None
+    use_cache: bool | None
+
+
+_CHECK = TypeAdapter(_Checked)
+_KNOWN = GenerationConfig().to_dict().keys() - {"num_return_sequences"}
+_STOPS = ("until", "stop_sequences")
+
+
 def generation_arguments(given: Mapping[str, Any]) -> tuple[dict, list[str]]:
     """Arguments for `generate` and the strings at which an answer is cut, from a task's generation_kwargs.
 
     Where they do not say otherwise, decoding is greedy with at most 128 new tokens. What only other adapters know is
     left out with a warning, such as `image_aspect_ratio`, and `num_return_sequences` too: one answer is scored.
+
+    Raises:
+        InputError: a value that cannot be used.
     """
-    known = GenerationConfig().to_dict().keys() - {"num_return_sequences"}
-    _warn_of_left_out(tuple(sorted(given.keys() - known - {"until", "stop_sequences", "max_gen_toks"})))
-    arguments = {name: value for name, value in given.items() if name in known}
+    _warn_of_left_out(tuple(sorted(given.keys() - _KNOWN - {*_STOPS, "max_gen_toks"})))
+    arguments = {name: value for name, value in given.items() if name in _KNOWN}
     until: list[str] = []
-    for name in ("until", "stop_sequences"):
+    for name in _STOPS:
         given_stops = given.get(name) or []
         until += [given_stops] if isinstance(given_stops, str) else list(given_stops)
     limit = given.get("max_gen_toks")
     arguments.setdefault("max_new_tokens", 128 if limit is None else limit)
+    checked = {name: value for name, value in arguments.items() if name in _Checked.__annotations__}
+    try:
+        arguments |= _CHECK.validate_python(checked)
+    except ValidationError as error:
+        wrong = [f"{one['loc'][0]} is {one['input']!r}: {one['msg']}" for one in error.errors()]
+        raise InputError(f"generation_kwargs cannot be used: {'; '.join(wrong)}. See --gen_kwargs.") from None
     arguments["num_return_sequences"] = 1  # a checkpoint's own may say more
     temperature = arguments.pop("temperature", None) or 0.0
     if temperature > 0 or arguments.get("do_sample"):
@@ -178,6 +225,34 @@ def generation_arguments(given: Mapping[str, Any]) -> tuple[dict, list[str]]:
         # Named as None, or transformers warns that a greedy search has no use for the backbone's own values.
         arguments.update(do_sample=False, temperature=None, top_p=None, top_k=None)
     return arguments, until
+
+
+def check_arguments(model: Any, model_args: Any, tasks: Sequence[Any], gen_kwargs: Any) -> None:
+    """Ends lmms-eval's command where --model_args or --gen_kwargs cannot be used, for our model or our tasks.
+
+    Args:
+        model, model_args, tasks, gen_kwargs: as lmms-eval's `simple_evaluate` is given them.
+
+    Raises:
+        InputError: outside that command, which would print a stack trace and end with code 0.
+    """
+    ours = model == "vaemotionllm"
+    if not ours and not any(str(task).startswith(TASK_PREFIX) for task in tasks or ()):
+        return
+    with stopping("parsing the arguments"):
+        for flag, text in (("--model_args", model_args), ("--gen_kwargs", gen_kwargs)):
+            try:
+                given = simple_parse_args_string(text) if isinstance(text, str) else {}
+            except ValueError:
+                raise InputError(f"{flag} is {text!r}; write NAME=VALUE, several joined by commas.") from None
+        if not ours:  # others' adapters have names of their own
+            return
+        known = sorted(_KNOWN | {*_STOPS, "max_gen_toks"})
+        for name in given.keys() - known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else "give arguments of transformers' generate, or until."
+            raise InputError(f"--gen_kwargs has {name}, which {model} does not know: {hint}")
+        generation_arguments(given)
 
 
 @functools.cache

@@ -13,10 +13,10 @@ from typing import Any
 from ..model.checkpoint import Weights, weight_files
 from ..model.configuration_vaemotionllm import VAEmotionLLMConfig
 from ..model.loading import load_processor
-from ..train.checkpoint import versions
+from ..train.checkpoint import REPRODUCIBILITY, versions
 from ..utils import InputError, read_json, sha256_of_file, write_json
 
-REPRODUCIBILITY, CARD = "reproducibility.json", "README.md"
+CARD = "README.md"
 FORMAT = 1
 RECORDED = ("verification.json", "verification.safetensors")
 INDEX = "model.safetensors.index.json"

@@ -22,7 +22,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from .. import __version__
 from ..model.emotion_prediction import PROMPT
-from ..model.loading import check_model_folder, load_model, load_processor
+from ..model.loading import check_model_folder, device_of, load_model, load_processor
 from ..nano.clips import WorldConfig, sample_clip
 from ..nano.world import write_clip
 from ..utils import InputError, atomic_file, read_json, sha256_of_file, write_json
@@ -254,10 +254,7 @@ def verify(
     """
     if dtype not in (None, *TOLERANCES):
         raise InputError(f"--dtype is {dtype!r}; allowed are {', '.join(TOLERANCES)}.")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {device!r} cannot be used here ({str(error).splitlines()[0]}).") from error
+    device_of(device)  # before hashes are made
     check_model_folder(folder)
     run: dict[str, Any] = {}
     if (folder / REPRODUCIBILITY).is_file():

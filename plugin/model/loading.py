@@ -37,11 +37,28 @@ def check_model_folder(pretrained: str | Path) -> None:
         )
 
 
+def device_of(name: str | None) -> torch.device:
+    """The device of a name such as "cuda:0"; without a name the first GPU, or the CPU where there is none.
+
+    Raises:
+        InputError: this machine has no such device.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    allowed = ["cpu"]
+    if torch.accelerator.is_available():
+        kind = torch.accelerator.current_accelerator().type
+        allowed += [kind, *(f"{kind}:{i}" for i in range(torch.accelerator.device_count()))]
+    if name not in allowed:
+        raise InputError(f"the device {name!r} is not of this machine; allowed are {', '.join(allowed)}.")
+    return torch.device(name)
+
+
 def load_model(
     pretrained: str, device: str | None = None, dtype: str = "auto", attn_implementation: str | None = None
 ):
-    """The model in evaluation mode on its device; float32 on a CPU where `dtype` is "auto"."""
-    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    """The model in evaluation mode on its device, see `device_of`; float32 on a CPU where `dtype` is "auto"."""
+    target = device_of(device)
     kind = torch.float32 if dtype == "auto" and target.type == "cpu" else dtype
     try:
         model = VAEmotionLLMForConditionalGeneration.from_pretrained(

@@ -1,7 +1,7 @@
 """Files of a run: its checkpoints and which are complete, its settings and history, a model from a checkpoint.
 
 A checkpoint counts only when its last file, `complete.json`, is there and every file that it lists has its size: a
-process killed while it writes leaves none.
+process killed while it writes leaves none. A run resumes from the last of them whose content can be read.
 """
 
 import contextlib
@@ -12,29 +12,34 @@ import logging
 import os
 import re
 import shutil
+import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from .. import __version__
 from ..config_file import build_config, own_fields
 from ..data.manifest import LABEL_FIELDS, MEDIA_FIELDS, Clip
-from ..utils import InputError, read_json, reported_writing, sha256_of_json, write_json
+from ..utils import OWNER_FILES, InputError, read_json, reported_writing, sha256_of_json, write_json
 from .config import CONFIGS, StageConfig
 from .lora import ADAPTER, merge_lora, save_adapter
 from .model import freeze_all_but, keep_trained_in_float32, load_untrained, trained_parts
 
 logger = logging.getLogger(__name__)
 
+CHECKSUM = "crc32"
 COMPLETE = "complete.json"
 FINISHED = "finished.json"
 METRICS = "metrics.jsonl"
 QUALITY = "quality.json"
 RECORD = "training.json"
+REPRODUCIBILITY = "reproducibility.json"  # of a model that `vaemotionllm push` has uploaded
 RUN_CONFIG = "run.json"
 TRAINABLE = "trainable.safetensors"
 TRAINABLE_SHAPES = "trainable.json"
@@ -76,6 +81,52 @@ def last_complete(output_dir: Path) -> Path | None:
     return None
 
 
+def resume_step(output_dir: Path) -> int:
+    """The step of the last complete checkpoint that can be read, 0 without one. Only one rank may call it.
+
+    Those behind it that cannot are renamed: the run comes to their steps again.
+    """
+    for step, folder in reversed(checkpoints(output_dir).items()):
+        if not is_complete(folder):
+            continue
+        damage = damage_of(folder)
+        if damage is None:
+            return step
+        aside = folder.with_name(f"{folder.name}.damaged")
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+        logger.warning("%s cannot be read (%s); it is kept as %s, and skipped.", folder, damage, aside.name)
+    return 0
+
+
+def damage_of(folder: Path) -> str | None:
+    """What is wrong with the content of a checkpoint whose files have their sizes; None where all can be read."""
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        try:
+            if file.suffix == ".json":
+                json.loads(file.read_bytes())
+            elif file.suffix == ".safetensors":
+                with safe_open(file, "pt") as opened:
+                    written = (opened.metadata() or {}).get(CHECKSUM)
+                    if written not in (None, _checksum({name: opened.get_tensor(name) for name in opened.keys()})):
+                        return f"{file.name} holds other values than were written"
+            elif file.suffix in (".pt", ".pth", ".bin"):  # torch.save writes zip archives, with checksums
+                with zipfile.ZipFile(file) as archive:
+                    if broken := archive.testzip():
+                        return f"{file.name}: {broken} is broken"
+        except Exception as error:  # a damaged file makes its reader raise anything
+            return f"{file.name}: {error}"
+    return None
+
+
+def _checksum(tensors: dict[str, torch.Tensor]) -> str:
+    """CRC-32 of the values of tensors in the CPU's memory, as text."""
+    found = 0
+    for _, tensor in sorted(tensors.items()):
+        found = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy(), found)
+    return f"{found:08x}"
+
+
 def rotate(output_dir: Path, keep: int | None) -> None:
     """Delete all but the last `keep` complete checkpoints (None keeps all)."""
     if keep is None:
@@ -94,7 +145,7 @@ def save_trainable(model: torch.nn.Module, folder: Path) -> None:
     """Write the parameters that are trained, and no frozen one."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: p.detach().contiguous().cpu() for name, p in model.named_parameters() if p.requires_grad}
-    save_file(tensors, folder / TRAINABLE)
+    save_file(tensors, folder / TRAINABLE, metadata={CHECKSUM: _checksum(tensors)})
 
 
 def load_trainable(model: torch.nn.Module, folder: Path) -> None:
@@ -159,6 +210,8 @@ def check_shapes(folder: Path, found: list[list], wanted: list[list]) -> None:
 def inspect_output(output_dir: Path, settings: dict[str, Any], overwrite: bool) -> str:
     """What an output folder is to a run: "new", "overwrite", "resume" or "finished". Changes nothing.
 
+    A run that has taken no step yet, for one that failed at a setting, may resume with other settings.
+
     Args:
         output_dir: the folder of the run.
         settings: what decides the run's result; compared with what the folder was made with.
@@ -169,13 +222,16 @@ def inspect_output(output_dir: Path, settings: dict[str, Any], overwrite: bool) 
     """
     record = output_dir / RUN_CONFIG
     if not record.is_file():
-        if output_dir.is_dir() and any(output_dir.iterdir()):
+        if output_dir.is_dir() and {path.name for path in output_dir.iterdir()} - {*OWNER_FILES}:
             raise InputError(
                 f"output_dir {output_dir} holds files that are not of a training run. Take another folder."
             )
         return "new"
     if overwrite:
         return "overwrite"
+    finished = (output_dir / FINISHED).is_file()
+    if not (finished or checkpoints(output_dir) or complete_rows(output_dir / METRICS)):
+        return "resume"
     old, new = read_json(record, "a run's settings"), json.loads(json.dumps(settings))
     changed = [name for name in sorted(new.keys() | old.keys()) if new.get(name) != old.get(name)]
     for name in changed:
@@ -186,13 +242,13 @@ def inspect_output(output_dir: Path, settings: dict[str, Any], overwrite: bool) 
                 f"{', and it can only be raised' if name in RAISABLE else ''}. Take another output_dir, or "
                 "overwrite=true to start again."
             )
-    return "finished" if (output_dir / FINISHED).is_file() and not changed else "resume"
+    return "finished" if finished and not changed else "resume"
 
 
 def open_output(output_dir: Path, settings: dict[str, Any], state: str) -> None:
     """Make the folder ready for the run, by what `inspect_output` found. Only one rank may call it."""
     if state == "overwrite":
-        for path in output_dir.iterdir():
+        for path in (path for path in output_dir.iterdir() if path.name not in OWNER_FILES):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     for folder in checkpoints(output_dir).values():
         if not is_complete(folder):
@@ -266,7 +322,7 @@ def stages_of(folder: Path) -> list[dict[str, Any]]:
         return record["stages"]
     settings = _read(folder / RUN_CONFIG)
     if not settings:
-        return []
+        return _read(folder / REPRODUCIBILITY).get("stages", [])
     stage: dict[str, Any] = {"settings": settings, "settings_sha256": sha256_of_json(settings)}
     stage |= {name: record[name] for name in ("data", "versions") if name in record}
     if finished := _read(folder / FINISHED):
@@ -339,14 +395,16 @@ def save_model(model, processor, state_dict: dict[str, torch.Tensor], out: Path,
 
 
 def find_checkpoint(run: Path, step: int | None) -> Path:
-    """The complete checkpoint of a step, or the last complete one.
+    """The complete checkpoint of a step, or the last one that can be read.
 
     Raises:
         InputError: naming the steps that there are.
     """
     complete = {number: folder for number, folder in checkpoints(run).items() if is_complete(folder)}
-    wanted = max(complete, default=None) if step is None else step
-    if wanted not in complete:
-        steps = ", ".join(map(str, complete)) or "none"
-        raise InputError(f"{run} holds no complete checkpoint{f' of step {step}' if step else ''}; complete: {steps}.")
-    return complete[wanted]
+    for number in reversed(complete) if step is None else [step]:
+        if folder := complete.get(number):
+            if (damage := damage_of(folder)) is None:
+                return folder
+            logger.warning("%s cannot be read (%s) and is skipped.", folder, damage)
+    steps, wanted = ", ".join(map(str, complete)) or "none", "" if step is None else f" of step {step}"
+    raise InputError(f"{run} holds no complete checkpoint{wanted} that can be read; complete: {steps}.")

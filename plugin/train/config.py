@@ -7,13 +7,22 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from accelerate import PartialState
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments
 from transformers.hf_argparser import HfArg
+from transformers.integrations import get_available_reporting_integrations
+from transformers.optimization import get_scheduler
 
 from ..model.configuration_vaemotionllm import EMOTION_ADAPTER_FIELDS
 from ..model.inputs import MODALITIES
 from ..utils import InputError
 from .lora import LoraSettings
+
+# Fields of the library, which checks some of them when they are used, and some never.
+_ABOVE_0 = (
+    "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "logging_steps", "save_steps",
+    "ddp_timeout",
+)  # fmt: skip
+_AT_LEAST_0 = ("weight_decay", "max_grad_norm", "warmup_steps", "seed", "dataloader_num_workers")
 
 
 @dataclass
@@ -46,13 +55,13 @@ class StageConfig(TrainingArguments):
     )
     train_audio_projector: bool = HfArg(default=True, help="Train the audio projector.")
     train_audio_tower: bool = HfArg(default=False, help="Train the audio tower.")
-    audio_tower_lr: float | None = HfArg(default=None, help="Learning rate of the audio tower; None = learning_rate.")
+    audio_tower_lr: PositiveFloat | None = HfArg(default=None, help="Rate of the audio tower; None = learning_rate.")
     overwrite: bool = HfArg(default=False, help="Delete what an earlier run left in output_dir.")
 
     # Other defaults than the library's.
     logging_steps: float = HfArg(default=10, help="Log each N optimizer steps.")
     save_steps: float = HfArg(default=200, help="Save a checkpoint each N optimizer steps.")
-    save_total_limit: int | None = HfArg(default=2, help="Keep this many checkpoints.")
+    save_total_limit: PositiveInt | None = HfArg(default=2, help="Keep this many checkpoints.")
     lr_scheduler_type: str = HfArg(default="cosine", help="Schedule of the learning rate.")
     report_to: None | str | list[str] = HfArg(default="none", help="Where else to log: tensorboard, wandb, ...")
     remove_unused_columns: bool = HfArg(default=False, help="Always false: batches are not columns.")
@@ -75,14 +84,41 @@ class StageConfig(TrainingArguments):
                 f"file has them). Of a given model can be changed: {', '.join(self.fields_of_given_model) or 'none'}."
             )
         length = "num_train_epochs" if self.max_steps == -1 else "max_steps"
-        for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", length):
+        for name in (*_ABOVE_0, length):
             if not getattr(self, name) > 0:
                 raise InputError(f"config field `{name}` is {getattr(self, name)!r}; it must be above 0.")
+        for name in _AT_LEAST_0:
+            if not getattr(self, name) >= 0:
+                raise InputError(f"config field `{name}` is {getattr(self, name)!r}; it must be at least 0.")
+        for name in ("seed", "data_seed"):
+            if (getattr(self, name) or 0) >= 2**32:
+                raise InputError(f"config field `{name}` is {getattr(self, name)!r}; it must be below 2**32.")
         join_cpu_ranks(self)
         super().__post_init__()
+        self._check_library_fields()
         if self.n_gpu > 1:
             # One process trains on one GPU: the library would cut media and their placeholders apart (DataParallel).
             self._n_gpu = 1
+
+    def _check_library_fields(self) -> None:
+        """Make what the library would only make, and check, once a model is loaded and the run's folder is open."""
+        known = get_available_reporting_integrations()
+        if unknown := sorted({str(name) for name in self.report_to}.difference(known)):
+            raise InputError(
+                f"config field `report_to` names {', '.join(unknown)}; allowed are none, all, and what is installed: "
+                f"{', '.join(known) or 'nothing'}."
+            )
+        if self.eval_strategy != "no":
+            raise InputError(
+                f"config field `eval_strategy` is {self.eval_strategy.value!r}; it must be no: a trained model is "
+                "evaluated by lmms-eval and `vaemotionllm evaluate-emotion`."
+            )
+        if self.deepspeed:  # which makes its own
+            return
+        optimizer_class, arguments = Trainer.get_optimizer_cls_and_kwargs(self)
+        optimizer = optimizer_class([torch.nn.Parameter(torch.zeros(2, 2))], **arguments)
+        warmup, options = self.get_warmup_steps(1), self.lr_scheduler_kwargs
+        get_scheduler(self.lr_scheduler_type, optimizer, warmup, 1, scheduler_specific_kwargs=options)
 
 
 def _check_weights(name: str, weights: dict[str, float], allowed: tuple[str, ...]) -> None:
@@ -190,7 +226,7 @@ class Stage2Config(StageConfig):
         help="LoRA on the LLM: {rank, alpha, dropout, target_modules, projector (true: on the audio projector too)}; "
         "merged into the saved model, and alone in output_dir/adapter for PEFT.",
     )
-    lora_lr: float | None = HfArg(default=None, help="Learning rate of LoRA; None = learning_rate.")
+    lora_lr: PositiveFloat | None = HfArg(default=None, help="Learning rate of LoRA; None = learning_rate.")
     train_sampling_strategy: Literal["random"] = "random"  # the lengths of its clips are not known
 
     def __post_init__(self):

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from ..config_file import own_fields
-from ..utils import reported_writing, sha256_of_file, write_json
+from ..utils import InputError, Terminated, owned, reported_writing, sha256_of_file, write_json
 from . import checkpoint
 from .config import StageConfig
 from .data import Stage1Data, Stage2Data
-from .distributed import barrier, fill_sizes, unlink_shared_buffers
+from .distributed import barrier, fill_sizes, max_over_ranks, unlink_shared_buffers
 from .model import count, freeze_all_but, keep_trained_in_float32, load_model, trained_parts
-from .trainer import Stage1Trainer, Stage2Trainer, StageTrainer
+from .trainer import Stage1Trainer, Stage2Trainer, StageTrainer, StopAtSigterm
 
 logger = logging.getLogger(__name__)
 
@@ -60,12 +60,23 @@ def run(config: StageConfig) -> str:
         "trained", or "finished" where output_dir already holds this very run's result.
 
     Raises:
-        InputError: anything in config, manifest, media or output_dir that cannot be used.
+        InputError: anything in config, manifest, media or output_dir that cannot be used; another process runs in
+            output_dir.
+        Terminated: SIGTERM ended the training, with a checkpoint.
     """
     unlink_shared_buffers()
-    output_dir = Path(config.output_dir)
+    if config.fp16 and config.device.type == "cpu":
+        raise InputError("config field `fp16` is true; a CPU trains in float32 or bfloat16: set it to false.")
     data_class, _ = STAGES[config.stage]
     data = data_class(config)
+    if config.process_index > 0:
+        return _run(config, data)
+    with owned(Path(config.output_dir), "output_dir"):
+        return _run(config, data)
+
+
+def _run(config: StageConfig, data: Stage1Data | Stage2Data) -> str:
+    output_dir, step = Path(config.output_dir), 0
     settings = run_settings(config)
     state = checkpoint.inspect_output(output_dir, settings, config.overwrite)
     if state == "finished":
@@ -77,12 +88,21 @@ def run(config: StageConfig) -> str:
     if config.process_index == 0:
         checkpoint.open_output(output_dir, settings, state)
         checkpoint.write_record(output_dir, config, data.clips)
+        step = checkpoint.resume_step(output_dir)
     barrier()
+    (step,) = max_over_ranks((step,), config.device)
     trainer = make_trainer(config, model, processor, *data.batches(model, processor))
-    last = checkpoint.last_complete(output_dir)
+    last = str(output_dir / f"checkpoint-{step}") if step else None
     if last is not None:
         logger.info("Resuming from %s.", last)
-    trainer.train(resume_from_checkpoint=str(last) if last is not None else None)
+    with StopAtSigterm() as stop:
+        trainer.add_callback(stop)
+        trainer.train(resume_from_checkpoint=last)
+    if stop.stopped:
+        raise Terminated(
+            f"terminated after step {trainer.state.global_step}, with a checkpoint in {output_dir}; the same command "
+            "resumes from it."
+        )
     save(trainer, output_dir)
     return "trained"
 

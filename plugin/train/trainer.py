@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from ..data.samplers import ScheduledBatchSampler
 from ..model.inputs import MODALITIES
 from ..utils import ClipError, InputError, RankError, reported_writing, write_json, write_json_lines
 from . import checkpoint
-from .distributed import SameModules, barrier, save_engine, sum_over_ranks, zero3_coordinator
+from .distributed import SameModules, barrier, max_over_ranks, save_engine, sum_over_ranks, zero3_coordinator
 from .losses import cross_entropy, divergence, emotion_loss, gather_rows, share_of, total, valence_arousal_loss
 from .model import parameter_groups, set_modes
 from .teacher import states_of
@@ -88,6 +90,7 @@ class StageTrainer(Trainer):
             batch_sampler=self.batch_sampler,
             collate_fn=self.data_collator,
             num_workers=workers,
+            worker_init_fn=_ignore_sigterm,
             pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
             persistent_workers=workers > 0 and self.args.dataloader_persistent_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor if workers > 0 else None,
@@ -397,3 +400,36 @@ class MetricsFile(TrainerCallback):
         row = {"step": state.global_step, **logs, "wall_s": wall_s}
         with reported_writing(self.path), open(self.path, "a", encoding="utf-8") as out:
             out.write(json.dumps(row) + "\n")
+
+
+class StopAtSigterm(TrainerCallback):
+    """Ends training after the step in which SIGTERM came, with a checkpoint: what SLURM and spot machines send.
+
+    All ranks end after the same step, whichever of them the signal reached. The library's `enable_jit_checkpoint` lets
+    each rank decide alone. As a context manager it takes the signal while its body runs, in the main thread.
+    """
+
+    def __init__(self):
+        self.received = self.stopped = False
+
+    def __enter__(self):
+        self.handles = threading.current_thread() is threading.main_thread()
+        if self.handles:
+            self.before = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def __exit__(self, *error):
+        if self.handles:
+            signal.signal(signal.SIGTERM, self.before)
+
+    def _note(self, number, frame):
+        self.received = True
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if any(max_over_ranks((int(self.received),), args.device)):
+            self.stopped = control.should_log = control.should_save = control.should_training_stop = True
+
+
+def _ignore_sigterm(worker: int) -> None:
+    """In a worker of the data loader: a signal to the whole job is the trainer's to handle, which still needs it."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,6 +1,5 @@
 """The runner of steps: what is done is not repeated, what fails says so, nothing foreign is touched."""
 
-import fcntl
 import os
 import shlex
 import signal
@@ -12,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from vaemotionllm import utils
 from vaemotionllm.demo.steps import Step, StepFailed, last_lines, marker_of, run
 from vaemotionllm.utils import InputError
 
@@ -192,14 +192,18 @@ def test_nothing_outside_the_folder_can_be_removed(out, tmp_path):
     assert treasure.is_dir() and not (out / "a.txt").is_symlink()
 
 
-def test_two_runs_do_not_share_a_folder(out):
+def test_two_runs_do_not_share_a_folder(out, monkeypatch):
+    monkeypatch.setattr(utils, "WAIT_S", 0.1)
+    with utils.owned(out, "--out"):
+        with pytest.raises(InputError, match=f"is in use by process {os.getpid()} on "):
+            runner(out, [step(out, "a")])
     runner(out, [step(out, "a")])
-    folder = os.open(out, os.O_RDONLY)
-    fcntl.flock(folder, fcntl.LOCK_EX)
-    with pytest.raises(InputError, match="another run works in"):
-        runner(out, [step(out, "a")])
-    os.close(folder)
+    for name in utils.OWNER_FILES:  # of a run that was killed
+        (out / name).touch()
     assert "is finished" in runner(out, [step(out, "a")])
+    (out / "run.json").unlink()
+    with pytest.raises(InputError, match="did not write"):
+        runner(out, [step(out, "a")])
 
 
 def test_last_lines_show_the_last_state_of_a_bar(tmp_path):

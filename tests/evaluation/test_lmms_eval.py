@@ -1,9 +1,11 @@
 """The lmms-eval model and tasks, from files to the table: real runs with a tiny random model."""
 
+import contextlib
 import json
 import shutil
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import benchmark_files
 import numpy as np
@@ -12,6 +14,7 @@ import speaking_model
 from lmms_runs import GREEDY, answers, documents_of, instances, lmms_eval
 from loguru import logger as eval_logger
 from PIL import Image
+from transformers import AutoConfig
 
 from vaemotionllm import InputError
 from vaemotionllm.cli.main import main
@@ -270,6 +273,56 @@ def test_generation_arguments_and_stop_strings():
     arguments, until = generation_arguments({"temperature": 0.7})
     assert arguments == {"max_new_tokens": 128, "do_sample": True, "temperature": 0.7, **one} and until == []
     assert generation_arguments({"until": "x", "stop_sequences": ["y", "z"]})[1] == ["x", "y", "z"]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [{"max_new_tokens": "many"}, {"max_new_tokens": 0}, {"max_new_tokens": float("inf")}, {"temperature": "hot"},
+     {"temperature": float("nan")}, {"temperature": -1}, {"top_p": 2}, {"num_beams": 0}, {"do_sample": "perhaps"},
+     {"max_gen_toks": -1}],
+)  # fmt: skip
+def test_generation_arguments_that_cannot_be_used_are_named_before_a_question_is_answered(
+    model_folder, documents, value, monkeypatch
+):
+    model = VAEmotionLLM(pretrained=str(model_folder), device="cpu")
+    model.task_dict = documents
+    monkeypatch.setattr(model, "_answer", lambda *of: pytest.fail("a question was answered"))
+    kept = {} if "max_gen_toks" in value else GREEDY
+    bad = instances(documents, {**kept, **value}, ids=[1])
+    with pytest.raises(InputError, match=f"generation_kwargs.*{next(iter(value)).replace('gen_toks', 'new_tokens')}"):
+        model.generate_until(instances(documents, ids=[0]) + bad)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(("--gen_kwargs", "max_new_tokens"), "--gen_kwargs is 'max_new_tokens'; write NAME=VALUE"),
+     (("--gen_kwargs", "max_new_tokens=many"), "max_new_tokens is 'many'"),
+     (("--num_fewshot", "2"), "--num_fewshot is 2, and questions of artemo_content_visual")],
+)  # fmt: skip
+def test_arguments_of_the_command_that_cannot_be_used_end_it_with_code_2(model_folder, folder, tmp_path, words, said):
+    done = lmms_eval(
+        "--model", "vaemotionllm", "--model_args", f"pretrained={model_folder},device=cpu",
+        "--tasks", "artemo_content_visual", *words, cwd=tmp_path, dataset=folder,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("lmms-eval: error: ") and said in last
+
+
+def test_examples_are_refused_where_they_would_not_be_in_the_question(model_folder):
+    def task(**config):
+        return SimpleNamespace(config=SimpleNamespace(**{"doc_to_messages": None, "doc_to_visual": None} | config))
+
+    ours = SimpleNamespace(config=AutoConfig.from_pretrained(model_folder))
+    text, visual = {"gsm8k": task()}, {"mmmu": task(doc_to_visual=print)}
+    for model, tasks, refused in (
+        (ours, text, False), (ours, visual, True), (SimpleNamespace(), visual, False),
+        (SimpleNamespace(), {"artemo_emotion_av": task(doc_to_messages=print)}, True),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match="--num_fewshot is 1") if refused else contextlib.nullcontext():
+            refusals.refuse_examples(model, {"group": tasks}, 1)
+        refusals.refuse_examples(model, tasks, None)
+        refusals.refuse_examples(model, tasks, 0)
 
 
 def test_generation_kwargs_of_other_adapters_are_left_out_and_said(model_folder, documents, alone):

@@ -102,10 +102,14 @@ def test_the_patch_wraps_once_and_warns_where_it_does_not_fit(monkeypatch):
     asked = []
     module = types.ModuleType("lmms_eval.evaluator")
     module.evaluate = lambda lm, task_dict, limit=None: (lm, limit)
+    module.simple_evaluate = lambda model, model_args=None, tasks=None, gen_kwargs=None: gen_kwargs
     monkeypatch.setitem(sys.modules, "lmms_eval.evaluator", module)
     monkeypatch.setattr(refusals, "refuse_without_audio", lambda lm, task_dict: asked.append((lm, task_dict)))
     assert lmms_eval_hearing.apply() and lmms_eval_hearing.apply()
     assert module.evaluate("model", task_dict={}, limit=3) == ("model", 3) and asked == [("model", {})]
+    with pytest.raises(InputError, match="max_tokens.*did you mean max_new_tokens"):
+        module.simple_evaluate("vaemotionllm", gen_kwargs="max_tokens=3")
+    assert module.simple_evaluate("qwen2_5_vl", gen_kwargs="max_tokens=3") == "max_tokens=3"
     module.evaluate = lambda model, tasks: None
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -348,7 +348,7 @@ def test_what_is_not_a_number_counts_as_a_difference():
     ("words", "message"),
     [
         (["--dtype", "int4"], "--dtype is 'int4'; allowed are float32, float16, bfloat16"),
-        (["--device", "abacus"], "--device 'abacus' cannot be used here"),
+        (["--device", "abacus"], "the device 'abacus' is not of this machine; allowed are cpu"),
         (["--revision", "v1"], "--revision is of models on the Hub"),
     ],
 )

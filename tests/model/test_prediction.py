@@ -1,6 +1,7 @@
 """`predict_emotion`, calibration, and the commands `predict` and `calibrate`, on real files."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +18,7 @@ from vaemotionllm.data.manifest import Clip, read_manifest
 from vaemotionllm.evaluation import emotion
 from vaemotionllm.model.emotion_prediction import PROMPT, EmotionPrediction, ModalityEmotion, conflict_of
 from vaemotionllm.model.inputs import MODALITIES
+from vaemotionllm.train import checkpoint
 
 LABELS = ["calm", "fear", "joy", "sadness"]
 
@@ -204,6 +206,31 @@ def test_calibrate_writes_what_predict_uses(folder, files, tmp_path, capsys):
     assert calibrated.config.emotion_calibration is None
 
 
+def test_calibrate_refuses_clips_that_were_trained_on(folder, tmp_path, capsys):
+    from training import stage2_values, train
+
+    manifest = write_world(tmp_path / "world", clips=4)
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    other, more = (manifest.with_name(name) for name in ("other.jsonl", "more.jsonl"))
+    other.write_text("".join(json.dumps(row) + "\n" for row in rows[:3]))
+    more.write_text("".join(json.dumps(row | {"split": "validation"}) + "\n" for row in rows))
+    run = tmp_path / "run"
+    train(stage2_values(folder, manifest, run, max_steps=1, lora=None))
+    for start, named in ((run, run), (run, tmp_path / "longer"), (None, tmp_path / "fetched")):
+        if start is None:  # as `push` leaves it, without the run's files
+            shutil.copytree(run, named, ignore=shutil.ignore_patterns("run.json", "training.json", "checkpoint-*"))
+            (named / "reproducibility.json").write_text(json.dumps({"stages": checkpoint.stages_of(run)}))
+        elif named != run:  # a stage before the last
+            train(stage2_values(start, other, named, max_steps=1, lora=None))
+        words = ["calibrate", "--model", str(named), "--manifest", str(manifest), "--split"]
+        assert main([*words, "train"]) == 2
+        assert f"--split is train, on which stage 2 of {named} was trained" in capsys.readouterr().err
+    # Another split, and another manifest, go as far as before.
+    for words in (("--manifest", str(other), "--split", "train"), ("--manifest", str(more))):
+        assert main(["calibrate", "--model", str(run), *words]) == 2
+        assert "no modality has 30 clips" in capsys.readouterr().err
+
+
 def test_an_emotion_that_the_model_does_not_know_is_no_label_and_is_reported(tmp_path, caplog):
     manifest = write_world(tmp_path / "world", clips=3)
     clips = [replace(clip, emotion=emotion) for clip, emotion in zip(
@@ -265,6 +292,11 @@ def test_a_film_whose_sound_ends_early_has_a_curve_of_what_is_there(folder, tmp_
         (["{files}/sound.wav+gone.png"], "there is no file 'gone.png'"),
         (["{files}/text.dat"], "neither an image nor an audio"),
         (["{files}/sound.wav", "--window-s", "-1"], "--window-s is -1"),
+        (["{files}/sound.wav", "--window-s", "0.0001"], "--window-s is 0.0001; give seconds from 0.1, or 0"),
+        (["{files}/sound.wav", "--window-s", "nan"], "--window-s is nan"),
+        (["{files}/sound.wav", "--window-s", "inf"], "--window-s is inf"),
+        (["{files}/sound.wav", "--device", "abacus"], "the device 'abacus' is not of this machine; allowed are cpu"),
+        (["{files}/sound.wav", "--device", "cuda:99"], "the device 'cuda:99' is not of this machine"),
         (["{files}/sound.wav", "--plot", "x.txt"], "--plot"),
     ],
 )
@@ -272,6 +304,27 @@ def test_predict_says_what_it_cannot_read(folder, files, capsys, words, message)
     (files / "text.dat").write_text("no picture")
     assert main(["predict", "--model", str(folder), *(word.format(files=files) for word in words)]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_each_file_has_its_own_outcome(folder, files, tmp_path, capsys):
+    """One that is missing, one that is cut off and one that is too long stop none of those after them."""
+    write_wav(tmp_path / "long.wav", 301, 8000)
+    cut = tmp_path / "cut.wav"
+    cut.write_bytes((files / "sound.wav").read_bytes()[:600])
+    bad = [str(tmp_path / "gone.wav"), str(cut), str(tmp_path / "long.wav")]
+    words = ["predict", "--model", str(folder), bad[0], f"{files}/picture.png", *bad[1:], f"{files}/sound.wav"]
+    plot = tmp_path / "plot.png"
+    assert main([*words, "--json", "--plot", str(plot)]) == 2
+    done = capsys.readouterr()
+    rows = [json.loads(line) for line in done.out.splitlines()]
+    assert [row["file"] for row in rows] == words[3:] and [row["file"] for row in rows if "error" in row] == bad
+    assert "301" in rows[3]["error"] and rows[4]["audio"]["label"] in LABELS and plot.is_file()
+    errors = [line for line in done.err.splitlines() if line.startswith("vaemotionllm predict: error: ")]
+    assert len(errors) == 3 and all(name in line for name, line in zip(bad, errors))
+    assert main(words) == 2
+    done = capsys.readouterr()
+    assert "picture.png\n" in done.out and "sound.wav\n" in done.out and "long.wav" not in done.out
+    assert all(name in done.err for name in bad)
 
 
 def test_a_title_names_each_file_once(files):

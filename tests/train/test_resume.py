@@ -1,8 +1,10 @@
 """A killed run goes on as if it had not been killed."""
 
 import json
+import os
 import resource
 import shutil
+import signal
 import time
 
 import fork_server
@@ -20,7 +22,8 @@ from training import (
     write_config,
 )
 
-from vaemotionllm import InputError
+from vaemotionllm import InputError, utils
+from vaemotionllm.cli.main import main
 from vaemotionllm.train import checkpoint
 from vaemotionllm.utils import RankError
 
@@ -30,28 +33,48 @@ def setup(tmp_path_factory):
     return make_setup(tmp_path_factory.mktemp("setup"))
 
 
-def kill_when(values, config, condition, timeout_s=fork_server.HANG_S):
-    """Starts the command and sends SIGKILL as soon as `condition()` holds."""
-    process = fork_server.start([*TRAIN, "--config", write_config(config, values)], process_environment())
+def kill_when(values, config, condition, timeout_s=fork_server.HANG_S, sent=signal.SIGKILL):
+    """Starts the command and sends a signal as soon as `condition()` holds. Returns the process, and its stderr."""
+    stderr = config.with_suffix(".err")
+    words = [*TRAIN, "--config", write_config(config, values)]
+    process = fork_server.start(words, process_environment(), stderr=stderr)
     deadline = time.monotonic() + timeout_s
     try:
         while not condition():
             assert process.exitcode is None, "the run ended before it could be killed"
             assert time.monotonic() < deadline
             time.sleep(0.002)
+        if sent == signal.SIGTERM:
+            os.kill(process.pid, signal.SIGSTOP)  # in the middle of a step, for as long as the second run takes
+            with pytest.raises(InputError, match=f"{values['output_dir']} is in use by process {process.pid} on "):
+                train(values)
+            os.kill(process.pid, sent)
+            os.kill(process.pid, signal.SIGCONT)
+            process.join(timeout_s)
     finally:
         process.kill()
         process.join()
+    return process, stderr.read_text()
 
 
-@pytest.mark.parametrize("values_of", [stage1_values, stage2_values])
-def test_a_killed_run_goes_on_with_the_same_losses(setup, tmp_path, values_of):
+@pytest.mark.parametrize(
+    ("values_of", "sent"), [(stage1_values, signal.SIGKILL), (stage2_values, signal.SIGTERM)]
+)  # fmt: skip
+def test_a_killed_run_goes_on_with_the_same_losses(setup, tmp_path, values_of, sent, monkeypatch):
+    monkeypatch.setattr(utils, "WAIT_S", 0.0)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     options = dict(max_steps=40, save_steps=5)
     train(values_of(*setup, whole, **options))
     # Somewhere after step 12: beyond checkpoint 10, in the third epoch and in the middle of it.
-    kill_when(values_of(*setup, broken, **options), tmp_path / "c.yaml", lambda: len(losses_of(broken)) >= 12)
+    values = values_of(*setup, broken, **options)
+    process, said = kill_when(values, tmp_path / "c.yaml", lambda: len(losses_of(broken)) >= 12, sent=sent)
     assert not (broken / "finished.json").exists()
+    if sent == signal.SIGTERM:
+        assert process.exitcode == 143
+        last = losses_of(broken)[-1]["step"]
+        assert f"vaemotionllm train: terminated after step {last}, " in said and last < 40
+        assert checkpoint.last_complete(broken) == broken / f"checkpoint-{last}"
+    monkeypatch.undo()
     assert train(values_of(*setup, broken, **options)) == "trained"
     assert [row["step"] for row in losses_of(broken)] == list(range(1, 41))
     for one, two in zip(losses_of(whole), losses_of(broken), strict=True):
@@ -85,19 +108,50 @@ def test_responses_are_not_generated_twice(setup, tmp_path):
     assert not (run / "responses.parts").exists()
 
 
-def test_a_half_written_checkpoint_is_passed_over(setup, tmp_path):
+def test_a_checkpoint_that_is_half_written_or_damaged_is_passed_over(setup, tmp_path, caplog, capsys):
     run = tmp_path / "run"
-    values = stage1_values(*setup, run, max_steps=6, save_steps=2, save_total_limit=None)
+    values = stage1_values(*setup, run, max_steps=8, save_steps=2, save_total_limit=None)
     train(values)
     expected = losses_of(run)
     for name in ("finished.json", "model.safetensors", "config.json"):
         (run / name).unlink()
-    (run / "checkpoint-6" / "complete.json").unlink()  # killed before the last file
-    with open(run / "checkpoint-4" / "optimizer.pt", "r+b") as file:  # a disk that lost the end of a file
+    (run / "checkpoint-8" / "complete.json").unlink()  # killed before the last file
+    with open(run / "checkpoint-6" / "optimizer.pt", "r+b") as file:  # a disk that lost the end of a file
         file.truncate(100)
-    assert checkpoint.last_complete(run) == run / "checkpoint-2"
-    assert train(values) == "trained"
+    assert checkpoint.last_complete(run) == run / "checkpoint-4"
+    overwrite(run / "checkpoint-4" / "trainable.safetensors", share=0.5, count=8)
+    exported = tmp_path / "exported"
+    assert main(["export", str(run), "--out", str(exported)]) == 0
+    assert str(run / "checkpoint-2") in capsys.readouterr().out
+    assert main(["export", str(run), "--out", str(tmp_path / "no"), "--checkpoint", "4"]) == 2
+    with caplog.at_level("WARNING"):
+        assert train(values) == "trained"
+    assert any(str(run / "checkpoint-4") in text and "trainable.safetensors" in text for text in caplog.messages)
     assert losses_of(run) == expected
+    assert sorted(checkpoint.checkpoints(run)) == [2, 4, 6, 8] and (run / "checkpoint-4.damaged").is_dir()
+
+
+def overwrite(file, share=0.0, count=None):
+    """Puts other bytes into a file, whose size stays."""
+    data = bytearray(file.read_bytes())
+    begin, count = int(share * len(data)), len(data) if count is None else count
+    data[begin : begin + count] = bytes(255 - byte for byte in data[begin : begin + count])
+    file.write_bytes(data)
+
+
+def test_damage_is_found_in_each_file_that_resuming_reads(setup, tmp_path):
+    run = tmp_path / "run"
+    train(stage1_values(*setup, run, max_steps=1, save_steps=1))
+    folder = run / "checkpoint-1"
+    assert checkpoint.damage_of(folder) is None and checkpoint.resume_step(run) == 1
+    read = ("trainable.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
+    for name in read:
+        whole = (folder / name).read_bytes()
+        for share, count in ((0, None), (0.5, 256)):
+            overwrite(folder / name, share, count)
+            assert checkpoint.is_complete(folder) and name in checkpoint.damage_of(folder)
+            (folder / name).write_bytes(whole)
+    assert checkpoint.damage_of(folder) is None
 
 
 def test_old_checkpoints_go_only_when_the_new_one_is_whole(tmp_path):

@@ -188,6 +188,24 @@ def test_config_values_are_read_by_their_type(tmp_path):
         ({"vlm": "x"}, ["either `model`", "vlm='x'"]),
         ({"train_audio_tower": False, "train_audio_projector": False}, ["nothing to train"]),
         ({"lr_scheduler_type": "cosin"}, ["cosin"]),
+        ({"learning_rate": "nan"}, ["learning_rate", "nan", "finite"]),
+        ({"learning_rate": float("inf")}, ["learning_rate", "inf", "finite"]),
+        ({"max_steps": "1e400"}, ["max_steps", "1e400", "valid integer"]),
+        ({"max_steps": 10**400}, ["max_steps", "2**63"]),
+        ({"num_train_epochs": float("inf"), "max_steps": -1}, ["num_train_epochs", "finite"]),
+        ({"student_modalities": {"audio": float("inf")}}, ["student_modalities", "finite"]),
+        ({"report_to": "nosuch"}, ["report_to", "nosuch", "none, all", "tensorboard"]),
+        ({"report_to": ["tensorboard", "nosuch"]}, ["report_to", "names nosuch;"]),
+        ({"weight_decay": -1}, ["weight_decay", "at least 0"]),
+        ({"max_grad_norm": float("nan")}, ["max_grad_norm", "finite"]),
+        ({"adam_beta1": 2}, ["beta"]),
+        ({"audio_tower_lr": -1}, ["audio_tower_lr", "greater than 0"]),
+        ({"seed": -1}, ["seed", "at least 0"]),
+        ({"save_steps": 0}, ["save_steps", "above 0"]),
+        ({"save_total_limit": -1}, ["save_total_limit", "greater than 0"]),
+        ({"dataloader_num_workers": -1}, ["dataloader_num_workers", "at least 0"]),
+        ({"lr_scheduler_kwargs": {"a": 1}}, ["unexpected keyword argument 'a'"]),
+        ({"eval_strategy": "steps"}, ["eval_strategy", "steps"]),
     ],
 )
 def test_bad_config_values_are_named(tmp_path, change, words):
@@ -329,6 +347,17 @@ def test_arguments_that_are_none_are_refused(capsys, words):
     with pytest.raises(SystemExit) as error:
         main(words)
     assert error.value.code == 2 and ": error: " in capsys.readouterr().err
+
+
+def test_a_run_that_failed_before_its_first_step_takes_corrected_settings(setup, tmp_path, monkeypatch):
+    values = stage1_values(*setup, tmp_path / "run", max_steps=1)
+    with monkeypatch.context() as patch:
+        patch.setattr("vaemotionllm.train.run.make_trainer", lambda *of: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(values | {"learning_rate": 1.0})
+    assert train(values) == "trained"
+    with pytest.raises(InputError, match="holds a run with learning_rate"):
+        train(values | {"learning_rate": 1.0})
 
 
 @pytest.mark.parametrize("change", [{"max_steps": 0}, {"max_steps": -1, "num_train_epochs": 0}])
