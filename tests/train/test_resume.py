@@ -86,6 +86,40 @@ def test_a_killed_run_goes_on_with_the_same_losses(setup, tmp_path, values_of, s
         torch.testing.assert_close(first[name], second[name], atol=1e-6, rtol=1e-5)
 
 
+# In step 3 the second rank and its worker get the signal, as SLURM sends it.
+RANK = """
+import multiprocessing, os, subprocess, sys
+import psutil
+from vaemotionllm.cli.launched import end_rank
+from vaemotionllm.cli.main import main
+from vaemotionllm.train.trainer import StageTrainer
+
+multiprocessing.set_start_method("fork", force=True)  # Linux's own, which the server of these forks has changed
+whole = StageTrainer.compute_loss
+
+def compute_loss(self, *args, **kwargs):
+    if os.environ["RANK"] == "1" and self.state.global_step == 2:
+        whom = [*psutil.Process().children(), psutil.Process()]
+        subprocess.run(["kill", "-TERM", *(str(process.pid) for process in whom)], check=True)
+    return whole(self, *args, **kwargs)
+
+StageTrainer.compute_loss = compute_loss
+end_rank(main(["train", "--config", sys.argv[1]]))
+"""
+
+
+def test_all_ranks_end_after_the_step_in_which_one_is_terminated(setup, tmp_path):
+    run = tmp_path / "run"
+    options = dict(max_steps=5, save_steps=100, dataloader_num_workers=1, cache_media=False)
+    words = ["-c", RANK, write_config(tmp_path / "c.yaml", stage2_values(*setup, run, **options))]
+    done = fork_server.run_ranks(words, process_environment())
+    assert done.returncode == 143, done.stderr
+    assert done.stderr.count("vaemotionllm train: terminated after step 3, ") == 1
+    assert list(checkpoint.checkpoints(run)) == [3] and checkpoint.resume_step(run) == 3
+    assert not [name for name in utils.OWNER_FILES if (run / name).exists()]
+    assert [row["step"] for row in losses_of(run)] == [1, 2, 3]
+
+
 def test_responses_are_not_generated_twice(setup, tmp_path):
     run = tmp_path / "run"
     values = stage1_values(*setup, run, generation_batch_size=2, responses_per_clip=8, max_steps=2)
