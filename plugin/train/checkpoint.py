@@ -401,10 +401,10 @@ def find_checkpoint(run: Path, step: int | None) -> Path:
         InputError: naming the steps that there are.
     """
     complete = {number: folder for number, folder in checkpoints(run).items() if is_complete(folder)}
-    for number in reversed(complete) if step is None else [step]:
-        if folder := complete.get(number):
+    for number in [*reversed(complete)] if step is None else [step]:
+        if folder := complete.pop(number, None):
             if (damage := damage_of(folder)) is None:
                 return folder
             logger.warning("%s cannot be read (%s) and is skipped.", folder, damage)
     steps, wanted = ", ".join(map(str, complete)) or "none", "" if step is None else f" of step {step}"
-    raise InputError(f"{run} holds no complete checkpoint{wanted} that can be read; complete: {steps}.")
+    raise InputError(f"{run} holds no complete checkpoint{wanted}; complete: {steps}.")

@@ -21,7 +21,7 @@ from training import (
     write_config,
 )
 
-from vaemotionllm import InputError, VAEmotionLLMForConditionalGeneration, VAEmotionLLMProcessor
+from vaemotionllm import InputError, VAEmotionLLMForConditionalGeneration, VAEmotionLLMProcessor, utils
 from vaemotionllm.cli.main import main
 from vaemotionllm.config_file import build_config
 from vaemotionllm.data.samplers import SampleKey
@@ -336,6 +336,15 @@ def test_the_command_tells_the_size_before_it_works(setup, tmp_path, capsys):
     assert not (tmp_path / "cache").exists()
     assert main(["cache-teacher", "--config", str(config), "teacher_cache=null"]) == 2
     assert "`teacher_cache` is missing" in capsys.readouterr().err
+
+
+def test_a_cache_is_filled_by_one_process_at_a_time(setup, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(utils, "WAIT_S", 0.0)
+    config = str(write_config(tmp_path / "c.yaml", cache_values(setup, tmp_path)))
+    with utils.owned(tmp_path / "cache", "teacher_cache"):
+        assert main(["cache-teacher", "--config", config]) == 2
+    assert f"teacher_cache {tmp_path / 'cache'} is in use by process {os.getpid()} on " in capsys.readouterr().err
+    assert not (tmp_path / "cache").exists()
 
 
 def test_two_ranks_fill_one_cache(setup, tmp_path, filled):
