@@ -1,6 +1,7 @@
 """Model and processor of a saved VAEmotionLLM for commands, with errors that name the folder."""
 
 import json
+import re
 from pathlib import Path
 
 import torch
@@ -49,7 +50,7 @@ def device_of(name: str | None) -> torch.device:
     if torch.accelerator.is_available():
         kind = torch.accelerator.current_accelerator().type
         allowed += [kind, *(f"{kind}:{i}" for i in range(torch.accelerator.device_count()))]
-    if name not in allowed:
+    if name not in allowed and not re.fullmatch(r"cpu:\d+", name):  # as accelerate numbers the ranks of a CPU
         raise InputError(f"the device {name!r} is not of this machine; allowed are {', '.join(allowed)}.")
     return torch.device(name)
 
