@@ -19,7 +19,8 @@ import torchaudio
 from torch import nn
 from torch.nn import functional as F
 
-from vaemotionllm.model.media import load_audio, load_image, load_video
+from vaemotionllm.model.media import load_audio, load_video
+from vaemotionllm.model.media_images import load_image
 from vaemotionllm.nano.clips import CONTENTS, EMOTIONS, WorldConfig
 from vaemotionllm.nano.world import build_world
 

@@ -28,7 +28,8 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from ..data.manifest import MEDIA_FIELDS, Clip, Media, read_manifest
-from ..model.media import load_audio, load_image, load_video, open_av
+from ..model.media import Tracks, end_of_track_s, iter_frames, load_audio, load_video, open_av, tracks_of
+from ..model.media_images import load_image
 from ..utils import InputError, atomic_file, check_new, read_json, sha256_of_file
 from .questions import BuildConfig, Positions, Question, make_questions
 from .schema import FORMAT, INFO_FILE, MEDIA, WORKERS, sha256_of_medium, suffix_of
@@ -171,11 +172,11 @@ def audio_of(clip: Clip) -> tuple[bytes, str]:
     """
     assert clip.audio is not None
     name = f"clip {clip.id!r}, audio"
-    rate_hz, whole, alone = _track(clip.audio, "audio", clip, name)
-    part = {} if whole else {"start_s": clip.start_s, "end_s": clip.end_s}
+    tracks, whole = _track(clip.audio, "audio", clip, name)
+    rate_hz, part = tracks.rate_hz, {} if whole else {"start_s": clip.start_s, "end_s": clip.end_s}
     # Decoded in any case: what cannot be decoded must not be published.
     waveform = load_audio(clip.audio, sampling_rate=rate_hz, name=name, **part)
-    if whole and alone:
+    if whole and tracks.alone:
         return _bytes_and_suffix(clip.audio)
     buffer = io.BytesIO()
     soundfile.write(buffer, np.clip(waveform, -1, 1), rate_hz, format="FLAC", subtype="PCM_16")
@@ -193,12 +194,14 @@ def visual_of(clip: Clip) -> tuple[bytes, str]:
         load_image(clip.image, name=name)
         return _bytes_and_suffix(clip.image)
     assert clip.video is not None
-    _, whole, alone = _track(clip.video, "video", clip, name)
+    tracks, whole = _track(clip.video, "video", clip, name)
     part = (None, None) if whole else (clip.start_s, clip.end_s)
     load_video(clip.video, 2, *part, name=name)
-    if whole and alone:
+    if whole and tracks.alone:
         return _bytes_and_suffix(clip.video)
-    video = (_video_track(clip.video) if whole else None) or _coded_part(clip.video, part[0] or 0.0, part[1])
+    # Of a track that begins later than the file a copy would begin at once.
+    video = _video_track(clip.video, name) if whole and tracks.video_start_s < END_TOLERANCE_S else None
+    video = video or _coded_part(clip.video, part[0] or 0.0, part[1], tracks.frame_rate, name)
     load_video(video, 2, name=f"{name}, copied")
     return video, ".mp4"
 
@@ -208,27 +211,22 @@ def _bytes_and_suffix(source: Media) -> tuple[bytes, str]:
     return content, suffix_of(source, content)
 
 
-def _track(source: Media, kind: str, clip: Clip, name: str) -> tuple[int, bool, bool]:
-    """Sampling rate (of audio), whether the clip is the whole file, whether the file holds no other track."""
-    try:
-        with open_av(source) as container:
-            streams = [stream for stream in container.streams if stream.type == kind]
-            if not streams:
-                raise InputError(f"{name}: the file has no {kind} track. Leave the field empty, or give another file.")
-            length_s = container.duration / 1e6 if container.duration else None
-            rate_hz = streams[0].rate if kind == "audio" else 0
-            alone = len(container.streams) == len(streams) == 1
-    except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise InputError(f"{name}: cannot decode the file ({error}). The file is corrupt or truncated.") from error
-    ends = clip.end_s is None or (length_s is not None and clip.end_s >= length_s - END_TOLERANCE_S)
-    return rate_hz, not clip.start_s and ends, alone
+def _track(source: Media, kind: str, clip: Clip, name: str) -> tuple[Tracks, bool]:
+    """What the file holds, and whether the clip is the whole of it."""
+    tracks = tracks_of(source, name)
+    if not getattr(tracks, kind) and not (kind == "video" and tracks.animated):
+        raise InputError(f"{name}: the file has no {kind} track. Leave the field empty, or give another file.")
+    ends = clip.end_s is None or (
+        not tracks.image and clip.end_s >= (end_of_track_s(source, kind, name) or 0.0) - END_TOLERANCE_S
+    )
+    return tracks, not clip.start_s and ends
 
 
-def _video_track(source: Media) -> bytes | None:
+def _video_track(source: Media, name: str) -> bytes | None:
     """The video track in an mp4, not coded again; None where mp4 does not take its codec."""
     buffer = io.BytesIO()
     try:
-        with open_av(source) as old, av.open(buffer, "w", format="mp4", options={"fflags": "+bitexact"}) as new:
+        with open_av(source, name) as old, av.open(buffer, "w", format="mp4", options={"fflags": "+bitexact"}) as new:
             track = old.streams.video[0]
             copy = new.add_stream_from_template(track)
             for packet in old.demux(track):
@@ -240,30 +238,19 @@ def _video_track(source: Media) -> bytes | None:
     return buffer.getvalue()
 
 
-def _coded_part(source: Media, start_s: float, end_s: float | None) -> bytes:
-    """The frames from `start_s` to `end_s`, coded again with their times; an odd last row or column is cut."""
+def _coded_part(source: Media, start_s: float, end_s: float | None, rate: Fraction | None, name: str) -> bytes:
+    """The frames shown from `start_s` to `end_s`, coded again with their times; an odd last row or column is cut."""
     buffer = io.BytesIO()
-    with open_av(source) as old, av.open(buffer, "w", format="mp4", options={"fflags": "+bitexact"}) as new:
-        track = old.streams.video[0]
+    with av.open(buffer, "w", format="mp4", options={"fflags": "+bitexact"}) as new:
         video = None
-        first_s = None
-        for frame in old.decode(track):
-            if frame.time is None:
-                continue
-            first_s = frame.time if first_s is None else first_s
-            time_s = frame.time - first_s
-            if time_s < start_s - 5e-4:
-                continue
-            if end_s is not None and time_s >= end_s - 5e-4:
-                break
-            pixels = np.rot90(frame.to_ndarray(format="rgb24"), round(getattr(frame, "rotation", 0) / 90) % 4)
+        for time_s, pixels in iter_frames(source, start_s, end_s, name):
             height, width = (side - side % 2 for side in pixels.shape[:2])
             if video is None:
-                video = new.add_stream("libx264", rate=track.average_rate or 25, options=VIDEO_OPTIONS)
+                video = new.add_stream("libx264", rate=rate or 25, options=VIDEO_OPTIONS)
                 video.width, video.height, video.pix_fmt = width, height, "yuv420p"
                 video.codec_context.time_base = Fraction(1, _TICKS_HZ)
             shown = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels[:height, :width]), format="rgb24")
-            shown.pts, shown.time_base = round((time_s - start_s) * _TICKS_HZ), Fraction(1, _TICKS_HZ)
+            shown.pts, shown.time_base = round(time_s * _TICKS_HZ), Fraction(1, _TICKS_HZ)
             new.mux(video.encode(shown))
         if video is not None:
             new.mux(video.encode(None))

@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import pandas as pd
 from PIL import Image
@@ -24,7 +23,8 @@ from tqdm import tqdm
 
 from ..data.manifest import Media, read_manifest
 from ..model.inputs import MODALITIES
-from ..model.media import SAMPLING_RATE_HZ, load_audio, load_image, load_video, open_av
+from ..model.media import SAMPLING_RATE_HZ, load_audio, load_video, tracks_of
+from ..model.media_images import load_image
 from ..utils import InputError
 from . import schema
 from .questions import normalised
@@ -326,12 +326,8 @@ def measure(medium: Medium) -> Measured:
 
 
 def _other_track(medium: Medium) -> bool:
-    other = {"audio": "video", "video": "audio"}.get(medium.kind)
-    try:
-        with open_av(medium.source) as container:
-            return any(stream.type == other for stream in container.streams)
-    except (av.error.FFmpegError, OSError):  # what soundfile reads and FFmpeg does not is audio alone
-        return False
+    tracks = tracks_of(medium.source)
+    return {"audio": tracks.video, "video": tracks.audio}.get(medium.kind, False)
 
 
 # ---- copies that were encoded again

@@ -1,5 +1,6 @@
 """Clips as model-ready features: decoded when needed, kept in memory if so configured."""
 
+import contextlib
 import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +10,8 @@ import numpy as np
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from ..model.media import load_audio, load_image, load_video
+from ..model.media import load_audio, load_audio_and_video, load_video
+from ..model.media_images import load_image
 from ..utils import InputError
 from .manifest import Clip
 from .samplers import SampleKey
@@ -72,26 +74,39 @@ class ClipEncoder:
         Raises:
             InputError: naming the clip's id and the file.
         """
-        try:
+        with self._naming(clip):
             return load_audio(clip.audio, self.processor.sampling_rate, self.max_audio_s, clip.start_s, clip.end_s)
-        except InputError as error:
-            raise InputError(f"clip {clip.id!r}: {error}") from error
 
-    def encode(self, clip: Clip, medium: str):
-        """`MediaFeatures` of the clip's "audio" or "visual".
+    def encode(self, clip: Clip, media: Sequence[str]) -> dict[str, Any]:
+        """`MediaFeatures` of those of the clip's "audio" and "visual" that are named. A file of both is read once.
 
         Raises:
             InputError: naming the clip's id and the file.
         """
-        if medium == "audio":
-            return self.processor.encode_audio(self.waveform(clip))
+        part, found = (clip.start_s, clip.end_s), {}
+        with self._naming(clip):
+            waveform = frames = None
+            if {"audio", "visual"} <= set(media) and clip.video is not None and clip.audio == clip.video:
+                rate_hz = self.processor.sampling_rate
+                waveform, *frames = load_audio_and_video(clip.video, self.num_frames, rate_hz, self.max_audio_s, *part)
+            for medium in media:
+                if medium == "audio":
+                    found[medium] = self.processor.encode_audio(self.waveform(clip) if waveform is None else waveform)
+                elif clip.video is not None:
+                    pixels, about = frames or load_video(clip.video, self.num_frames, *part)
+                    found[medium] = self.processor.encode_video(pixels, about.fps, about.indices)
+                else:
+                    found[medium] = self.processor.encode_image(load_image(clip.image))
+        return found
+
+    @contextlib.contextmanager
+    def _naming(self, clip: Clip):
         try:
-            if clip.video is not None:
-                frames, metadata = load_video(clip.video, self.num_frames, clip.start_s, clip.end_s)
-                return self.processor.encode_video(frames, metadata.fps, metadata.indices)
-            return self.processor.encode_image(load_image(clip.image))
+            with self.processor.limits():
+                yield
         except InputError as error:
-            raise InputError(f"clip {clip.id!r}: {error}") from error
+            text = str(error)
+            raise InputError(text if text.startswith(f"clip {clip.id!r}") else f"clip {clip.id!r}: {text}") from error
 
 
 class ClipDataset(Dataset):
@@ -127,18 +142,19 @@ class ClipDataset(Dataset):
     def __getitem__(self, key: SampleKey) -> Sample | Failure:
         clip = self.clips[key.index]
         try:
-            media = {medium: self._features(clip, medium) for medium in self.media(key.step, clip)}
+            media = self._features(clip, self.media(key.step, clip))
         except InputError as error:
             return Failure(str(error))
         # The bytes of embedded media are not needed any more, and would be sent from the worker to the trainer.
         return Sample(key, replace(clip, audio=None, video=None, image=None), media)
 
-    def _features(self, clip: Clip, medium: str):
+    def _features(self, clip: Clip, media: Sequence[str]) -> dict[str, Any]:
         if self.cache is None:
-            return self.encoder.encode(clip, medium)
-        if (clip.id, medium) not in self.cache:
-            self.cache[clip.id, medium] = self.encoder.encode(clip, medium)
-        return self.cache[clip.id, medium]
+            return self.encoder.encode(clip, media)
+        missing = [medium for medium in media if (clip.id, medium) not in self.cache]
+        if missing:
+            self.cache |= {(clip.id, medium): found for medium, found in self.encoder.encode(clip, missing).items()}
+        return {medium: self.cache[clip.id, medium] for medium in media}
 
     def only(self, ids: Collection[str]) -> "ClipDataset":
         """The data set of these clips, with the same cache."""
@@ -155,6 +171,4 @@ class ClipDataset(Dataset):
         if self.cache is None:
             return
         for clip in tqdm(self.clips, desc="decode clips", unit="clip", disable=not progress):
-            for medium in media:
-                if carries(clip, medium):
-                    self._features(clip, medium)
+            self._features(clip, [medium for medium in media if carries(clip, medium)])

@@ -24,7 +24,8 @@ from ..benchmark.controls import KINDS, conflict_items, control_audio
 from ..benchmark.intervals import accuracy_interval, bootstrap, ccc, percentile_interval
 from ..benchmark.schema import ASPECTS, ITEMS_FILE, Benchmark, Item
 from ..model.inputs import MODALITIES
-from ..model.media import SAMPLING_RATE_HZ, load_audio, load_image
+from ..model.media import SAMPLING_RATE_HZ, load_audio
+from ..model.media_images import load_image
 from ..nano import select
 from ..utils import InputError, sha256_of_file
 from .refusals import TASK_PREFIX, stopping

@@ -5,16 +5,18 @@ paper names neither.
 """
 
 import dataclasses
+import itertools
 import logging
 import math
+import os
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 from sklearn.metrics import roc_auc_score
@@ -29,12 +31,16 @@ from ..data.manifest import MEDIA_FIELDS, Clip
 from ..model.emotion_prediction import PROMPT, EmotionPrediction, ModalityEmotion, conflict_of
 from ..model.inputs import MODALITIES
 from ..model.loading import check_model_folder, load_model, load_processor
+from ..model.media import end_of_track_s, tracks_of
+from ..model.media_files import limits
 from ..utils import InputError, read_json, write_json
 
 logger = logging.getLogger(__name__)
 
 PAIR = "+"
 DIMENSIONS = ("valence", "arousal")
+# Of one file or window. What takes longer is damaged, or too large for a prediction of one clip.
+MAX_DECODING_S = 600.0
 
 
 # ---- files
@@ -96,24 +102,20 @@ def _single(name: str) -> FileInput:
     if not Path(name).is_file():
         raise InputError(f"there is no file {name!r}; give an image, an audio, a video, or AUDIO{PAIR}IMAGE.")
     clip = Clip(id=name, split="test", source="user", license="unknown")
-    try:
-        with Image.open(name) as image:
-            if getattr(image, "n_frames", 1) == 1 or image.format == "MPO":  # as phones write: an image and more
-                return FileInput(replace(clip, image=name))
-    except UnidentifiedImageError:
-        pass
-    try:
-        with av.open(name) as container:
-            # The cover of an album is an image of one frame, and no video.
-            covers = av.stream.Disposition.attached_pic
-            video = any(not stream.disposition & covers for stream in container.streams.video)
-            audio = bool(container.streams.audio)
-            duration_s = container.duration / av.time_base if container.duration else None
-    except av.error.FFmpegError as error:
-        raise InputError(f"{name} is neither an image nor an audio nor a video that can be read ({error}).") from error
-    if not video and not audio:
+    tracks = tracks_of(name)
+    if tracks.image and not tracks.animated:
+        return FileInput(replace(clip, image=name))
+    video = tracks.video or tracks.animated
+    if not video and not tracks.audio:
         raise InputError(f"{name} holds neither audio nor video.")
-    return FileInput(replace(clip, audio=name if audio else None, video=name if video else None), duration_s)
+    found = replace(clip, audio=name if tracks.audio else None, video=name if video else None)
+    # By the packets: what a header says of the length may be an estimate.
+    end_s = end_of_track_s(name, "video") if tracks.video else None
+    audio_s = end_of_track_s(name, "audio") if tracks.audio else None
+    # The last frame of audio may be filled up beyond the end of the video.
+    if audio_s is not None and (end_s is None or audio_s > end_s + 0.1):
+        end_s = audio_s
+    return FileInput(found, end_s)
 
 
 def predict_files(
@@ -131,14 +133,15 @@ def predict_files(
         InputError: a file that cannot be decoded, or is longer than the processor accepts.
     """
     for one in inputs:
-        [whole] = model.predict_emotion(_features(processor, one.clip), processor)
-        curve = []
+        parts = []
         if window_s is not None and one.duration_s is not None and one.duration_s > window_s:
-            for begin, end in windows(one.duration_s, window_s):
-                window = replace(one.clip, start_s=begin, end_s=end)
-                [found] = model.predict_emotion(_features(processor, window, is_part=True), processor)
-                curve.append((begin, end, found))
-        yield FilePrediction(one, whole, curve)
+            parts = windows(one.duration_s, window_s)
+        clips = [one.clip, *(replace(one.clip, start_s=begin, end_s=end) for begin, end in parts)]
+        [whole], *curve = (
+            model.predict_emotion(features, processor)
+            for features in _decoded_ahead(processor, clips, [False, *(True for _ in parts)])
+        )
+        yield FilePrediction(one, whole, [(begin, end, found) for (begin, end), [found] in zip(parts, curve)])
 
 
 def windows(duration_s: float, window_s: float) -> list[tuple[float, float]]:
@@ -147,18 +150,44 @@ def windows(duration_s: float, window_s: float) -> list[tuple[float, float]]:
     return [(i * window_s, duration_s if i == count - 1 else (i + 1) * window_s) for i in range(count)]
 
 
+def _decoded_ahead(processor, clips: Sequence[Clip], are_parts: Sequence[bool]) -> Iterator[dict[str, Any]]:
+    """Features of clips in their order, decoded in as many threads as there are cores, and as many ahead."""
+    workers = os.cpu_count() or 1
+    pool = ThreadPoolExecutor(workers)
+    try:
+        waiting: deque = deque()
+        for clip, is_part in zip(clips, are_parts):
+            waiting.append(pool.submit(_features, processor, clip, is_part))
+            if len(waiting) > workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def _features(processor, clip: Clip, is_part: bool = False) -> dict[str, Any]:
     """Features of what a clip has; in a part of a file audio or visual may have ended before the other."""
+    with limits(max_s=MAX_DECODING_S):
+        return _decode(processor, clip, is_part)
+
+
+def _decode(processor, clip: Clip, is_part: bool) -> dict[str, Any]:
     encoder = ClipEncoder(processor, processor.num_frames, processor.max_audio_s)
-    found: dict[str, Any] = {}
-    errors = []
-    for kind, medium in ((clip.visual, "visual"), ("audio", "audio")):
-        if kind is not None and carries(clip, medium):
-            try:
-                found[kind] = encoder.encode(clip, medium)
-            except InputError as error:
-                errors.append(error)
-    if errors and not (is_part and found):
+    kinds = {"visual": clip.visual} if clip.visual is not None else {}
+    kinds |= {"audio": "audio"} if carries(clip, "audio") else {}
+    try:
+        return {kinds[medium]: features for medium, features in encoder.encode(clip, tuple(kinds)).items()}
+    except InputError:
+        if not is_part or len(kinds) == 1:
+            raise
+    found, errors = {}, []
+    for medium, kind in kinds.items():
+        try:
+            found[kind] = encoder.encode(clip, (medium,))[medium]
+        except InputError as error:
+            errors.append(error)
+    if not found:
         raise errors[0]
     return found
 
@@ -175,8 +204,9 @@ def predict_clips(
         InputError: a clip that cannot be decoded, a Supervisor that was never trained.
     """
     found: list[EmotionPrediction] = []
-    for begin in trange(0, len(clips), batch_size, desc="emotion", unit="batch", disable=not progress):
-        batch = [_features(processor, clip) for clip in clips[begin : begin + batch_size]]
+    features = _decoded_ahead(processor, clips, [False] * len(clips))
+    for _ in trange(0, len(clips), batch_size, desc="emotion", unit="batch", disable=not progress):
+        batch = list(itertools.islice(features, batch_size))
         found += model.predict_emotion(batch, processor, batch_size)
     return found
 

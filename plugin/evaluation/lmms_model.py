@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from ..benchmark.prompts import MISSING
 from ..model.loading import check_model_folder, load_model, load_processor
-from ..model.media import load_audio, load_image, load_video
+from ..model.media import load_audio, load_video
+from ..model.media_images import load_image
 from ..model.processing_vaemotionllm import MediaFeatures
 from ..utils import InputError
 from .media_cache import MediaEncoder, MediaPipeline
@@ -142,10 +143,11 @@ class VAEmotionLLM(lmms):
             return processor.encode_image(load_image(source))  # which refuses one that is cut off
         if part == (None, None):
             return processor.encode_media(medium.kind, source)
-        if medium.kind == "video":
-            frames, metadata = load_video(source, processor.num_frames, *part)
-            return processor.encode_video(frames, metadata.fps, metadata.indices)
-        return processor.encode_audio(load_audio(source, processor.sampling_rate, processor.max_audio_s, *part))
+        with processor.limits():
+            if medium.kind == "video":
+                frames, metadata = load_video(source, processor.num_frames, *part)
+                return processor.encode_video(frames, metadata.fps, metadata.indices)
+            return processor.encode_audio(load_audio(source, processor.sampling_rate, processor.max_audio_s, *part))
 
     def _answer(
         self, batch: Sequence[Request], media: Mapping[Medium, MediaFeatures | InputError]

@@ -24,7 +24,8 @@ from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
 from ..benchmark.schema import ASPECTS
-from ..model.media import load_audio, load_image, load_video
+from ..model.media import load_audio, load_video
+from ..model.media_images import load_image
 from ..utils import InputError, atomic_file, reported_writing, write_json
 from . import plots, results
 from .plots import MODALITY_LABELS

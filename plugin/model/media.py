@@ -1,40 +1,72 @@
 """Decoders of audio, image and video files: paths or bytes into arrays, with errors that a user can act on.
 
-torchaudio.load and the decoders of the datasets library need torchcodec and a system FFmpeg, so this file uses
-soundfile (wav, flac, ogg, mp3) and PyAV (m4a, mp4 and everything else), both of which bring their own libraries.
+PyAV and PIL bring their own libraries; torchaudio.load and the decoders of the datasets library would need a system
+FFmpeg.
+
+Times are on the container's clock, which starts with its earliest track. What is shown at time t is the last frame
+whose time stamp is at or before t. A track that begins late is silent, or shows its first frame, until it begins.
 """
 
 import bisect
 import contextlib
-import functools
 import io
+import itertools
+import logging
+import math
 import os
-import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
 
 import av
 import numpy as np
-import soundfile
-from PIL import Image, ImageFile, ImageOps
+from av.video.reformatter import VideoReformatter
 
 from .inputs import InputError
+from .media_files import check_deadline, check_pixels, checked, decoding, demuxer_of, head_of, mpeg_audio_frame_bytes
+from .media_images import ROUNDING_S, VideoMetadata, open_image, read_animation, spread_frames
+
+logger = logging.getLogger(__name__)
 
 SAMPLING_RATE_HZ = 16_000
 MAX_AUDIO_S = 300.0
+# One window of the filter banks of the audio towers; of less they make nothing.
+MIN_AUDIO_S = 0.025
 # A container's header may be off by a frame or an encoder delay; more than this means that data is missing.
 _TRUNCATION_TOLERANCE_S = 0.25
+# A longer gap between the frames of an audio track is silence; a shorter one is jitter of its time stamps.
+_GAP_S = 0.1
+# In a stream of broadcasting a longer one is a clock that was set again.
+_JUMP_S = 10.0
+# The last frame of a codec may go over the end by what fills it up.
+_ENDING_S = 0.1
+# Decoders of audio need what comes before a part: AAC and Opus to settle, MP3 its reservoir of bits.
+_SETTLING_S = 1.0
+# Audio in floats may go over 1 a little, 40 dB never: it is integers that were converted and not scaled.
+LOUDEST = 100.0
+# The mean of two channels this much quieter than they are, in power, has lost what they hold: -40 dB.
+_CANCELLED = 1e-4
 
-_pil_setting = threading.Lock()
-_SOUNDFILE_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif")
+# Demuxers whose time stamps and index are of the file, so that a part is reached by a seek. The others are decoded
+# from the start: they seek by an estimate (MP3, ADTS), or to frames whose predecessors are missing.
+_SEEKABLE = ("mov", "matroska", "wav", "w64", "aiff", "au", "caf", "mpegts")
+# Demuxers whose duration is counted from the file or written by who made it, and no estimate.
+_TRACK_PROMISES = ("mov", "flac", "aiff", "caf")
+_FILE_PROMISES = ("mov", "matroska", "flv")
+# Streams without time stamps of their own: their frames follow one another.
+_UNTIMED = ("mp3", "aac", "flac", "ac3", "amr", "wav", "ogg")
+# Between joined MP3 and chained Ogg files: tags, and headers of the next.
+_NO_AUDIO = (b"ID3", b"TAG", b"APETAGEX", b"OpusHead", b"OpusTags", b"\1vorbis", b"\3vorbis", b"\5vorbis")
+# Shares of a channel in the mean of all, by its name: ITU-R BS.775, without the channel of low frequencies.
+_SHARES = {"FL": 1.0, "FR": 1.0, "FC": 2**0.5, "LFE": 0.0, "LFE2": 0.0}
+_SHARE_OF_OTHERS = 0.5**0.5
+
+# Sizes of a WAV file's data that recorders leave which write to a pipe.
+_UNKNOWN_SIZE = 0x7FFF0000
 
 
-@dataclass(frozen=True)
-class VideoMetadata:
-    """fps: frames a second of the file. duration_s: of the chosen part. indices: of each returned frame in it."""
-
-    fps: float
-    duration_s: float
-    indices: tuple[int, ...]
+# ---- audio and video
 
 
 def load_audio(
@@ -58,98 +90,13 @@ def load_audio(
         float32 array of shape (samples,).
 
     Raises:
-        InputError: file missing, corrupt or truncated, no audio track, nothing in it, longer than `max_s`.
+        InputError: file missing, corrupt or truncated, no audio track, next to nothing in it, longer than `max_s`.
     """
-    name = _checked(source, name)
-    if _is_soundfile(source):
-        waveform, rate_hz = _read_soundfile(source, name, max_s, start_s, end_s)
-    else:
-        waveform, rate_hz = _read_av_audio(source, name, max_s, start_s, end_s)
-    # (frames, channels) or (frames,); the sum of two channels is far faster than a mean over a strided axis.
-    if waveform.ndim == 2:
-        if waveform.shape[1] == 2:
-            waveform = (waveform[:, 0] + waveform[:, 1]) * np.float32(0.5)
-        else:
-            waveform = waveform.mean(axis=1)
-    if waveform.shape[0] == 0:
-        raise InputError(f"{name}: the audio is 0 s long. Remove the clip or give a part that holds audio.")
-    if not np.isfinite(waveform).all():
-        raise InputError(f"{name}: the audio holds NaN or infinite samples. Export the file again.")
-    _check_length(waveform.shape[0] / rate_hz, max_s, name)
-    if rate_hz != sampling_rate:
-        waveform = resample(waveform, rate_hz, sampling_rate)
-    return np.ascontiguousarray(waveform, dtype=np.float32)
-
-
-def audio_duration_s(source: str | os.PathLike | bytes, name: str | None = None) -> float | None:
-    """Seconds of audio in an audio or video file, without decoding it; None where it has no audio track.
-
-    A track in which there is nothing counts as none.
-
-    Args:
-        source: a path, or the bytes of a file.
-        name: what errors call the source (default: its path).
-
-    Raises:
-        InputError: file missing, empty, or of no known kind.
-    """
-    name = _checked(source, name)
-    with _decoding("audio", name), open_av(source) as container:
-        if not container.streams.audio:
-            return None
-        stream, first, last = container.streams.audio[0], None, None
-        for packet in container.demux(stream):
-            if packet.size and packet.pts is not None:
-                first = packet.pts if first is None else first
-                last = packet.pts + (packet.duration or 0)
-                if stream.duration:
-                    return float(stream.duration * stream.time_base)
-        return None if first is None or last is None else float((last - first) * stream.time_base)
-
-
-def load_image(source, name: str | None = None):
-    """Decode an image to a PIL image in RGB, upright as its EXIF says.
-
-    Args:
-        source: a path, the bytes of a file, or a PIL image, which may be decoded in part.
-        name: what errors call the source (default: its path).
-
-    Raises:
-        InputError: file missing, corrupt or truncated.
-    """
-    given = isinstance(source, Image.Image)
-    name = name or "the PIL image" if given else _checked(source, name)
-    with _decoding("image", name):
-        source = io.BytesIO(source) if isinstance(source, bytes) else source
-        with contextlib.nullcontext(source) if given else Image.open(source) as image:
-            with _refuse_truncated_images():
-                image.load()
-            return ImageOps.exif_transpose(image).convert("RGB")
-
-
-@contextlib.contextmanager
-def _decoding(kind: str, name: str):
-    """Turns what the decoders raise for a damaged file into an InputError that names it."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (
-        av.error.FFmpegError, soundfile.SoundFileError, Image.DecompressionBombError, OSError, ValueError, IndexError,
-        RuntimeError, SyntaxError,
-    ) as error:  # fmt: skip
-        raise InputError(f"{name}: cannot decode the {kind} ({error}). The file is corrupt or truncated.") from error
-
-
-@contextlib.contextmanager
-def _refuse_truncated_images():
-    """lmms_eval, among others, sets PIL for the whole process to fill what is missing with grey."""
-    with _pil_setting:
-        before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
-        try:
-            yield
-        finally:
-            ImageFile.LOAD_TRUNCATED_IMAGES = before
+    name = checked(source, name)
+    with decoding("audio", name):
+        audio = _AudioTrack(source, max_s, name)
+        _read(source, name, start_s, end_s, audio=audio)
+        return audio.waveform(sampling_rate)
 
 
 def load_video(
@@ -162,8 +109,8 @@ def load_video(
 ) -> tuple[np.ndarray, VideoMetadata]:
     """Decode frames that lie uniformly over a video or a part of it.
 
-    The part is cut into `num_frames` equal pieces and the frame in the middle of each is taken, so a part with fewer
-    frames repeats some.
+    The part is cut into `num_frames` equal pieces and the frame that is shown in the middle of each is taken, so a
+    part with fewer frames repeats some. An animated GIF, WebP or PNG is a video as well.
 
     Args:
         source: a path, or the bytes of a file.
@@ -176,178 +123,579 @@ def load_video(
         frames uint8 (num_frames, height, width, 3), and the metadata.
 
     Raises:
-        InputError: file missing, corrupt or truncated, no video track, no frame in the part.
+        InputError: file missing, corrupt or truncated, no video track, no frame in the part, too large a video.
     """
     if num_frames is not None and num_frames < 1:
         raise InputError(f"num_frames is {num_frames}; at least 1 is needed.")
-    name = _checked(source, name)
-    with _decoding("video", name), open_av(source) as container:
-        if not container.streams.video:
-            raise InputError(f"{name}: the file has no video track. Use it as `audio`, or give a video.")
-        stream = container.streams.video[0]
-        start, times_s, keyframes = _index_frames(container, stream)
-        # Not the number of frames: a file whose edit list hides some holds more than can be shown.
-        promised_s, found_s = _promised_s(container, stream), times_s[-1] if times_s else 0.0
-        if promised_s is not None and promised_s - found_s > _TRUNCATION_TOLERANCE_S + _longest_gap(times_s):
-            raise InputError(f"{name}: truncated, {found_s:.2f} s of {promised_s:.2f} s of video are there.")
-        low = start_s or 0.0
-        high = end_s if end_s is not None else float("inf")
-        # Half a millisecond absorbs the rounding of time stamps.
-        inside = [i for i, time_s in enumerate(times_s) if low - 5e-4 <= time_s < high - 5e-4]
-        if not inside:
-            total_s = times_s[-1] if times_s else 0.0
-            raise InputError(
-                f"{name}: no frame between {low:g} s and {end_s if end_s is not None else 'the end'} "
-                f"(the last frame is at {total_s:.2f} s)."
+    name = checked(source, name)
+    with decoding("video", name):
+        if demuxer_of(head_of(source), name) == "image":
+            return read_animation(source, name, num_frames, fps, start_s, end_s)
+        video = _VideoTrack(source, name, num_frames, fps)
+        _read(source, name, start_s, end_s, video=video)
+        return video.frames, video.metadata
+
+
+def load_audio_and_video(
+    source: str | os.PathLike | bytes,
+    num_frames: int | None,
+    sampling_rate: int = SAMPLING_RATE_HZ,
+    max_s: float | None = MAX_AUDIO_S,
+    start_s: float | None = None,
+    end_s: float | None = None,
+    name: str | None = None,
+) -> tuple[np.ndarray, np.ndarray, VideoMetadata]:
+    """What `load_audio` and `load_video` return of one file, which is read once."""
+    name = checked(source, name)
+    with decoding("video", name):
+        audio, video = _AudioTrack(source, max_s, name), _VideoTrack(source, name, num_frames, None)
+        _read(source, name, start_s, end_s, audio, video)
+        return audio.waveform(sampling_rate), video.frames, video.metadata
+
+
+def iter_frames(
+    source: str | os.PathLike | bytes, start_s: float = 0.0, end_s: float | None = None, name: str | None = None
+) -> Iterator[tuple[float, np.ndarray]]:
+    """Every frame that is shown in a part, with the time in the part from which it is; the first from 0 on.
+
+    Args:
+        source: a path, or the bytes of a file.
+        start_s, end_s, name: see `load_video`.
+
+    Returns:
+        Seconds, and uint8 (height, width, 3).
+    """
+    name = checked(source, name)
+    with decoding("video", name):
+        track = _VideoTrack(source, name, None, None)
+        with open_av(source, name) as container:
+            track.begin(container, track.stream_of(container), start_s, math.inf if end_s is None else end_s)
+        before, time_s, is_started = None, 0.0, False
+        for frame in track.from_start():
+            time_s = time_s if frame.pts is None else track.seconds(frame.pts)
+            if time_s <= track.low + ROUNDING_S:
+                before = frame
+                continue
+            if not is_started:  # the last at or before the beginning, or the first of all
+                yield 0.0, track.to_rgb(frame if before is None else before)
+                is_started, frame = True, None if before is None else frame
+            if time_s >= track.high - ROUNDING_S:
+                return
+            if frame is not None:
+                yield time_s - track.low, track.to_rgb(frame)
+        if before is not None and not is_started:
+            yield 0.0, track.to_rgb(before)
+
+
+def end_of_track_s(source: str | os.PathLike | bytes, kind: str, name: str | None = None) -> float | None:
+    """Time at which the audio or video of a file ends by its packets, seconds; None where it has none.
+
+    Nothing is decoded. A track in which there is nothing counts as none.
+
+    Args:
+        source: a path, or the bytes of a file.
+        kind: "audio" or "video".
+        name: what errors call the source (default: its path).
+
+    Raises:
+        InputError: file missing, empty, or of no known kind.
+    """
+    name = checked(source, name)
+    if demuxer_of(head_of(source), name) == "image":
+        return None
+    with decoding(kind, name), open_av(source, name) as container:
+        if not (streams := getattr(container.streams, kind)):
+            return None
+        track = _Track(source, name)
+        track.begin(container, streams[0], 0.0, math.inf)
+        for packet in container.demux(track.stream):
+            check_deadline(name)
+            track.note(packet)
+        return track.end_s
+
+
+@dataclass(frozen=True)
+class Tracks:
+    """What a file holds. An image, one that moves too, is `image`; the cover of an album is no video.
+
+    rate_hz: sampling rate of the audio, 0 without one. frame_rate: of the video, None where the header does not say.
+    video_start_s: when its first frame is shown.
+    alone: whether there is one track and no more.
+    """
+
+    image: bool = False
+    animated: bool = False
+    video: bool = False
+    audio: bool = False
+    rate_hz: int = 0
+    frame_rate: Fraction | None = None
+    video_start_s: float = 0.0
+    alone: bool = True
+
+
+def tracks_of(source: str | os.PathLike | bytes, name: str | None = None) -> Tracks:
+    """What an image, audio or video file holds, by its header.
+
+    Raises:
+        InputError: file missing, empty, corrupt, or of no known kind.
+    """
+    name = checked(source, name)
+    with decoding("file", name):
+        if demuxer_of(head_of(source), name) == "image":
+            with open_image(source) as image:
+                # As phones write it, an MPO holds an image and more.
+                return Tracks(image=True, animated=getattr(image, "n_frames", 1) > 1 and image.format != "MPO")
+        with open_av(source, name) as container:
+            streams = container.streams
+            videos = [stream for stream in streams.video if not _is_cover(stream)]
+            start = videos[0].start_time if videos else None
+            return Tracks(
+                video=bool(videos),
+                frame_rate=videos[0].average_rate if videos else None,
+                video_start_s=0.0 if start is None else float(start * videos[0].time_base) - _zero(container),
+                audio=bool(streams.audio),
+                rate_hz=streams.audio[0].rate if streams.audio and streams.audio[0].codec_context is not None else 0,
+                alone=len(streams) == 1,
             )
-        file_fps = float(stream.average_rate or stream.guessed_rate or 0) or len(times_s) / max(times_s[-1], 1e-3)
-        if fps is not None:
-            num_frames = max(1, round(len(inside) / file_fps * fps))
-        elif num_frames is None:
-            num_frames = len(inside)
-        wanted = [inside[int((i + 0.5) * len(inside) / num_frames)] for i in range(num_frames)]
-        frames = _decode_frames(container, stream, start, wanted, times_s, keyframes, name)
-    metadata = VideoMetadata(
-        fps=file_fps,
-        duration_s=len(inside) / file_fps,
-        indices=tuple(i - inside[0] for i in wanted),
-    )
-    return np.stack(frames), metadata  # (num_frames, H, W, 3)
 
 
-def _promised_s(container, stream) -> float | None:
-    """Length of a track in seconds as the file's header says, None where it does not."""
-    if stream.duration:
-        return float(stream.duration * stream.time_base)
-    # Matroska and WebM keep it as text, "00:00:06.000000000".
-    for key, value in stream.metadata.items():
-        if key.upper() == "DURATION" and value.count(":") == 2:
-            hours, minutes, seconds = value.split(":")
-            return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
-    if container.duration and len(container.streams) == 1:
-        return container.duration / 1e6
+def open_av(source: str | os.PathLike | bytes, name: str):
+    """An audio or video file as PyAV's container, by the demuxer of its content alone, which opens no other file."""
+    demuxer = demuxer_of(head_of(source), name)
+    if demuxer == "image":
+        raise InputError(f"{name}: this is an image; give it as `image`, or give an audio or a video.")
+    file: Any = io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source)
+    try:
+        if not isinstance(source, bytes):
+            file.encode()
+            # Not taken for a URL by its first letters, whatever its name.
+            file = "file:" + os.path.abspath(file)
+    except UnicodeEncodeError:  # a name that is not UTF-8
+        file = open(file, "rb")  # noqa: SIM115  the container closes it
+    # PyAV 15.1 ends the interpreter where streams are found late (FLV, MPEG-PS, RoQ) and there are options. Of a WAV
+    # file, with its one stream, FFmpeg would look through seconds of samples for compressed audio.
+    options = {"options": {"probesize": "2048"}} if demuxer == "wav" else {}
+    return av.open(file, format=demuxer, metadata_errors="replace", **options)
+
+
+def _read(source, name: str, start_s: float | None, end_s: float | None, audio=None, video=None) -> None:
+    """Reads the packets of a part once: audio is decoded and frames are listed; then the frames chosen are decoded."""
+    low, high = start_s or 0.0, math.inf if end_s is None else end_s
+    tracks = [track for track in (audio, video) if track is not None]
+    if audio is not None:
+        _check_wav_size(source, name)
+    can_seek = low > _SETTLING_S and high < math.inf and demuxer_of(head_of(source), name) in _SEEKABLE
+    for seek_s in (low - _SETTLING_S, None) if can_seek else (None,):
+        with open_av(source, name) as container:
+            if seek_s is not None:
+                try:
+                    container.seek(round((_zero(container) + seek_s) * av.time_base))
+                except av.error.FFmpegError:
+                    continue
+            for track in tracks:
+                track.begin(container, track.stream_of(container), low, high)
+            last_s = _scan(container, tracks, name)
+            if seek_s is not None and (last_s is not None or not all(track.covers_start for track in tracks)):
+                continue  # it landed behind, or the part ends with the file, which is to be whole
+            if last_s is not None:
+                _check_whole(container, tracks, last_s, name)
+            if video is not None:
+                video.decode(container, last_s)
+            return
+
+
+def _scan(container, tracks: Sequence["_AudioTrack | _VideoTrack"], name: str) -> float | None:
+    """Gives the packets to their tracks; the time at which the last one ends, None where the part ends before."""
+    by_index, zero, last_s = {track.stream.index: track for track in tracks}, _zero(container), 0.0
+    base_s = [float(stream.time_base or 0) for stream in container.streams]
+    for packet in container.demux():
+        check_deadline(name)
+        if packet.pts is not None:
+            last_s = max(last_s, (packet.pts + (packet.duration or 0)) * base_s[packet.stream_index] - zero)
+        if (track := by_index.get(packet.stream_index)) is None:
+            continue
+        if track.done:
+            track.note(packet)
+            continue
+        track.add(packet)
+        if track.done and all(track.done for track in tracks):
+            return None
+    return last_s
+
+
+def _check_whole(container, tracks: Sequence["_Track"], last_s: float, name: str) -> None:
+    """Whether what the header promises is there. What it only estimates is no promise."""
+    for track in tracks:
+        promised_s, found_s = track.promised_and_found_s()
+        if promised_s is not None and promised_s - found_s > _TRUNCATION_TOLERANCE_S + track.longest_gap_s:
+            kind = track.stream.type
+            raise InputError(f"{name}: truncated, {found_s:.2f} s of {promised_s:.2f} s of {kind} are there.")
+    if _demuxer(container) in _FILE_PROMISES and container.duration:
+        # Matroska counts it from the zero of the time stamps, others from the first.
+        promised_s = container.duration / av.time_base - (
+            _zero(container) if _demuxer(container) == "matroska" else 0.0
+        )
+        if promised_s - last_s > _TRUNCATION_TOLERANCE_S + max(track.longest_gap_s for track in tracks):
+            raise InputError(f"{name}: truncated, {last_s:.2f} s of {promised_s:.2f} s are there.")
+
+
+class _Track:
+    """A track of a part of a file, on the container's clock."""
+
+    def __init__(self, source, name: str):
+        self.source, self.name = source, name
+
+    def begin(self, container, stream, low: float, high: float) -> None:
+        """Before the packets of `stream` are given; `low` and `high` are the part's ends in seconds."""
+        if stream.codec_context is None:
+            raise InputError(f"{self.name}: the codec of the {stream.type} is not known. Convert the file.")
+        self.stream, self.low, self.high = stream, low, high  # the stream is of use as long as its container is open
+        self.demuxer, self.zero, self.base_s = _demuxer(container), _zero(container), float(stream.time_base)
+        self.first_pts: int | None = None
+        self.end_pts, self.counted = 0, 0
+        self.done = False
+
+    @property
+    def longest_gap_s(self) -> float:
+        """Longest time between two time stamps: that long the last frame may be shown."""
+        return 0.0
+
+    def seconds(self, pts: int) -> float:
+        return pts * self.base_s - self.zero
+
+    def note(self, packet) -> None:
+        """Where the packets of the track begin and end."""
+        if packet.size:
+            self.counted += packet.duration or 0
+            if packet.pts is not None:
+                self.first_pts = packet.pts if self.first_pts is None else min(self.first_pts, packet.pts)
+                self.end_pts = max(self.end_pts, packet.pts + (packet.duration or 0))
+
+    @property
+    def end_s(self) -> float | None:
+        """Where the packets end; None without any."""
+        if self.first_pts is None:
+            return self.counted * self.base_s or None
+        return max(self.seconds(self.end_pts), self.counted * self.base_s)
+
+    def promised_and_found_s(self) -> tuple[float | None, float]:
+        """Seconds of the track by the header, None where it makes no promise; and of what is there."""
+        if self.demuxer in _TRACK_PROMISES and self.stream.duration:
+            # From the first packet, also of those that an edit list hides.
+            return self.stream.duration * self.base_s, (self.end_pts - (self.first_pts or 0)) * self.base_s
+        if self.demuxer == "mp3" and (promised_s := _xing_s(head_of(self.source))) is not None:
+            return promised_s, self.end_s or 0.0
+        for key, value in self.stream.metadata.items():  # Matroska: the time of its end, as "00:00:06.000000000"
+            if key.upper() == "DURATION" and value.count(":") == 2:
+                with contextlib.suppress(ValueError):
+                    hours, minutes, seconds = map(float, value.split(":"))
+                    return 3600 * hours + 60 * minutes + seconds - self.zero, self.end_s or 0.0
+        return None, 0.0
+
+
+class _AudioTrack(_Track):
+    """Decoded audio.
+
+    Args:
+        source, name: the file, and what errors call it.
+        max_s: longest part that is accepted, seconds.
+    """
+
+    def __init__(self, source, max_s: float | None, name: str):
+        super().__init__(source, name)
+        self.max_s = max_s
+
+    def stream_of(self, container):
+        if not container.streams.audio:
+            raise InputError(
+                f"{self.name}: the file has no audio track. Leave the field `audio` empty for this clip, or add audio."
+            )
+        return container.streams.audio[0]
+
+    def begin(self, container, stream, low: float, high: float) -> None:
+        super().begin(container, stream, low, high)
+        self.rate_hz = 0
+        # In samples from the clock's zero: where the track begins, and where the next frame does.
+        self.first = self.position = 0
+        self.shift = 0
+        # Frames that follow one another, the first one's position, and their rate, channels and format.
+        self.run: av.AudioFifo | None = None
+        self.run_at, self.form = 0, (0, 0, "")
+        self.blocks: list[tuple[int, np.ndarray]] = []  # position of the first sample, (channels, samples)
+
+    @property
+    def covers_start(self) -> bool:
+        return self.rate_hz > 0 and self.first <= (self.low + ROUNDING_S) * self.rate_hz
+
+    def add(self, packet) -> None:
+        self.note(packet)
+        if self.demuxer in ("mp3", "ogg") and bytes(packet)[:8].startswith(_NO_AUDIO):
+            return
+        for frame in packet.decode():
+            self._add_frame(frame)
+
+    def _add_frame(self, frame) -> None:
+        if not self.rate_hz:
+            self.rate_hz = frame.rate
+            self.first = self.position = 0 if frame.pts is None else round(self.seconds(frame.pts) * frame.rate)
+        elif frame.pts is not None and self.demuxer not in _UNTIMED:
+            self._keep_time(round(self.seconds(frame.pts) * self.rate_hz))
+        form = frame.rate, frame.layout.nb_channels, frame.format.name
+        if form != self.form:  # in a chained or joined file
+            self._end_run()
+            self.form = form
+        samples = frame.samples * self.rate_hz // frame.rate
+        end = self.position + samples
+        if end > self.low * self.rate_hz and self.position < self.high * self.rate_hz:
+            if self.run is None:
+                self.run, self.run_at = av.AudioFifo(), self.position
+            frame.pts = None  # it would be held against the number of samples before
+            self.run.write(frame)
+            self._check_length(min(end / self.rate_hz, self.high) - self.low)
+        self.position = end
+        self.done = end >= self.high * self.rate_hz
+
+    def _keep_time(self, at: int) -> None:
+        """Where a frame's time stamp says that it does not follow the one before."""
+        gap_s = (at + self.shift - self.position) / self.rate_hz
+        if abs(gap_s) <= _GAP_S:
+            return
+        if gap_s < 0 or (self.demuxer == "mpegts" and gap_s > _JUMP_S):  # the clock of a stream was set again
+            self.shift = self.position - at
+        else:  # what is missing between is silent
+            self._end_run()
+            self.position = at + self.shift
+
+    def _end_run(self) -> None:
+        """Frames that follow one another are joined before they become an array: there are 43 in a second."""
+        if self.run is not None:
+            block = _samples_of(self.run.read())
+            self.blocks.append((self.run_at, resample(block, self.form[0], self.rate_hz)))
+        self.run = None
+
+    def _check_length(self, seconds: float) -> None:
+        if self.max_s is not None and seconds > self.max_s + (0.0 if self.high < math.inf else _ENDING_S) + 1e-3:
+            whole_s = min(end_of_track_s(self.source, "audio", self.name) or 0.0, self.high) - self.low
+            raise InputError(
+                f"{self.name}: the audio is {max(whole_s, seconds):.1f} s long, more than max_audio_s = "
+                f"{self.max_s:g} s. Cut the clip (start_s, end_s) or raise max_audio_s."
+            )
+
+    def waveform(self, sampling_rate: int) -> np.ndarray:
+        """float32 (samples,) of the part."""
+        self._end_run()
+        rate_hz = self.rate_hz
+        begin = max(round(self.low * rate_hz), 0)
+        end = self.position if self.high == math.inf else min(round(self.high * rate_hz), self.position)
+        if not self.blocks or end <= begin:
+            raise InputError(f"{self.name}: the audio is 0 s long. Remove the clip or give a part that holds audio.")
+        channels = self.blocks[0][1].shape[0]
+        if any(block.shape[0] != channels for _, block in self.blocks):
+            self.blocks = [(position, mix(block, self.name)[None]) for position, block in self.blocks]
+            channels = 1
+        samples = np.zeros((channels, end - begin), np.float32)
+        for position, block in self.blocks:
+            at = position - begin
+            samples[:, max(at, 0) : at + block.shape[1]] = block[:, max(-at, 0) : max(end - position, 0)]
+        if samples.shape[1] < MIN_AUDIO_S * rate_hz:
+            raise InputError(
+                f"{self.name}: the audio is {samples.shape[1] / rate_hz:.4f} s long; at least {MIN_AUDIO_S} s are "
+                "needed. Remove the clip or give a longer part."
+            )
+        waveform = check_samples(mix(samples, self.name), self.name)
+        return np.ascontiguousarray(resample(waveform, rate_hz, sampling_rate), dtype=np.float32)
+
+
+class _VideoTrack(_Track):
+    """Frames chosen evenly.
+
+    Args:
+        source, name: the file, and what errors call it.
+        num_frames, fps: see `load_video`.
+    """
+
+    frames: np.ndarray  # uint8 (num_frames, H, W, 3)
+    metadata: VideoMetadata
+
+    def __init__(self, source, name: str, num_frames: int | None, fps: float | None):
+        super().__init__(source, name)
+        self.num_frames, self.fps = num_frames, fps
+
+    def stream_of(self, container):
+        if not container.streams.video:
+            raise InputError(f"{self.name}: the file has no video track. Use it as `audio`, or give a video.")
+        return min(container.streams.video, key=_is_cover)
+
+    def begin(self, container, stream, low: float, high: float) -> None:
+        super().begin(container, stream, low, high)
+        self.index, self.mean_rate = stream.index, float(stream.average_rate or stream.guessed_rate or 0)
+        self.size_px = stream.codec_context.width, stream.codec_context.height
+        check_pixels(*self.size_px, self.name)
+        self.reformatter = VideoReformatter()  # one for all frames: making one takes as long as using it
+        self.packets: list[tuple[int | None, bool, int]] = []  # time stamp, whether a key frame, duration
+        self.decoding_stamps: list[int | None] = []
+
+    @property
+    def covers_start(self) -> bool:
+        first = min((pts for pts, is_key, _ in self.packets if is_key and pts is not None), default=None)
+        return first is not None and self.seconds(first) <= self.low + ROUNDING_S
+
+    def add(self, packet) -> None:
+        self.note(packet)
+        if packet.size and not packet.is_discard:
+            self.packets.append((packet.pts, packet.is_keyframe, packet.duration or 0))
+            self.decoding_stamps.append(packet.dts)
+            # Frames are stored before those that are shown after them: the time of decoding only grows.
+            self.done = packet.dts is not None and self.seconds(packet.dts) > self.high + ROUNDING_S
+
+    @property
+    def longest_gap_s(self) -> float:
+        stamps = sorted(pts for pts, _, _ in self.packets if pts is not None)
+        return max((after - before for before, after in zip(stamps, stamps[1:])), default=0) * self.base_s
+
+    def decode(self, container, last_s: float | None) -> None:
+        """Decode the frames of the packets that were given; `last_s` is the end of the file where it was reached."""
+        packets = sorted((pts, is_key, length) for pts, is_key, length in self.packets if pts is not None)
+        is_timed = len(packets) == len(self.packets) > 0
+        wanted, images = self._by_time(container, packets, last_s) if is_timed else ([], None)
+        if images is None:
+            # Without time stamps in the packets (AVI), or with some that the frames do not have.
+            wanted, images = self._by_count(is_timed, last_s)
+        self.frames = np.stack([images[index] for index in wanted])  # (num_frames, H, W, 3)
+
+    def _by_time(self, container, packets, last_s: float | None) -> tuple[list[int], dict[int, np.ndarray] | None]:
+        """Which frames are taken, and these frames; None where the packets' time stamps do not lead to them."""
+        self.pts = [pts for pts, _, _ in packets]
+        self.keys = [i for i, (_, is_key, _) in enumerate(packets) if is_key]
+        wanted = self._choose([self.seconds(pts) for pts in self.pts], packets[-1][2] * self.base_s, last_s)
+        images = self._by_seeks(container, sorted(set(wanted))) if self.demuxer in _SEEKABLE else None
+        if images is None:
+            by_stamp = {self.pts[index]: index for index in wanted}
+            frames = self.from_start(self.pts[max(wanted)])
+            images = {by_stamp[frame.pts]: self.to_rgb(frame) for frame in frames if frame.pts in by_stamp}
+        return wanted, images if images.keys() == set(wanted) else None
+
+    def _by_count(self, is_timed: bool, last_s: float | None) -> tuple[list[int], dict[int, np.ndarray]]:
+        """Which frames are taken, and these frames, by their order alone; all are decoded to count them."""
+        stamps = [frame.pts for frame in self.from_start()]
+        if not is_timed and None not in self.decoding_stamps and len(stamps) == len(self.decoding_stamps):
+            stamps = sorted(self.decoding_stamps)  # one frame is shown each time that one is decoded
+        times_s: list[float] = []
+        for stamp in stamps:
+            follows_s = times_s[-1] + 1 / self._rate(1) if times_s else 0.0
+            times_s.append(follows_s if stamp is None else max([self.seconds(stamp), *times_s[-1:]]))
+        wanted = self._choose(times_s, 1 / self._rate(1), last_s)
+        chosen = set(wanted)
+        frames = itertools.islice(self.from_start(), max(wanted) + 1)
+        return wanted, {i: self.to_rgb(frame) for i, frame in enumerate(frames) if i in chosen}
+
+    def _rate(self, frames: int, seconds: float = 0.0) -> float:
+        return self.mean_rate or frames / max(seconds, 1e-3)
+
+    def _choose(self, times_s: list[float], last_frame_s: float, last_s: float | None) -> list[int]:
+        """Which of the frames shown from `times_s` on are taken. Sets the metadata."""
+        if not times_s:
+            raise InputError(f"{self.name}: no frame of the video can be decoded. The file is corrupt or truncated.")
+        rate = self._rate(len(times_s), times_s[-1] - times_s[0])
+        # Where it is not written how long the last frame is shown: as long as the one before.
+        end_s = times_s[-1] + (last_frame_s or (times_s[-1] - times_s[-2] if len(times_s) > 1 else 0.0) or 1 / rate)
+        if len(times_s) == 1 and last_s is not None:  # one image throughout
+            end_s = max(end_s, last_s)
+        wanted, self.metadata = spread_frames(
+            times_s, rate, self.low, min(end_s, self.high), self.num_frames, self.fps, self.name
+        )
+        check_pixels(*self.size_px, self.name, len(wanted))
+        return wanted
+
+    def _by_seeks(self, container, targets: Sequence[int]) -> dict[int, np.ndarray] | None:
+        """The frames by seeks to the key frames before them; None where a seek lands elsewhere.
+
+        A seek pays off only when it jumps over a key frame: between two key frames everything in between must be
+        decoded anyway, and one seek per frame is three times slower on files with long groups.
+        """
+        images: dict[int, np.ndarray] = {}
+        position, frames, is_exact = -1, None, False
+        for target in targets:
+            before = bisect.bisect_right(self.keys, target)
+            if not before:
+                return None
+            key = self.keys[before - 1]
+            if frames is None or key > position + 1:
+                container.seek(self.pts[key], stream=self.stream, backward=True)
+                frames, is_exact = container.decode(self.stream), False
+            for frame in frames:
+                check_deadline(self.name)
+                is_exact |= frame.pts == self.pts[key]
+                if frame.pts is None or frame.pts >= self.pts[target]:
+                    break
+            else:
+                return None
+            if frame.pts != self.pts[target] or not is_exact or frame.is_corrupt:
+                return None
+            images[target], position = self.to_rgb(frame), target
+        return images
+
+    def from_start(self, last_pts: int | None = None) -> Iterator[Any]:
+        """Frames from the first key frame on, in the order of display, as far as `last_pts`."""
+        with open_av(self.source, self.name) as container:
+            stream, is_started = container.streams[self.index], False
+            for packet in container.demux(stream):
+                check_deadline(self.name)
+                is_started = is_started or packet.is_keyframe or not packet.size
+                for frame in packet.decode() if is_started else ():
+                    yield frame
+                    if last_pts is not None and frame.pts is not None and frame.pts >= last_pts:
+                        return
+
+    def to_rgb(self, frame) -> np.ndarray:
+        width, height = self.size_px if all(self.size_px) else (frame.width, frame.height)
+        check_pixels(width, height, self.name)
+        self.size_px = width, height  # of the first frame: one of another size is scaled to it
+        image = self.reformatter.reformat(frame, width, height, "rgb24").to_ndarray()  # (H, W, 3)
+        turns = round(getattr(frame, "rotation", 0) / 90) % 4  # phones store upright video lying on its side
+        return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
+
+
+def _zero(container) -> float:
+    """The container's time of its clock's zero, seconds; what is before it (the delay of an encoder) is not shown."""
+    return max((container.start_time or 0) / av.time_base, 0.0)
+
+
+def _demuxer(container) -> str:
+    return container.format.name.split(",")[0]
+
+
+def _xing_s(head: bytes) -> float | None:
+    """Seconds of an MP3 as its first frame counts them, with the sizes of its frames; None where it does not."""
+    for start in range(len(head) - 4):
+        if (length := mpeg_audio_frame_bytes(head[start : start + 4])) is not None:
+            frame = head[start : start + length]
+            at = max(frame.find(b"Xing"), frame.find(b"Info"))
+            if at < 0 or not frame[at + 7] & 1:
+                return None
+            version = frame[1] >> 3 & 3  # 3 is 1, 2 is 2, 0 is 2.5
+            rate_hz = (44_100, 48_000, 32_000)[frame[2] >> 2 & 3] >> {3: 0, 2: 1, 0: 2}[version]
+            return int.from_bytes(frame[at + 8 : at + 12], "big") * (1152 if version == 3 else 576) / rate_hz
     return None
 
 
-def _longest_gap(times_s: list[float]) -> float:
-    """Longest time that one frame is shown, as far as the next frame tells."""
-    return max((after - before for before, after in zip(times_s, times_s[1:])), default=0.0)
+def _is_cover(stream) -> bool:
+    return bool(stream.disposition & av.stream.Disposition.attached_pic)
 
 
-def _index_frames(container, stream) -> tuple[int, list[float], list[int]]:
-    """First time stamp, the time of every frame after it in the order of display, and the indices of the key frames.
-
-    Nothing is decoded.
-    """
-    stamps = []
-    for packet in container.demux(stream):
-        if packet.pts is not None and packet.size and not packet.is_discard:
-            stamps.append((packet.pts, packet.is_keyframe))
-    stamps.sort()
-    start = stamps[0][0] if stamps else 0
-    times_s = [float((pts - start) * stream.time_base) for pts, _ in stamps]
-    container.seek(0)
-    return start, times_s, [i for i, (_, is_key) in enumerate(stamps) if is_key]
+# ---- audio
 
 
-def _decode_frames(container, stream, start, wanted, times_s, keyframes, name) -> list[np.ndarray]:
-    """Decode the frames `wanted` (ascending indices, repeats allowed).
-
-    A seek pays off only when it jumps over a key frame: between two key frames everything in between must be
-    decoded anyway, and one seek per frame is three times slower on files with long groups.
-    """
-    images: dict[int, np.ndarray] = {}
-    targets = sorted(set(wanted))
-    position = -1  # index of the last decoded frame
-    decoder = container.decode(stream)
-    for target in targets:
-        key = keyframes[bisect.bisect_right(keyframes, target) - 1] if keyframes and keyframes[0] <= target else 0
-        if key > position + 1:
-            container.seek(start + round(times_s[key] / stream.time_base), stream=stream, backward=True)
-            decoder = container.decode(stream)
-        for frame in decoder:
-            if frame.pts is None or frame.pts < start:
-                continue
-            time_s = float((frame.pts - start) * stream.time_base)
-            position = bisect.bisect_left(times_s, time_s - 1e-6)
-            if position >= target:
-                images[target] = _to_rgb(frame)
-                break
-        else:
-            raise InputError(f"{name}: truncated, the frame at {times_s[target]:.2f} s cannot be decoded.")
-    return [images[index] for index in wanted]
-
-
-def _to_rgb(frame) -> np.ndarray:
-    image = frame.to_ndarray(format="rgb24")  # (H, W, 3)
-    turns = round(getattr(frame, "rotation", 0) / 90) % 4  # phones store upright video lying on its side
-    return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
-
-
-def _read_soundfile(source, name, max_s, start_s, end_s) -> tuple[np.ndarray, int]:
-    _check_wav_size(source, name)
-    source = io.BytesIO(source) if isinstance(source, bytes) else source
-    with _decoding("audio", name), soundfile.SoundFile(source) as file:
-        rate_hz = file.samplerate
-        begin = min(round((start_s or 0.0) * rate_hz), file.frames)
-        end = file.frames if end_s is None else min(round(end_s * rate_hz), file.frames)
-        _check_length((end - begin) / rate_hz, max_s, name)
-        if begin:
-            file.seek(begin)
-        waveform = file.read(end - begin, dtype="float32")
-    if end - begin - waveform.shape[0] > _TRUNCATION_TOLERANCE_S * rate_hz:
-        raise InputError(
-            f"{name}: truncated, {waveform.shape[0] / rate_hz:.2f} s of {(end - begin) / rate_hz:.2f} s can be read."
-        )
-    return waveform, rate_hz
-
-
-def _read_av_audio(source, name, max_s, start_s, end_s) -> tuple[np.ndarray, int]:
-    start_s = start_s or 0.0
-    with _decoding("audio", name), open_av(source) as container:
-        if not container.streams.audio:
-            raise InputError(
-                f"{name}: the file has no audio track. Leave the field `audio` empty for this clip, or add audio."
-            )
-        stream = container.streams.audio[0]
-        rate_hz = stream.rate
-        promised_s = _promised_s(container, stream)
-        if promised_s is not None:
-            _check_length(min(end_s or promised_s, promised_s) - start_s, max_s, name)
-        limit_s = (max_s if max_s is not None else float("inf")) + _TRUNCATION_TOLERANCE_S
-        origin_s = float((stream.start_time or 0) * stream.time_base)
-        if start_s > 1.0:  # land before the part: AAC needs the frames before to settle
-            container.seek(round((origin_s + start_s - 0.5) / stream.time_base), stream=stream, backward=True)
-        blocks, first_s, decoded_s = [], None, 0.0
-        for frame in container.decode(stream):
-            time_s = frame.time - origin_s if frame.time is not None else decoded_s
-            decoded_s = time_s + frame.samples / rate_hz
-            if decoded_s <= start_s:
-                continue
-            if end_s is not None and time_s >= end_s:
-                break
-            first_s = time_s if first_s is None else first_s
-            blocks.append(_frame_to_float(frame))
-            if decoded_s - start_s > limit_s and end_s is None:
-                _check_length(decoded_s - start_s, max_s, name)
-    if promised_s is not None and end_s is not None:
-        promised_s = min(promised_s, end_s)
-    if promised_s is not None and promised_s - decoded_s > _TRUNCATION_TOLERANCE_S:
-        raise InputError(f"{name}: truncated, {decoded_s:.2f} s of {promised_s:.2f} s of audio can be decoded.")
-    if not blocks:
-        return np.zeros(0, np.float32), rate_hz
-    waveform = np.concatenate(blocks)  # (samples, channels)
-    begin = max(round((start_s - first_s) * rate_hz), 0)
-    end = None if end_s is None else round((end_s - first_s) * rate_hz)
-    return waveform[begin:end], rate_hz
-
-
-def _frame_to_float(frame) -> np.ndarray:
-    """One decoded audio frame as float32 (samples, channels)."""
+def _samples_of(frame) -> np.ndarray:
+    """One decoded audio frame as float32 (channels, samples); of more than two channels their mean."""
     block = frame.to_ndarray()  # planar: (channels, samples); packed: (1, samples * channels)
-    channels = frame.layout.nb_channels
-    block = block.T if frame.format.is_planar else block.reshape(-1, channels)
-    return scaled(block)
+    if not frame.format.is_planar:
+        block = block.reshape(-1, frame.layout.nb_channels).T
+    block = scaled(block)
+    if len(block) <= 2:
+        return block
+    shares = np.array([_SHARES.get(channel.name, _SHARE_OF_OTHERS) for channel in frame.layout.channels], np.float32)
+    return (shares / max(shares.sum(), 1e-6) @ block)[None]
 
 
 def scaled(samples: np.ndarray) -> np.ndarray:
@@ -359,76 +707,71 @@ def scaled(samples: np.ndarray) -> np.ndarray:
     return samples.astype(np.float32) / -float(np.iinfo(samples.dtype).min)
 
 
-def _check_wav_size(source, name: str) -> None:
-    """libsndfile silently shortens a cut WAV file, so compare the size that its header promises with what is there."""
-    if isinstance(source, bytes):
-        head, actual = source[:4096], len(source)
-    else:
-        actual = os.path.getsize(source)
-        with open(source, "rb") as file:
-            head = file.read(4096)
-    if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
-        return
-    offset = 12
-    while offset + 8 <= len(head):
-        size = int.from_bytes(head[offset + 4 : offset + 8], "little")
-        if head[offset : offset + 4] == b"data":
-            # Programs that write to a pipe leave 0 or 0xFFFFFFFF, which says nothing.
-            if 0 < size < 0xFFFFFFF0 and offset + 8 + size > actual:
-                raise InputError(
-                    f"{name}: truncated, the header promises {size} bytes of audio and "
-                    f"{actual - offset - 8} are there. Copy the file again."
-                )
-            return
-        offset += 8 + size + (size & 1)
-
-
-def _check_length(seconds: float, max_s: float | None, name: str) -> None:
-    if max_s is not None and seconds > max_s + 1e-3:
-        raise InputError(
-            f"{name}: the audio is {seconds:.1f} s long, more than max_audio_s = {max_s:g} s. "
-            f"Cut the clip (start_s, end_s) or raise max_audio_s."
+def mix(samples: np.ndarray, name: str) -> np.ndarray:
+    """The mean of the channels, float32 (channels, samples) -> (samples,); half the difference of two that cancel."""
+    if len(samples) == 1:
+        return samples[0]
+    mono = (samples[0] + samples[1]) * np.float32(0.5) if len(samples) == 2 else samples.mean(0)
+    if len(samples) == 2 and np.dot(mono, mono) < _CANCELLED * np.dot(samples[0], samples[0]):
+        logger.warning(
+            "%s: the two channels cancel each other (one is the other with its sign turned); half their difference is "
+            "used in place of their mean.",
+            name,
         )
+        mono = (samples[0] - samples[1]) * np.float32(0.5)
+    return mono
 
 
-def _checked(source, name: str | None) -> str:
-    """What errors call a source, which is there and not empty."""
-    embedded = isinstance(source, bytes)
-    name = name or (f"<{len(source)} embedded bytes>" if embedded else os.fspath(source))
-    if not embedded and not os.path.isfile(source):
-        raise InputError(f"{name}: file not found.")
-    if (len(source) if embedded else os.path.getsize(source)) == 0:
-        raise InputError(f"{name}: the file is empty.")
-    return name
+def check_samples(waveform: np.ndarray, name: str) -> np.ndarray:
+    """A waveform (samples,) as it is.
 
-
-def _is_soundfile(source) -> bool:
-    if isinstance(source, bytes):
-        return source[:4] in (b"RIFF", b"fLaC", b"OggS", b"FORM") or source[:3] == b"ID3" or source[:2] == b"\xff\xfb"
-    return os.fspath(source).lower().endswith(_SOUNDFILE_SUFFIXES)
-
-
-def open_av(source: str | os.PathLike | bytes):
-    """A path, or the bytes of a file, as PyAV's container.
-
-    A playlist (concat, HLS, SDP) names other files and hosts. Of a path FFmpeg follows no network address; of bytes it
-    would follow every one, so there it may open nothing else.
+    Raises:
+        InputError: samples that are no audio.
     """
-    if isinstance(source, bytes):
-        return av.open(io.BytesIO(source), options={"protocol_whitelist": "none"})
-    return av.open(os.fspath(source))
-
-
-@functools.lru_cache(maxsize=16)
-def _resampler(from_hz: int, to_hz: int):
-    import torchaudio
-
-    return torchaudio.transforms.Resample(from_hz, to_hz)
+    if not np.isfinite(waveform).all():
+        raise InputError(f"{name}: the audio holds NaN or infinite samples. Export the file again.")
+    if (peak := float(np.abs(waveform).max())) > LOUDEST:
+        raise InputError(
+            f"{name}: samples reach {peak:.0f}, and floats lie in [-1, 1]; divide what was read as 16-bit integers by "
+            "32768, or give the integers."
+        )
+    return waveform
 
 
 def resample(waveform: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
-    """A waveform, float32 (samples,), at another rate."""
-    import torch  # here, so that who only looks at files, or sets torch's environment first, does not import it
+    """A waveform, float32 (samples,) or (channels, samples), at another rate.
 
-    with torch.no_grad():
-        return _resampler(from_hz, to_hz)(torch.from_numpy(np.ascontiguousarray(waveform))).numpy()
+    By FFmpeg's libswresample, whose filter bank is bounded: torchaudio's grows with the product of the reduced rates,
+    to 22 GB for 44,099 Hz to 16 kHz, and lets ten times as much of what is above the new band through.
+    """
+    if from_hz == to_hz:
+        return waveform
+    if waveform.ndim == 2:
+        return np.stack([resample(channel, from_hz, to_hz) for channel in waveform])
+    resampler = av.AudioResampler(format="flt", layout="mono", rate=to_hz)
+    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(waveform[None]), format="flt", layout="mono")
+    frame.sample_rate = from_hz
+    parts = [part.to_ndarray()[0] for part in (*resampler.resample(frame), *resampler.resample(None))]
+    return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+
+
+def _check_wav_size(source, name: str) -> None:
+    """FFmpeg silently shortens a cut WAV file, so compare the size that its header promises with what is there."""
+    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+        head = file.read(12)
+        if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
+            return
+        actual = file.seek(0, io.SEEK_END)
+        file.seek(12)
+        while len(chunk := file.read(8)) == 8:
+            size = int.from_bytes(chunk[4:], "little")
+            if chunk[:4] == b"data":
+                there = actual - file.tell()
+                # Programs that write to a pipe leave 0 or nearly the largest size, which says nothing.
+                if size < _UNKNOWN_SIZE and size > there:
+                    raise InputError(
+                        f"{name}: truncated, the header promises {size} bytes of audio and {there} are there. Copy "
+                        "the file again."
+                    )
+                return
+            file.seek(size + (size & 1), io.SEEK_CUR)

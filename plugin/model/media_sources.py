@@ -13,7 +13,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from .inputs import InputError
-from .media import audio_duration_s, load_audio, load_image, load_video, resample, scaled
+from .media import check_samples, end_of_track_s, load_audio, load_video, mix, resample, scaled
+from .media_images import load_image
 
 # Keys of a media item in a conversation that may hold the medium, in the order in which they are looked at.
 SOURCE_KEYS = {kind: (kind, "url", "path", "bytes", "base64") for kind in ("image", "video", "audio")}
@@ -24,9 +25,6 @@ _OPENAI_KEYS = ("image_url", "video_url", "audio_url", "input_audio")
 _CONTENT_KEYS = ("text", *dict.fromkeys(key for keys in SOURCE_KEYS.values() for key in keys), *_OPENAI_KEYS)
 
 FRAMES_ALLOWED = "allowed is (frames, height, width, 3), or a list of images."
-
-# Audio in floats may go over 1 a little, 40 dB never: it is integers that were converted and not scaled.
-_LOUDEST = 100.0
 
 
 # ---- files
@@ -198,7 +196,7 @@ def _with_audio(content: Sequence[Mapping[str, Any]], use_audio: bool, message: 
             continue
         found.append(item)
         # Frames that were decoded already have no audio.
-        if is_file(source) and audio_duration_s(source, called(name, source)) is not None:
+        if is_file(source) and end_of_track_s(source, "audio", called(name, source)) is not None:
             rest = {key: value for key, value in item.items() if key not in SOURCE_KEYS["video"]}  # holds for both
             found.append({**rest, "type": "audio", "audio": source})
     return found
@@ -306,7 +304,7 @@ def to_waveform(
             than `max_s` that is not to be cut.
     """
     if is_file(audio):
-        total_s = audio_duration_s(audio, name) if truncation else None
+        total_s = end_of_track_s(audio, "audio", name) if truncation else None
         if total_s is None or total_s <= max_s:
             return load_audio(audio, to_hz, max_s=max_s, name=name), 0.0
         return load_audio(audio, to_hz, max_s=None, end_s=max_s, name=name), total_s - max_s
@@ -352,12 +350,5 @@ def _mono(audio: np.ndarray | torch.Tensor | Sequence, name: str) -> np.ndarray:
         )
     samples = scaled(samples)
     if samples.ndim == 2:
-        samples = samples.mean(0 if samples.shape[0] <= samples.shape[1] else 1)
-    if not np.isfinite(samples).all():
-        raise InputError(f"{name}: the audio holds NaN or infinite samples. Export it again.")
-    if (peak := float(np.abs(samples).max())) > _LOUDEST:
-        raise InputError(
-            f"{name}: samples reach {peak:.0f}, and floats lie in [-1, 1]; divide what was read as 16-bit integers by "
-            "32768, or give the integers."
-        )
-    return samples
+        samples = mix(samples if samples.shape[0] <= samples.shape[1] else samples.T, name)
+    return check_samples(samples, name)

@@ -1,5 +1,6 @@
 """Processor of VAEmotionLLM: the backbone's own processor, plus audio."""
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from .audio_projector import (
 )
 from .checkpoint import hub_arguments
 from .inputs import InputError
+from .media_files import Limits, limits
 from .media_sources import (
     RoundedLog10,
     called,
@@ -82,6 +84,8 @@ class VAEmotionLLMProcessor(ProcessorMixin):
         samples_per_token: waveform samples that one audio token stands for.
         max_audio_s: longest audio that is accepted, in seconds.
         num_frames: frames taken from a video file, evenly over its length.
+        max_pixels: most pixels of an image or frame that is accepted.
+        max_clip_bytes: most bytes of the decoded frames of a video.
         chat_template: Jinja template of the conversation.
     """
 
@@ -97,6 +101,8 @@ class VAEmotionLLMProcessor(ProcessorMixin):
         samples_per_token: int = 1_280,
         max_audio_s: float = 300.0,
         num_frames: int = 8,
+        max_pixels: int = Limits.max_pixels,
+        max_clip_bytes: int = Limits.max_bytes,
         chat_template: str | None = None,
     ):
         self.vlm_processor_class = vlm_processor_class
@@ -105,6 +111,8 @@ class VAEmotionLLMProcessor(ProcessorMixin):
         self.samples_per_token = samples_per_token
         self.max_audio_s = max_audio_s
         self.num_frames = num_frames
+        self.max_pixels = max_pixels
+        self.max_clip_bytes = max_clip_bytes
         self.audio_token_id = add_audio_token(tokenizer)
         super().__init__(image_processor, tokenizer, video_processor, feature_extractor, chat_template=chat_template)
 
@@ -306,6 +314,10 @@ class VAEmotionLLMProcessor(ProcessorMixin):
 
     # ---- media by themselves, and batches of them
 
+    def limits(self):
+        """The context in which files are decoded: within `max_pixels` and `max_clip_bytes`."""
+        return limits(max_pixels=self.max_pixels, max_bytes=self.max_clip_bytes)
+
     def encode_audio(
         self, waveform, sampling_rate: int | None = None, truncation: bool = False, name: str = "the audio"
     ) -> MediaFeatures:
@@ -319,9 +331,10 @@ class VAEmotionLLMProcessor(ProcessorMixin):
         """
         waveform = local_source(waveform, name)
         name = called(name, waveform) if is_file(waveform) else name
-        waveform, dropped_s = to_waveform(
-            waveform, sampling_rate, self.sampling_rate, self.max_audio_s, truncation=truncation, name=name
-        )
+        with self.limits():
+            waveform, dropped_s = to_waveform(
+                waveform, sampling_rate, self.sampling_rate, self.max_audio_s, truncation=truncation, name=name
+            )
         if dropped_s:
             logger.warning_once(f"Audio is cut to max_audio_s, {self.max_audio_s:g} s; not logged again.")
         windows = np.split(waveform, range(self.window_samples, len(waveform), self.window_samples))
@@ -344,7 +357,8 @@ class VAEmotionLLMProcessor(ProcessorMixin):
 
     def encode_image(self, image) -> MediaFeatures:
         """Features of one PIL image, and the placeholders that stand for it."""
-        inputs, (replacement,) = self._process_images([image], **self._vlm_arguments("images_kwargs"))
+        with _refusals("the image"):
+            inputs, (replacement,) = self._process_images([image], **self._vlm_arguments("images_kwargs"))
         return MediaFeatures("image", self.image_token, replacement, _tensors(inputs))
 
     def encode_video(self, frames: np.ndarray, fps: float, indices: Sequence[int]) -> MediaFeatures:
@@ -356,7 +370,8 @@ class VAEmotionLLMProcessor(ProcessorMixin):
             indices: (F,) number of each frame in the file.
         """
         arguments = self._vlm_arguments("videos_kwargs", **video_arguments([(frames, fps, indices)]))
-        inputs, (replacement,) = self.vlm_processor._process_videos([frames], **arguments)
+        with _refusals("the video"):
+            inputs, (replacement,) = self.vlm_processor._process_videos([frames], **arguments)
         return MediaFeatures("video", self.video_token, replacement, _tensors(inputs))
 
     def encode_media(self, kind: str, source) -> MediaFeatures:
@@ -370,9 +385,13 @@ class VAEmotionLLMProcessor(ProcessorMixin):
         if kind == "audio":
             return self.encode_audio(source, name=name)
         if kind == "image":
-            return self.encode_image(read_image(source, name))
+            with self.limits():
+                image = read_image(source, name)
+            return self.encode_image(image)
         if kind == "video":
-            return self.encode_video(*read_video(source, name, self.num_frames))
+            with self.limits():
+                video = read_video(source, name, self.num_frames)
+            return self.encode_video(*video)
         raise InputError(f"{kind!r} is no kind of media; allowed are 'image', 'video' and 'audio'.")
 
     def assemble(self, texts: Sequence[str], media: Sequence[MediaFeatures], **tokenizer_kwargs) -> BatchFeature:
@@ -412,7 +431,9 @@ class VAEmotionLLMProcessor(ProcessorMixin):
         """Files are read here: the library's own loaders download, and need torchcodec."""
         for kind, media in (("image", images), ("video", videos), ("audio", audio)):
             self._check_rows(kind, [text] if isinstance(text, str) else text or [], media)
-        images, text, videos, _ = self.vlm_processor.prepare_inputs_layout(_images(images), text, videos, **kwargs)
+        with self.limits():
+            images = _images(images)
+        images, text, videos, _ = self.vlm_processor.prepare_inputs_layout(images, text, videos, **kwargs)
         videos = None if videos is None else _in_a_row(videos, _is_frame)
         return images, text, videos, None if audio is None else _in_a_row(audio)
 
@@ -434,19 +455,22 @@ class VAEmotionLLMProcessor(ProcessorMixin):
         super().validate_inputs(videos=None if videos is None else ["video"] * len(videos), **kwargs)
 
     def _process_images(self, images, **kwargs):
-        return self.vlm_processor._process_images(images, **kwargs)
+        with _refusals("an image"):
+            return self.vlm_processor._process_images(images, **kwargs)
 
     def _process_videos(self, videos, num_frames=None, fps=None, do_sample_frames=None, video_metadata=None, **kwargs):
         """Features of videos, whose frames are chosen here."""
         about = [None] * len(videos) if video_metadata is None else _in_a_row(video_metadata)
         if len(about) != len(videos):
             raise InputError(f"video_metadata has {len(about)} entries for {len(videos)} videos; give one for each.")
-        chosen = [
-            read_video(video, f"video {n}", self.num_frames, num_frames, fps, do_sample_frames, metadata)
-            for n, (video, metadata) in enumerate(zip(videos, about, strict=True))
-        ]
+        with self.limits():
+            chosen = [
+                read_video(video, f"video {n}", self.num_frames, num_frames, fps, do_sample_frames, metadata)
+                for n, (video, metadata) in enumerate(zip(videos, about, strict=True))
+            ]
         frames = [frames for frames, _, _ in chosen]
-        return self.vlm_processor._process_videos(frames, **kwargs, **video_arguments(chosen))
+        with _refusals("a video"):
+            return self.vlm_processor._process_videos(frames, **kwargs, **video_arguments(chosen))
 
     def _process_audio(self, audio, **kwargs):
         encoded = [self.encode_audio(medium, **kwargs, name=f"audio {n}") for n, medium in enumerate(audio)]
@@ -498,6 +522,17 @@ def _rows(media: Any, is_part: Callable[[Any], bool]) -> Sequence[Sequence]:
 def _is_frame(medium: Any) -> bool:
     """Whether it can be a frame of a video, and no video."""
     return isinstance(medium, Image.Image) or (hasattr(medium, "shape") and np.ndim(medium) in (2, 3))
+
+
+@contextlib.contextmanager
+def _refusals(name: str):
+    """What the backbone's processor refuses, such as a ratio of the sides, is an error of the input."""
+    try:
+        yield
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{name} cannot be used by this backbone: {error}") from error
 
 
 def _images(images: Any) -> Any:

@@ -14,6 +14,7 @@ from transformers.optimization import get_scheduler
 
 from ..model.configuration_vaemotionllm import EMOTION_ADAPTER_FIELDS
 from ..model.inputs import MODALITIES
+from ..model.media_files import Limits
 from ..utils import InputError
 from .lora import LoraSettings
 
@@ -46,6 +47,8 @@ class StageConfig(TrainingArguments):
     max_clips: PositiveInt | None = HfArg(default=None, help="Use at most this many clips.")
     num_frames: PositiveInt = HfArg(default=8, help="Frames taken from a video, evenly over the clip.")
     max_audio_s: PositiveFloat = HfArg(default=300.0, help="Longest audio that is accepted, seconds.")
+    max_pixels: PositiveInt = HfArg(default=Limits.max_pixels, help="Most pixels of an image or a frame.")
+    max_clip_bytes: PositiveInt = HfArg(default=Limits.max_bytes, help="Most bytes of a clip's decoded frames.")
     cache_media: bool = HfArg(default=False, help="Keep decoded features in memory (small data, many epochs).")
     attn_implementation: str | None = HfArg(
         default="auto", help="Attention of the model; auto = flash_attention_4, 3 or 2 where usable, else sdpa."

@@ -84,16 +84,15 @@ def _load_parts(config: StageConfig, attention: str | None) -> tuple[Model, Proc
         if isinstance(config, Stage2Config):
             model.set_emotion_labels(config.emotion_labels)
         model.config.emotion_calibration = None  # it was fitted on what training changes
-        # What the model is trained with is what its processor gives to those who load it.
-        processor.num_frames, processor.max_audio_s = config.num_frames, config.max_audio_s
     else:
         if isinstance(config, Stage2Config):
             fields = {**fields, "emotion_labels": config.emotion_labels}
         model = Model.from_backbone(config.vlm, config.audio, **options, **fields)
         stride = {"projector_stride": fields["projector_stride"]} if "projector_stride" in fields else {}
-        processor = Processor.from_backbone(
-            config.vlm, config.audio, max_audio_s=config.max_audio_s, num_frames=config.num_frames, **stride
-        )
+        processor = Processor.from_backbone(config.vlm, config.audio, **stride)
+    # What the model is trained with is what its processor gives to those who load it.
+    for name in ("num_frames", "max_audio_s", "max_pixels", "max_clip_bytes"):
+        setattr(processor, name, getattr(config, name))
     if getattr(config, "lora", None) is not None:
         add_lora(model, config.lora)
     return model, processor

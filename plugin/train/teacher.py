@@ -336,7 +336,7 @@ def compare(
         InputError: the clip's files cannot be used.
     """
     encoder = ClipEncoder(processor, processor.num_frames, processor.max_audio_s)
-    sample = Sample(SampleKey(0, 0, 0), clip, {name: encoder.encode(clip, name) for name in MEDIA_OF_MODALITY["av"]})
+    sample = Sample(SampleKey(0, 0, 0), clip, encoder.encode(clip, MEDIA_OF_MODALITY["av"]))
     renderer, head = ConversationRenderer(processor), model.get_output_embeddings()
     modalities = {"teacher": "visual", "student": modality}
 

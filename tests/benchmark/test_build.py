@@ -19,7 +19,7 @@ import pytest
 import soundfile
 import yaml
 from drawn_media import RATE_HZ, melody, scene
-from media_files import write_video
+from media_files import write_clip, write_video
 from PIL import Image
 
 from vaemotionllm import InputError
@@ -440,3 +440,22 @@ def test_embedded_manifests_are_built_as_well(world, tmp_path):
     assert build(config)["items"] == 240
     item = schema.load(tmp_path / "b").items[0]
     assert item.audio.endswith(".wav") and load_audio(io.BytesIO(Path(item.audio).read_bytes()).getvalue()).size
+
+
+@pytest.mark.parametrize("part", [(None, None), (1.0, 3.0)])
+def test_audio_and_video_that_are_taken_apart_stay_together(tmp_path, part):
+    path = write_clip(tmp_path / "a.mp4", "mp4", "libx264", "aac", 4.0, flash_s=2.2, video_start_s=0.8)
+    clip = Clip(
+        id="a",
+        split="test",
+        source="s",
+        license="CC0-1.0",
+        audio=str(path),
+        video=str(path),
+        start_s=part[0],
+        end_s=part[1],
+    )
+    beep_s = np.flatnonzero(np.abs(load_audio(building.audio_of(clip)[0])) > 0.1)[0] / 16_000
+    frames, metadata = load_video(building.visual_of(clip)[0], None)
+    flash_s = metadata.indices[int(frames.mean((1, 2, 3)).argmax())] / metadata.fps
+    assert abs(beep_s - (2.2 - (part[0] or 0.0))) < 0.04 and abs(flash_s - beep_s) <= 0.04

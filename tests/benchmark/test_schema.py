@@ -11,7 +11,8 @@ import pytest
 
 from vaemotionllm import InputError
 from vaemotionllm.benchmark import schema
-from vaemotionllm.model.media import load_audio, load_image
+from vaemotionllm.model.media import load_audio
+from vaemotionllm.model.media_images import load_image
 
 MEDIUM = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 

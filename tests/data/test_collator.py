@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 import torch
-from media_files import write_world
+from media_files import write_video, write_world
+from PIL import Image
 from training import make_model
 
 from vaemotionllm import InputError, VAEmotionLLMForConditionalGeneration, VAEmotionLLMProcessor
@@ -9,7 +10,9 @@ from vaemotionllm.data.collator import ConversationRenderer, Stage1Collator, Sta
 from vaemotionllm.data.dataset import ClipDataset, ClipEncoder, Failure
 from vaemotionllm.data.manifest import Clip, read_manifest
 from vaemotionllm.data.samplers import SampleKey, ScheduledBatchSampler, modality_of_step, seeded_random
-from vaemotionllm.model.media import load_audio, load_image
+from vaemotionllm.model import media
+from vaemotionllm.model.media import load_audio
+from vaemotionllm.model.media_images import load_image
 from vaemotionllm.train.instructions import Instruction
 
 
@@ -252,3 +255,25 @@ def test_rows_are_padded_on_the_right_to_the_longest(clips, processor):
         places = response.nonzero().flatten()
         assert places[-1] == length - 1 and places.tolist() == list(range(int(places[0]), int(length)))
     assert batch["ids"] == [clip.id for clip in clips]
+
+
+def test_audio_and_video_of_one_file_are_read_once(tmp_path, processor, monkeypatch):
+    path = str(write_video(tmp_path / "a.mp4", 2.0))
+    clip = Clip(id="a", split="train", source="s", license="CC0-1.0", audio=path, video=path, start_s=0.3, end_s=1.6)
+    encoder, opened = ClipEncoder(processor, 4, 10.0), []
+    apart = {medium: encoder.encode(clip, (medium,))[medium] for medium in ("visual", "audio")}
+    open_av = media.open_av
+    monkeypatch.setattr(media, "open_av", lambda *arguments: opened.append(arguments) or open_av(*arguments))
+    together = encoder.encode(clip, ("visual", "audio"))
+    assert len(opened) == 1
+    for medium, features in apart.items():
+        for name, value in features.inputs.items():
+            assert torch.equal(value, together[medium].inputs[name])
+
+
+def test_what_the_backbone_refuses_is_named_with_its_clip(tmp_path, processor):
+    Image.new("RGB", (300, 1)).save(tmp_path / "wide.png")
+    clip = Clip(id="wide one", split="train", source="s", license="CC0-1.0", image=str(tmp_path / "wide.png"))
+    failure = make_dataset([clip], processor, ("visual",))[SampleKey(0, 0, 0)]
+    assert isinstance(failure, Failure)
+    assert "clip 'wide one'" in failure.message and "cannot be used by this backbone" in failure.message

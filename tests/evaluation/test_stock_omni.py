@@ -23,7 +23,8 @@ STAND_INS = {
     "decord.py": "VideoReader = cpu = None",
     "qwen_omni_utils.py": """
 import torch
-from vaemotionllm.model.media import load_audio, load_image, load_video
+from vaemotionllm.model.media import load_audio, load_video
+from vaemotionllm.model.media_images import load_image
 
 
 def process_mm_info(conversation, use_audio_in_video):

@@ -114,3 +114,106 @@ def write_world(root: Path, clips: int = 8, split: str = "train", videos: bool =
     manifest = root / "manifest.jsonl"
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return manifest
+
+
+# Of a container: the codecs of video that are tried in it, and one of audio.
+CONTAINERS = {
+    "mp4": (("libx264", "libx265", "mpeg4", "libvpx-vp9"), "aac"),
+    "mov": (("libx264", "mpeg4", "mjpeg"), "aac"),
+    "ipod": (("libx264", "mpeg4"), "aac"),
+    "3gp": (("libx264", "mpeg4"), "aac"),
+    "matroska": (("libx264", "libx265", "mpeg4", "libvpx-vp9"), "aac"),
+    "webm": (("libvpx", "libvpx-vp9"), "libopus"),
+    "avi": (("libx264", "mpeg4", "mjpeg"), "libmp3lame"),
+    "mpegts": (("libx264", "libx265", "mpeg2video"), "aac"),
+    "mpeg": (("mpeg1video", "mpeg2video"), "mp2"),
+    "vob": (("mpeg2video",), "ac3"),
+    "flv": (("libx264", "flv"), "aac"),
+    "asf": (("wmv2", "mpeg4"), "wmav2"),
+    "mxf": (("mpeg2video",), "pcm_s16le"),
+}
+
+
+def write_clip(
+    path: Path,
+    container: str,
+    codec: str,
+    audio_codec: str | None = None,
+    seconds: float = 2.0,
+    fps: int = 25,
+    gop: int = 12,
+    video_start_s: float = 0.0,
+    audio_start_s: float = 0.0,
+    flash_s: float | None = None,
+    times_s: list[float] | None = None,
+    size_px: tuple[int, int] = (64, 48),
+) -> Path:
+    """A video in which every frame differs, or one that is black but for a flash, with a beep, both at `flash_s`.
+
+    Args:
+        container, codec, audio_codec: names as FFmpeg knows them; without `audio_codec` there is no audio.
+        video_start_s, audio_start_s: when the tracks begin.
+        times_s: when each frame is shown, in place of `fps`.
+    """
+    import av
+
+    rate_hz, shape = 48_000, (size_px[1], size_px[0], 3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(7)
+    with av.open(str(path), "w", format=container) as file:
+        options = {"threads": "1"}
+        if codec in ("libx264", "libx265"):
+            options |= {"preset": "ultrafast" if codec == "libx265" else "veryfast"}
+            options |= {"bf": "2"} if codec == "libx264" else {"x265-params": "log-level=none:bframes=2:pools=none"}
+        elif codec in ("mpeg2video", "mpeg1video"):
+            options |= {"bf": "2"}
+        elif codec.startswith("libvpx"):
+            options |= {"deadline": "realtime", "cpu-used": "8"}
+        video = file.add_stream(codec, rate=fps, options=options)
+        video.width, video.height = size_px
+        video.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        video.codec_context.gop_size = gop
+        tick = Fraction(1, fps if times_s is None else 1000)
+        video.codec_context.time_base = tick
+        audio = None if audio_codec is None else file.add_stream(audio_codec, rate=rate_hz, layout="stereo")
+        if audio is not None:
+            audio.bit_rate = 128_000  # some encoders have no default
+        shown_s = [video_start_s + i / fps for i in range(round(seconds * fps))] if times_s is None else times_s
+        packets = []
+        for index, time_s in enumerate(shown_s):
+            if flash_s is None:
+                pixels = np.full(shape, 20 + 7 * (index % 30), np.uint8)
+                pixels[: shape[0] // 2] = rng.integers(0, 255, (*shape[:2], 3))[: shape[0] // 2] // 4
+            else:
+                pixels = np.full(shape, 255 if abs(time_s - flash_s) < 0.5 / fps else 0, np.uint8)
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = round(time_s / tick), tick
+            packets += video.encode(frame)
+        packets += video.encode(None)
+        if audio is not None:
+            time = np.arange(round(seconds * rate_hz)) / rate_hz + audio_start_s
+            wave = 0.5 * np.sin(2 * np.pi * 1000 * time)
+            if flash_s is not None:
+                wave *= (time >= flash_s) & (time < flash_s + 0.1)
+            size = audio.codec_context.frame_size or 1024
+            for begin in range(0, len(wave) - size, size):
+                block = np.stack([wave[begin : begin + size]] * 2).astype(np.float32)
+                frame = av.AudioFrame.from_ndarray(block, format="fltp", layout="stereo")
+                frame.sample_rate, frame.time_base = rate_hz, Fraction(1, rate_hz)
+                frame.pts = begin + round(audio_start_s * rate_hz)
+                packets += audio.encode(_as_format(frame, audio.codec_context.format.name))
+            packets += audio.encode(None)
+        for packet in sorted(packets, key=lambda p: float((p.dts or 0) * p.time_base)):
+            file.mux(packet)
+    return path
+
+
+def _as_format(frame, name: str):
+    import av
+
+    if frame.format.name == name:
+        return frame
+    resampler = av.AudioResampler(format=name, layout="stereo", rate=frame.sample_rate)
+    (found,) = resampler.resample(frame)
+    found.pts, found.time_base = frame.pts, frame.time_base
+    return found

@@ -11,7 +11,7 @@ from media_files import write_video, write_wav
 
 from vaemotionllm import InputError, VAEmotionLLMForConditionalGeneration, VAEmotionLLMProcessor
 from vaemotionllm.evaluation.requests import read_request
-from vaemotionllm.model.media import audio_duration_s
+from vaemotionllm.model.media import end_of_track_s
 
 
 @pytest.fixture(scope="module", params=tiny.FAMILIES)
@@ -137,11 +137,11 @@ def test_what_cannot_be_heard_is_no_error_and_no_silence(processor, films, tmp_p
         assert_equal(encode_heard(processor, turns), encode(processor, turns))
     # A track without anything in it is none.
     empty = write_video(tmp_path / "empty.mkv", 1.0, sound_s=0.0)
-    assert audio_duration_s(empty) is None
+    assert end_of_track_s(empty, "audio") is None
     assert "input_features" not in encode(processor, [user(video(empty, **HEARD), text("?"))])
-    assert audio_duration_s(films["film"]) == pytest.approx(2.5, abs=0.2)
-    assert audio_duration_s(films["other"].read_bytes()) == pytest.approx(1.0, abs=0.2)
-    assert audio_duration_s(write_wav(tmp_path / "a.wav", 1.5)) == pytest.approx(1.5, abs=0.01)
+    assert end_of_track_s(films["film"], "audio") == pytest.approx(2.5, abs=0.2)
+    assert end_of_track_s(films["other"].read_bytes(), "audio") == pytest.approx(1.0, abs=0.2)
+    assert end_of_track_s(write_wav(tmp_path / "a.wav", 1.5), "audio") == pytest.approx(1.5, abs=0.01)
 
 
 @pytest.mark.parametrize(

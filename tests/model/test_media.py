@@ -4,7 +4,8 @@ import soundfile
 from media_files import picture, tone, write_png, write_video, write_wav
 
 from vaemotionllm import InputError
-from vaemotionllm.model.media import audio_duration_s, load_audio, load_image, load_video
+from vaemotionllm.model.media import end_of_track_s, load_audio, load_video
+from vaemotionllm.model.media_images import load_image
 
 
 def pitch_hz(waveform, rate_hz=16_000):
@@ -157,6 +158,6 @@ def test_bytes_that_name_other_files_open_none_of_them(tmp_path, monkeypatch):
     write_video(tmp_path / "private.mp4")
     playlist = b"ffconcat version 1.0\nfile private.mp4\n"
     monkeypatch.chdir(tmp_path)
-    for load in (load_audio, audio_duration_s, lambda source: load_video(source, 4)):
+    for load in (load_audio, lambda source: end_of_track_s(source, "audio"), lambda source: load_video(source, 4)):
         with pytest.raises(InputError, match="embedded bytes"):
             load(playlist)

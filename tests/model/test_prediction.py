@@ -290,7 +290,7 @@ def test_a_film_whose_sound_ends_early_has_a_curve_of_what_is_there(folder, tmp_
         (["nowhere.png"], "there is no file 'nowhere.png'"),
         (["{files}/sound.wav+{files}/sound.wav"], "two of a kind"),
         (["{files}/sound.wav+gone.png"], "there is no file 'gone.png'"),
-        (["{files}/text.dat"], "neither an image nor an audio"),
+        (["{files}/text.dat"], "a text file; allowed are images"),
         (["{files}/sound.wav", "--window-s", "-1"], "--window-s is -1"),
         (["{files}/sound.wav", "--window-s", "0.0001"], "--window-s is 0.0001; give seconds from 0.1, or 0"),
         (["{files}/sound.wav", "--window-s", "nan"], "--window-s is nan"),

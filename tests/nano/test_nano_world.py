@@ -23,7 +23,8 @@ from vaemotionllm.benchmark.prompts import letter_of, multiple_choice, parse_cho
 from vaemotionllm.benchmark.validate import validate
 from vaemotionllm.cli.main import main
 from vaemotionllm.data.manifest import read_manifest
-from vaemotionllm.model.media import load_audio, load_image, load_video
+from vaemotionllm.model.media import load_audio, load_video
+from vaemotionllm.model.media_images import load_image
 from vaemotionllm.nano import language, world
 from vaemotionllm.nano.audio import synthesize
 from vaemotionllm.nano.clips import ART_FORMS, CONTENTS, EMOTIONS, WorldConfig, emotion_of, sample_clip

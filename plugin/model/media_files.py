@@ -1,0 +1,257 @@
+"""Media files before they are decoded: their format by their content, limits, and errors that name a file.
+
+FFmpeg probes for some 300 formats, among them playlists that open other files and hosts, and PIL starts another
+program for PostScript. Here each admitted format is named; all else is refused by the name of what it is.
+"""
+
+import contextlib
+import os
+import re
+import struct
+import time
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+
+import av
+
+from .inputs import InputError
+
+# What of a file is looked at; an MP3 may begin with that much that is no audio.
+HEAD_BYTES = 1 << 16
+# Formats of images as PIL names them. Of these it starts no other program.
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
+ALLOWED = "images (PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF, ...), audio and video in the usual containers"
+
+# First bytes -> the demuxer of FFmpeg.
+_CONTAINERS = {
+    b"\x1aE\xdf\xa3": "matroska",
+    b"OggS": "ogg",
+    b"fLaC": "flac",
+    b"FLV": "flv",
+    b"\x00\x00\x01\xba": "mpeg",
+    b"\x00\x00\x01\xb3": "mpegvideo",
+    b"0&\xb2u\x8ef\xcf\x11": "asf",
+    b"RF64": "wav",
+    b"BW64": "wav",
+    b"RIFX": "wav",
+    b"riff.\x91\xcf\x11": "w64",
+    b"caff": "caf",
+    b".snd": "au",
+    b"#!AMR": "amr",
+    b".RMF": "rm",
+    b"wvpk": "wv",
+    b"MAC ": "ape",
+    b"TTA1": "tta",
+    b"DKIF": "ivf",
+    b"\x06\x0e+4\x02\x05\x01\x01": "mxf",
+    b"\x0bw": "ac3",
+}
+_CHUNKED = {  # RIFF and IFF files: (first bytes, kind of content)
+    (b"RIFF", b"WAVE"): "wav",
+    (b"RIFF", b"AVI "): "avi",
+    (b"RIFF", b"WEBP"): "image",
+    (b"FORM", b"AIFF"): "aiff",
+    (b"FORM", b"AIFC"): "aiff",
+}
+_MP4_ATOMS = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"styp", b"sidx")
+_STILL_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")
+_IMAGES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51")
+# First bytes, without blanks and in small letters -> what it is.
+_REFUSED = {
+    b"%pdf": "a PDF document",
+    b"%!ps": "a PostScript file",
+    b"\xc5\xd0\xd3\xc6": "an EPS file",
+    b"#extm3u": "a playlist (m3u8)",
+    b"ffconcat": "a playlist (ffconcat)",
+    b"[playlist]": "a playlist (pls)",
+    b"v=0": "a session description (SDP)",
+    b"version https://git-lfs": "a Git LFS pointer and not the file itself (run `git lfs pull`)",
+    b"<!doctype html": "an HTML page",
+    b"<html": "an HTML page",
+    b"pk\x03\x04": "a ZIP archive",
+    b"\x1f\x8b": "a gzip archive",
+    b"\x93numpy": "a NumPy array",
+}
+_KBIT_S = {  # of MPEG audio: (version 1?, layer) -> by the header's index
+    (True, 1): (0, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
+    (True, 2): (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
+    (True, 3): (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    (False, 1): (0, 32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
+    (False, 2): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+}
+_KBIT_S[False, 3] = _KBIT_S[False, 2]
+
+
+def demuxer_of(head: bytes, name: str) -> str:
+    """The demuxer of FFmpeg for a file of audio or video, and "image" for an image.
+
+    Args:
+        head: the first `HEAD_BYTES` of the file.
+        name: what errors call the file.
+
+    Raises:
+        InputError: the file is of no admitted format; the error says what it is, where that is known.
+    """
+    if (demuxer := _CHUNKED.get((head[:4], head[8:12]))) is not None:
+        return demuxer
+    if head[4:8] in _MP4_ATOMS:
+        return "image" if head[4:8] == b"ftyp" and head[8:12] in _STILL_BRANDS else "mov"
+    for start, demuxer in _CONTAINERS.items():
+        if head.startswith(start):
+            return "eac3" if demuxer == "ac3" and head[5] >> 3 > 10 else demuxer
+    if head.startswith(_IMAGES) or re.match(rb"P[1-7]\s", head):
+        return "image"
+    if (refused := _refused(head)) is not None:
+        raise InputError(f"{name}: this is {refused}; allowed are {ALLOWED}.")
+    if (demuxer := _raw_stream(head)) is not None:
+        return demuxer
+    raise InputError(f"{name}: this is of no known media format (or corrupt); allowed are {ALLOWED}.")
+
+
+def _refused(head: bytes) -> str | None:
+    text = head[:4096].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    for start, kind in _REFUSED.items():
+        if text.startswith(start):
+            return kind
+    if text.startswith((b"<svg", b"<?xml", b"<!--", b"<!doctype svg")):
+        return "an SVG drawing" if b"<svg" in text else "an XML file"
+    if text and all(32 <= byte < 127 or byte in b"\t\r\n" for byte in text):
+        return "a text file"
+    return None
+
+
+def _raw_stream(head: bytes) -> str | None:
+    """The demuxer of what has no header: transport streams, MP3, ADTS; behind an ID3 tag or what is no audio."""
+    for size in (188, 192, 204):
+        for begin in range(min(size, len(head) - 4 * size)):
+            if all(head[begin + i * size] == 0x47 for i in range(5)):
+                return "mpegts"
+    begin = 0
+    if head[:3] == b"ID3" and len(head) > 10:
+        begin = 10 + sum((byte & 0x7F) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0)))
+        if begin >= len(head) - 4:  # a tag with a large image; nearly always of an MP3
+            return "mp3"
+        if head.startswith(b"fLaC", begin):
+            return "flac"
+    for start in range(begin, len(head) - 4):
+        if head[start] == 0xFF and head[start + 1] >= 0xE0:
+            for demuxer, frame_bytes in (("aac", _adts_frame_bytes), ("mp3", mpeg_audio_frame_bytes)):
+                if (length := frame_bytes(head[start : start + 7])) is not None:
+                    after = head[start + length : start + length + 7]
+                    if len(after) < 7 or frame_bytes(after) is not None:
+                        return demuxer
+    return None
+
+
+def _adts_frame_bytes(header: bytes) -> int | None:
+    if header[0] != 0xFF or header[1] & 0xF6 != 0xF0:
+        return None
+    length = int.from_bytes(header[3:6], "big") >> 5 & 0x1FFF
+    return length if length > 7 else None
+
+
+def mpeg_audio_frame_bytes(header: bytes) -> int | None:
+    """Length of the frame of MPEG audio that begins with these four bytes; None where they are no header."""
+    if len(header) < 4 or header[0] != 0xFF or header[1] < 0xE0:
+        return None
+    version, layer = header[1] >> 3 & 3, 4 - (header[1] >> 1 & 3)  # version: 0 is 2.5, 2 is 2, 3 is 1
+    bits, rate = header[2] >> 4, header[2] >> 2 & 3
+    if version == 1 or layer == 4 or bits in (0, 15) or rate == 3:
+        return None
+    rate_hz = (44_100, 48_000, 32_000)[rate] >> {3: 0, 2: 1, 0: 2}[version]
+    kbit_s, padding = _KBIT_S[version == 3, layer][bits], header[2] >> 1 & 1
+    if layer == 1:
+        return (12_000 * kbit_s // rate_hz + padding) * 4
+    return (72_000 if layer == 3 and version != 3 else 144_000) * kbit_s // rate_hz + padding
+
+
+# ---- errors
+
+
+# What FFmpeg and PIL raise for damaged files; of Python's own PIL raises nearly all.
+_OF_DECODERS = (
+    av.error.FFmpegError,
+    ArithmeticError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
+
+
+@contextlib.contextmanager
+def decoding(kind: str, name: str):
+    """Turns what the decoders raise for a damaged file into an InputError that names it."""
+    try:
+        yield
+    except InputError:
+        raise
+    except _OF_DECODERS as error:
+        raise InputError(f"{name}: cannot decode the {kind} ({error}). The file is corrupt or truncated.") from error
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What decoding may take of one file, or of one clip.
+
+    max_pixels: of an image or a frame. max_bytes: of all its decoded frames. max_s: seconds of work, None for any.
+    """
+
+    max_pixels: int = 100_000_000
+    max_bytes: int = 4 << 30
+    max_s: float | None = None
+
+
+_limits: ContextVar[tuple[Limits, float]] = ContextVar("limits", default=(Limits(), 0.0))
+
+
+@contextlib.contextmanager
+def limits(**changed):
+    """In its context the named fields of `Limits` have other values."""
+    token = _limits.set((replace(_limits.get()[0], **changed), time.monotonic()))
+    try:
+        yield
+    finally:
+        _limits.reset(token)
+
+
+def check_deadline(name: str) -> None:
+    found, begin = _limits.get()
+    if found.max_s is not None and time.monotonic() - begin > found.max_s:
+        raise InputError(f"{name}: decoding took longer than the limit of {found.max_s:g} s. Cut or convert the file.")
+
+
+def check_pixels(width: int, height: int, name: str, frames: int = 1) -> None:
+    found, _ = _limits.get()
+    if width * height > found.max_pixels:
+        raise InputError(
+            f"{name}: {width} x {height} pixels, more than max_pixels = {found.max_pixels}. Scale it down."
+        )
+    if (size := 3 * width * height * frames) > found.max_bytes:
+        raise InputError(
+            f"{name}: {frames} frames of {width} x {height} pixels take {size} bytes, more than max_clip_bytes = "
+            f"{found.max_bytes}. Take fewer frames, or scale the video down."
+        )
+
+
+def checked(source, name: str | None) -> str:
+    """What errors call a source, which is there and not empty."""
+    embedded = isinstance(source, bytes)
+    name = name or (f"<{len(source)} embedded bytes>" if embedded else os.fspath(source))
+    if not embedded and not os.path.isfile(source):
+        raise InputError(f"{name}: file not found.")
+    if (len(source) if embedded else os.path.getsize(source)) == 0:
+        raise InputError(f"{name}: the file is empty.")
+    return name
+
+
+def head_of(source) -> bytes:
+    if isinstance(source, bytes):
+        return source[:HEAD_BYTES]
+    with open(source, "rb") as file:
+        return file.read(HEAD_BYTES)
