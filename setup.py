@@ -91,9 +91,11 @@ setup(
         "numpy>=2,<3",
         "packaging>=23",
         "pandas>=2.2",
-        "jinja2>=3.1",
+        # The least that transformers renders chat templates with.
+        "jinja2>=3.1.6",
         "pyarrow>=24",
         "pydantic>=2.10,<3",
+        "scikit-learn>=1.5",
         "scipy>=1.13",
         "av>=15,<16",
         "soundfile>=0.13,<0.15",
