@@ -34,7 +34,7 @@ test: setup
 
 # Each prints tables, and as its last line one JSON object. RESULTS.md says what they measured.
 BENCHMARKS := kl_loss.py teacher_cache.py kl_peers.py padding.py zero3.py adapter_overhead.py generate_overhead.py \
-	load.py benchmark_build.py eval_throughput.py
+	load.py media.py benchmark_build.py eval_throughput.py
 bench: setup
 	@set -e; for script in $(BENCHMARKS); do echo "== benchmarks/$$script"; $(BIN)/python benchmarks/$$script; done
 
