@@ -62,6 +62,8 @@ _NO_AUDIO = (b"ID3", b"TAG", b"APETAGEX", b"OpusHead", b"OpusTags", b"\1vorbis",
 _SHARES = {"FL": 1.0, "FR": 1.0, "FC": 2**0.5, "LFE": 0.0, "LFE2": 0.0}
 _SHARE_OF_OTHERS = 0.5**0.5
 
+# Samples that stay in a processor's cache.
+_RESAMPLED_AT_ONCE = 1 << 16
 # Sizes of a WAV file's data that recorders leave which write to a pipe.
 _UNKNOWN_SIZE = 0x7FFF0000
 
@@ -493,10 +495,14 @@ class _AudioTrack(_Track):
         if any(block.shape[0] != channels for _, block in self.blocks):
             self.blocks = [(position, mix(block, self.name)[None]) for position, block in self.blocks]
             channels = 1
-        samples = np.zeros((channels, end - begin), np.float32)
-        for position, block in self.blocks:
-            at = position - begin
-            samples[:, max(at, 0) : at + block.shape[1]] = block[:, max(-at, 0) : max(end - position, 0)]
+        position, block = self.blocks[0]
+        if position <= begin and end <= position + block.shape[1]:  # nearly always one run holds the part
+            samples = block[:, begin - position : end - position]
+        else:
+            samples = np.zeros((channels, end - begin), np.float32)
+            for position, block in self.blocks:
+                at = position - begin
+                samples[:, max(at, 0) : at + block.shape[1]] = block[:, max(-at, 0) : max(end - position, 0)]
         if samples.shape[1] < MIN_AUDIO_S * rate_hz:
             raise InputError(
                 f"{self.name}: the audio is {samples.shape[1] / rate_hz:.4f} s long; at least {MIN_AUDIO_S} s are "
@@ -749,10 +755,14 @@ def resample(waveform: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
     if waveform.ndim == 2:
         return np.stack([resample(channel, from_hz, to_hz) for channel in waveform])
     resampler = av.AudioResampler(format="flt", layout="mono", rate=to_hz)
-    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(waveform[None]), format="flt", layout="mono")
-    frame.sample_rate = from_hz
-    parts = [part.to_ndarray()[0] for part in (*resampler.resample(frame), *resampler.resample(None))]
-    return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+    resampled = []
+    for begin in range(0, len(waveform), _RESAMPLED_AT_ONCE):
+        part = np.ascontiguousarray(waveform[None, begin : begin + _RESAMPLED_AT_ONCE])
+        frame = av.AudioFrame.from_ndarray(part, format="flt", layout="mono")
+        frame.sample_rate, frame.pts = from_hz, begin
+        resampled += resampler.resample(frame)
+    resampled += resampler.resample(None)
+    return np.concatenate([frame.to_ndarray()[0] for frame in resampled]) if resampled else waveform[:0]
 
 
 def _check_wav_size(source, name: str) -> None:
