@@ -11,10 +11,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import media_files
-import tiny
-
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests" / "helpers"))
+
+import media_files  # noqa: E402
+import tiny  # noqa: E402
 
 
 def main(folder: Path) -> int:
