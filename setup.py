@@ -89,7 +89,7 @@ setup(
         # lmms-eval 0.7.3 imports filelock._api, which 4.3 no longer has.
         "filelock>=3.16,<4.3",
         "numpy>=2,<3",
-        "packaging>=23",
+        "packaging>=24.2",
         "pandas>=2.2",
         # The least that transformers renders chat templates with.
         "jinja2>=3.1.6",

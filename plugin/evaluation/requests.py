@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from lmms_eval.utils import simple_parse_args_string
 from loguru import logger as eval_logger
 from pydantic import (
+    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -171,7 +172,7 @@ def batches(requests: Sequence[Request], batch_size: int) -> list[list[Request]]
 _Share = Annotated[float, Field(gt=0, le=1)]
 
 
-@with_config(allow_inf_nan=False)
+@with_config(ConfigDict(allow_inf_nan=False))
 class _Checked(TypedDict, total=False):
     """Arguments of `generate` whose values are checked before a question is answered."""
 
