@@ -309,12 +309,12 @@ def _read(source, name: str, start_s: float | None, end_s: float | None, audio=N
 def _scan(container, tracks: Sequence["_AudioTrack | _VideoTrack"], name: str) -> float | None:
     """Gives the packets to their tracks; the time at which the last one ends, None where the part ends before."""
     by_index, zero, last_s = {track.stream.index: track for track in tracks}, _zero(container), 0.0
-    base_s = [float(stream.time_base or 0) for stream in container.streams]
     for packet in container.demux():
         check_deadline(name)
+        index = packet.stream.index  # not its stream_index, which is 0 in the packet that ends a stream
         if packet.pts is not None:
-            last_s = max(last_s, (packet.pts + (packet.duration or 0)) * base_s[packet.stream_index] - zero)
-        if (track := by_index.get(packet.stream_index)) is None:
+            last_s = max(last_s, (packet.pts + (packet.duration or 0)) * float(packet.time_base) - zero)
+        if (track := by_index.get(index)) is None:
             continue
         if track.done:
             track.note(packet)
