@@ -90,7 +90,7 @@ setup(
         "filelock>=3.16,<4.3",
         "numpy>=2,<3",
         "packaging>=24.2",
-        "pandas>=2.2",
+        "pandas>=2.2.2",
         # The least that transformers renders chat templates with.
         "jinja2>=3.1.6",
         "pyarrow>=24",
