@@ -748,7 +748,7 @@ def resample(waveform: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
     """A waveform, float32 (samples,) or (channels, samples), at another rate.
 
     By FFmpeg's libswresample, whose filter bank is bounded: torchaudio's grows with the product of the reduced rates,
-    to 22 GB for 44,099 Hz to 16 kHz, and lets ten times as much of what is above the new band through.
+    to 22 GB for 44,099 Hz to 16 kHz.
     """
     if from_hz == to_hz:
         return waveform

@@ -135,6 +135,7 @@ def read_animation(source, name: str, num_frames, fps, start_s, end_s) -> tuple[
         count = getattr(image, "n_frames", 1)
         if count == 1 or image.format == "MPO":
             raise InputError(f"{name}: this is a still image; give it as `image`, or give a video.")
+        check_pixels(image.width, image.height, name)
         times_s, end = [], 0.0
         with _pil_settings():
             for index in range(count):

@@ -245,6 +245,9 @@ def test_images_that_move_are_an_image_or_a_video(format):
 
 def test_pixels_bytes_and_time_are_bounded(tmp_path):
     video, image = write_video(tmp_path / "a.mp4", 2.0), write_png(tmp_path / "a.png")
+    moving = saved(Image.new("RGB", (56, 56)), "GIF", save_all=True, append_images=[Image.new("RGB", (56, 56), "red")])
+    with limits(max_pixels=56 * 56 - 1), pytest.raises(InputError, match="56 x 56 pixels"):
+        load_video(moving, 1)
     with limits(max_pixels=56 * 56 - 1):
         for load in (lambda: load_image(image), lambda: load_video(video, 2)):
             with pytest.raises(InputError, match=r"a\.(png|mp4): 56 x 56 pixels, more than max_pixels"):
