@@ -19,7 +19,7 @@ PATCHES = {
         "target": "lmms_eval.tasks.TaskManager.initialize_tasks",
         "why": "lmms-eval has entry points for models and none for tasks: without a flag or a variable it would not "
         "find `artemo`, and `lmms-eval tasks list` and `lmms-eval power` have no variable either.",
-        "how": "wraps the method and appends the folder of vaemotionllm.eval_tasks to include_path",
+        "how": "wraps the method, appends the folder of vaemotionllm.eval_tasks to include_path and parses by libyaml",
         "upstream": "https://github.com/EvolvingLMMs-Lab/lmms-eval/issues/102 (closed with LMMS_EVAL_PLUGINS, "
         "https://github.com/EvolvingLMMs-Lab/lmms-eval/pull/126)",
         "versions": "lmms-eval >=0.7.3,<0.8",

@@ -5,8 +5,10 @@ import subprocess
 import sys
 import types
 import warnings
+from pathlib import Path
 
 import pytest
+import yaml
 
 from vaemotionllm.patches import PATCHES, lmms_eval_power, lmms_eval_tasks, startup, transformers_auto
 
@@ -79,6 +81,24 @@ def test_tasks_are_listed_with_no_flag_and_no_variable(tmp_path):
         cwd=tmp_path,
     )
     assert TASKS | CONTROLS | {"artemo", "artemo_controls"} <= set(out.split())
+
+
+def test_libyaml_reads_task_files_as_the_parser_in_python_does(tmp_path):
+    file = Path(lmms_eval_tasks.tasks_folder()) / "artemo" / "artemo.yaml"
+    seen = []
+
+    def function(loader, node):
+        seen.append((loader.name, node.value))
+        return node.value
+
+    yaml.add_constructor("!function", function, Loader=yaml.FullLoader)
+    read = yaml.full_load
+    with open(file, "rb") as stream:
+        expected = read(stream)
+    with lmms_eval_tasks.parsed_by_libyaml(), open(file, "rb") as stream:
+        assert yaml.__with_libyaml__ == (yaml.full_load is not read)
+        assert yaml.full_load(stream) == expected
+    assert yaml.full_load is read and seen and len(set(seen)) * 2 == len(seen)
 
 
 def fake_manager(signature_fits: bool):

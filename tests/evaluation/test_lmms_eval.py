@@ -363,7 +363,6 @@ def test_a_run_of_the_command(model_folder, folder, documents, alone, tmp_path):
         "--model", "vaemotionllm", "--model_args", f"pretrained={model_folder},device=cpu",
         "--tasks", "artemo,artemo_controls,artemo_circular,artemo_va", "--batch_size", 5,
         "--gen_kwargs", "max_new_tokens=6", "--log_samples", "--output_path", "out", cwd=tmp_path, dataset=nano,
-        program=("-m", "lmms_eval"),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "artemo (nano set, not a leaderboard number)" in done.stdout

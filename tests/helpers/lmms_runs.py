@@ -43,22 +43,6 @@ def answers(model_folder, documents, batch_size=1, **arguments) -> list[str]:
     return [result.text for result in model.generate_until(instances(documents))]
 
 
-# lmms_eval reads more than 3,000 task files at each start: by libyaml that takes 1 s in place of 5.
-BY_LIBYAML = """
-import runpy, yaml
-
-class Loader(yaml.CFullLoader):
-    def __init__(self, stream):
-        self.name, self.yaml_constructors = stream.name, yaml.FullLoader.yaml_constructors
-        super().__init__(stream)
-
-yaml.full_load = lambda stream: yaml.load(stream, Loader)
-runpy.run_module("lmms_eval", run_name="__main__", alter_sys=True)
-"""
-
-
-def lmms_eval(
-    *arguments, cwd, dataset, run=fork_server.run, program=("-c", BY_LIBYAML), **environment
-) -> subprocess.CompletedProcess:
+def lmms_eval(*arguments, cwd, dataset, run=fork_server.run, **environment) -> subprocess.CompletedProcess:
     env = {**os.environ, "ARTEMO_DATASET": str(dataset), "VAEMOTIONLLM_CACHE": str(cwd / "cache"), **environment}
-    return run([*program, *arguments], env, cwd)
+    return run(["-m", "lmms_eval", *arguments], env, cwd)
