@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import DeepSpeedSchedulerWrapper
+from accelerate.utils import DeepSpeedSchedulerWrapper, DynamoBackend, TorchDynamoPlugin
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
@@ -49,6 +49,8 @@ class StageTrainer(Trainer):
         self._logged: dict[str, list[float]] = {}  # name -> [sum since the last log, what it is divided by]
         self._step_terms: dict[str, torch.Tensor] = {}
         super().__init__(model, args, **kwargs)
+        if args.torch_compile:
+            compile_layers(model, self.accelerator.state.dynamo_plugin)
         attention = model.get_decoder().config._attn_implementation
         self.packing = "flash" in attention if args.packing is None else args.packing
         groups, per_device = self.train_dataset.groups, args.per_device_train_batch_size
@@ -264,6 +266,16 @@ class StageTrainer(Trainer):
             scheduler._last_lr = [base * schedule(scheduler.last_epoch) for base, schedule in schedules]
             for group, rate in zip(self.optimizer.param_groups, scheduler._last_lr):
                 group["lr"] = rate
+
+
+def compile_layers(model, plugin: TorchDynamoPlugin) -> None:
+    """Compile each decoder layer in place, for any length, and nothing else by accelerate.
+
+    The whole model has media, masks and branches of other forms in each batch, and would be compiled at each step.
+    """
+    for layer in model.get_decoder().layers:
+        layer.compile(**plugin.to_kwargs() | {"dynamic": True})
+    plugin.backend = DynamoBackend.NO
 
 
 class Stage1Trainer(StageTrainer):
