@@ -66,7 +66,8 @@ PRIVATE = [
     ),
     (
         "Trainer", "_prepare_inputs", ("inputs",),
-        "called: a batch on the device, floats in the engine's dtype. When it moves: accelerate's `send_to_device`.",
+        "overridden, and called: a batch on the device, and what the host reads on the CPU. When it moves: do so in "
+        "`compute_loss`.",
     ),
     (
         "Trainer", "_prepare_for_training", ("max_steps", "train_dataloader", "resume_from_checkpoint"),

@@ -10,6 +10,7 @@ from torch import nn
 from transformers.activations import ACT2FN
 
 from .inputs import InputError
+from .media_injection import flat_positions
 
 # Tokens that the projector puts around the audio tokens of a window: one learned begin, one learned end.
 BOUNDARY_TOKENS = 2
@@ -127,8 +128,8 @@ class AudioProjector(nn.Module):
                 f"audio_num_tokens says {int(num_tokens.max())} tokens of a window, but the audio tower gives "
                 f"{available}. Use the processor that was saved with this model."
             )
-        position = torch.arange(available, device=states.device)
-        return states[position < num_tokens.to(states.device).unsqueeze(1)]  # (M, D_audio * stride)
+        kept = torch.arange(available, device=num_tokens.device) < num_tokens.unsqueeze(1)  # (W, L / stride)
+        return states.flatten(0, 1)[flat_positions(kept, states.device)]  # (M, D_audio * stride)
 
     def forward(self, stacked: torch.Tensor, num_tokens: torch.Tensor) -> torch.Tensor:
         """Projects the audio tokens of all windows and frames each window.

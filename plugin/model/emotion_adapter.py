@@ -23,10 +23,11 @@ class MediaTokens(NamedTuple):
     samples: int  # B
 
     @classmethod
-    def of(cls, audio_mask: torch.Tensor, visual_mask: torch.Tensor) -> "MediaTokens":
-        """From two masks (B, T)."""
+    def of(cls, audio_mask: torch.Tensor, visual_mask: torch.Tensor, device: torch.device) -> "MediaTokens":
+        """From two masks (B, T); nothing waits for masks on the CPU."""
         mask = audio_mask | visual_mask
-        return cls(audio_mask[mask], mask.nonzero()[:, 0], mask.shape[0])
+        is_audio, sample = audio_mask[mask], mask.nonzero()[:, 0]
+        return cls(is_audio.to(device, non_blocking=True), sample.to(device, non_blocking=True), mask.shape[0])
 
 
 def masked_mean(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

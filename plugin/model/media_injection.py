@@ -4,6 +4,7 @@ All of it lives for one call of the model.
 """
 
 import contextlib
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +14,30 @@ from torch import nn
 
 from .emotion_adapter import EmotionEnhancer, MediaTokens
 from .transformers_api import given_cache
+
+
+@dataclass(frozen=True)
+class HostInputs:
+    """CPU copies of what the host reads of a batch; to read the device's own, it would wait for the device.
+
+    Not a mapping of tensors, since DistributedDataParallel moves those to its device.
+    """
+
+    input_ids: torch.Tensor | None  # (B, T) int64
+    attention_mask: torch.Tensor | None = None  # (B, T)
+    response_mask: torch.Tensor | None = None  # (B, T) bool
+    audio_num_tokens: torch.Tensor | None = None  # (W,) int64
+
+
+def flat_positions(mask: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Positions (n,) int64 of what is True in a flattened mask, on a device; nothing waits for a mask on the CPU."""
+    return mask.flatten().nonzero().squeeze(1).to(device, non_blocking=True)
+
+
+def scatter_states(states: torch.Tensor, positions: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """The states (B, L, D) with `values` (n, D) at flat positions (n,)."""
+    length = states.shape[1]
+    return states.index_put((positions // length, positions % length), values.to(states))
 
 
 class EnhancedLayer(nn.Module):
@@ -42,6 +67,9 @@ class MediaInjection:
 
     A call may be several passes of the decoder: `generate` cuts a long prompt into chunks, adds candidates to it, or,
     without a cache, runs it again for each token. What a pass holds of the prompt is found by its place.
+
+    Masks are on the CPU where the caller has them there, see `HostInputs`; positions go to the device of the states
+    that they are for, which may be another for each layer.
     """
 
     audio_mask: torch.Tensor  # (B, T) bool; T tokens of the prompt, without those that a given cache holds
@@ -73,7 +101,7 @@ class MediaInjection:
             return None  # a decoding step: the media are in the cache
         audio_mask, visual_mask = self._masks(embeds)
         if self.audio_embeds is not None:
-            embeds = embeds.masked_scatter(audio_mask.unsqueeze(-1), self._audio_of(embeds).to(embeds))
+            embeds = scatter_states(embeds, flat_positions(audio_mask, embeds.device), self._audio_of(embeds))
         arguments = {**kwargs, "inputs_embeds": self._enhanced("0", embeds, audio_mask, visual_mask)}
         if self.packed is not None:
             arguments = pack_decoder_inputs(arguments, self.packed, module.config)
@@ -97,7 +125,7 @@ class MediaInjection:
         order = self.audio_mask.flatten().cumsum(0).view_as(self.audio_mask) - 1  # (B, T), the token's embedding
         part = slice(self.begin, self.end)
         order, mask = (each[:, part].repeat_interleave(copies, dim=0) for each in (order, self.audio_mask))
-        return self.audio_embeds[order[mask]]
+        return self.audio_embeds[order[mask].to(self.audio_embeds.device, non_blocking=True)]
 
     def before_layer(self, layer: str, states: torch.Tensor) -> torch.Tensor:
         """The states (B, L, D) that enter a layer, or (1, tokens, D) where the decoder is packed."""
@@ -112,9 +140,9 @@ class MediaInjection:
         if self.enhancers is None or layer not in self.enhancers:
             return states
         mask = audio_mask | visual_mask
-        tokens = mask if states.shape[:2] == mask.shape else mask[self.packed].unsqueeze(0)
-        enhanced = self.enhancers[layer](states[tokens], MediaTokens.of(audio_mask, visual_mask))
-        return states.masked_scatter(tokens.unsqueeze(-1), enhanced.to(states.dtype))
+        positions = flat_positions(mask if states.shape[:2] == mask.shape else mask[self.packed], states.device)
+        media = MediaTokens.of(audio_mask, visual_mask, states.device)
+        return scatter_states(states, positions, self.enhancers[layer](states.flatten(0, 1)[positions], media))
 
     def after_decoder(self, module, args, kwargs, output):
         if self.packed is not None:
@@ -153,7 +181,7 @@ def pack_decoder_inputs(arguments: dict, keep: torch.Tensor, config) -> dict:
     Args:
         arguments: keyword arguments, with `inputs_embeds` (B, T, D) and perhaps `position_ids` (B, T) or (P, B, T) and
             `visual_pos_masks` (B, T).
-        keep: (B, T) bool, False on padding. N of them are True.
+        keep: (B, T) bool, False on padding, on the CPU where nothing is to wait. N of them are True.
         config: the decoder's config.
 
     Returns:
@@ -163,31 +191,33 @@ def pack_decoder_inputs(arguments: dict, keep: torch.Tensor, config) -> dict:
         ValueError: a decoder with sliding windows, and no FlashAttention.
     """
     embeds = arguments["inputs_embeds"]
-    lengths = keep.sum(1, dtype=torch.int32)  # (B,)
-    ends = lengths.cumsum(0, dtype=torch.int32)  # (B,)
+    device, lengths = embeds.device, keep.sum(1).tolist()  # B
+    tokens = flat_positions(keep, device)  # (N,)
     # Position of each token in its row.
-    within = torch.arange(int(ends[-1]), device=embeds.device) - (ends - lengths).repeat_interleave(lengths)  # (N,)
-    packed = {**arguments, "inputs_embeds": embeds[keep].unsqueeze(0), "attention_mask": None, "use_cache": False}
+    within = torch.cat([torch.arange(length) for length in lengths]).to(device, non_blocking=True)  # (N,)
+    packed = {**arguments, "inputs_embeds": embeds.flatten(0, 1)[tokens].unsqueeze(0), "attention_mask": None}
+    packed["use_cache"] = False
     positions = arguments.get("position_ids")
     if positions is None or positions.ndim == 2:
-        packed["position_ids"] = within.unsqueeze(0) if positions is None else positions[keep].unsqueeze(0)
+        packed["position_ids"] = (within if positions is None else positions.flatten()[tokens]).unsqueeze(0)
     else:
         # (P, B, T) -> (P, 1, N); the row in front tells transformers that positions in the text are given as well.
-        rows = positions[:, keep].unsqueeze(1)
+        rows = positions.flatten(1)[:, tokens].unsqueeze(1)
         packed["position_ids"] = rows if rows.shape[0] == 4 else torch.cat([within.view(1, 1, -1), rows])
     if arguments.get("visual_pos_masks") is not None:
-        packed["visual_pos_masks"] = arguments["visual_pos_masks"][keep].unsqueeze(0)
+        packed["visual_pos_masks"] = arguments["visual_pos_masks"].flatten()[tokens].unsqueeze(0)
     attention = config._attn_implementation
     if "flash" in attention:
-        boundaries, longest = nn.functional.pad(ends, (1, 0)), int(lengths.max())
+        boundaries = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32).to(device, non_blocking=True)
+        longest = max(lengths)
         packed |= {
             "cu_seq_lens_q": boundaries, "cu_seq_lens_k": boundaries, "max_length_q": longest, "max_length_k": longest,
         }  # fmt: skip
         return packed
     if any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or ()):
         raise ValueError("packing a decoder with sliding windows needs FlashAttention: set packing to false.")
-    row = torch.arange(len(lengths), device=embeds.device).repeat_interleave(lengths)  # (N,)
-    order = torch.arange(len(row), device=embeds.device)
+    row = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)).to(device, non_blocking=True)  # (N,)
+    order = torch.arange(len(row), device=device)
     visible = (row.unsqueeze(1) == row) & (order.unsqueeze(1) >= order)  # (N, N)
     mask = visible[None, None]  # (1, 1, N, N)
     if attention == "eager":
@@ -199,4 +229,4 @@ def pack_decoder_inputs(arguments: dict, keep: torch.Tensor, config) -> dict:
 def unpack_states(states: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
     """States (1, N, D) of a packed call in their rows again: (B, T, D), zero on padding."""
     rows = states.new_zeros(*keep.shape, states.shape[-1])
-    return rows.masked_scatter(keep.unsqueeze(-1), states)
+    return scatter_states(rows, flat_positions(keep, states.device), states[0])

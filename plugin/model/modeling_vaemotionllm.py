@@ -27,7 +27,7 @@ from .configuration_vaemotionllm import EMOTION_ADAPTER_FIELDS, VAEmotionLLMConf
 from .emotion_adapter import EmotionAdapter, ZeroLinear
 from .emotion_prediction import EmotionPrediction, predict_emotion
 from .inputs import MODALITIES, InputError
-from .media_injection import MediaInjection
+from .media_injection import HostInputs, MediaInjection, flat_positions
 from .processing_vaemotionllm import add_audio_token
 from .transformers_api import CACHE, check_transformers, given_cache
 
@@ -393,6 +393,7 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         audio_states: torch.Tensor | None = None,
         packing: bool = False,
         use_adapter: bool | None = None,
+        host: HostInputs | None = None,
         **kwargs: Unpack[TransformersKwargs],  # type: ignore[misc]
     ) -> VAEmotionLLMOutput:
         r"""One pass over a batch that may mix audio-only, visual-only, audio-visual and text-only samples.
@@ -414,37 +415,40 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             packing: run the decoder on the tokens alone, without the padding; for training, with `response_mask`. It
                 pays with FlashAttention, see `pack_decoder_inputs`.
             use_adapter: whether EmoAdapter takes part; `config.adapter_enabled` if not given.
+            host: CPU copies of ids, masks and counts; without them the host waits for the device to read them.
             **kwargs: everything that the backbone's forward takes (`pixel_values`, `image_grid_thw`, ...).
 
         Raises:
             ValueError: audio features and placeholders do not match.
         """
+        host = host or HostInputs(input_ids, attention_mask, response_mask, audio_num_tokens)
         injection = self._prepare_injection(
-            input_ids, input_features, audio_num_tokens, use_adapter, audio_states, inputs_embeds
+            host.input_ids, input_features, host.audio_num_tokens, use_adapter, audio_states, inputs_embeds
         )
         if packing:
-            if response_mask is None or attention_mask is None:
+            if host.response_mask is None or host.attention_mask is None:
                 raise ValueError("packing needs a response_mask and an attention_mask.")
             if injection is None:
-                nowhere = torch.zeros_like(attention_mask, dtype=torch.bool)
+                nowhere = torch.zeros_like(host.attention_mask, dtype=torch.bool)
                 injection = MediaInjection(nowhere, nowhere, None, None)
-            injection.packed = attention_mask.bool()
+            injection.packed = host.attention_mask.bool()
         ids = self._backbone_ids(input_ids)
         inputs = {"input_ids": ids, "attention_mask": attention_mask, "inputs_embeds": inputs_embeds, **kwargs}
         logits = loss = response = None
         with self._entered(injection):
-            if (response_fn if response_mask is None else labels) is not None:
+            if (response_fn if host.response_mask is None else labels) is not None:
                 raise ValueError(
                     "response_fn needs a response_mask, which says where it looks; labels are not given with one, for "
                     "the loss is then the caller's."
                 )
-            if response_mask is None:
+            if host.response_mask is None:
                 output = self.vlm(**inputs, labels=labels)
                 logits, loss = output.logits, output.loss
             else:
                 output = self.vlm.base_model(**{"use_cache": False, **inputs})
                 # The state at t - 1 predicts the token at t.
-                predicting = output[0][:, :-1][response_mask[:, 1:]]  # (N, D)
+                before = nn.functional.pad(host.response_mask[:, 1:], (0, 1))  # (B, T)
+                predicting = output[0].flatten(0, 1)[flat_positions(before, output[0].device)]  # (N, D)
                 if response_fn is None:
                     logits = self.get_output_embeddings()(predicting)
                 else:
@@ -603,9 +607,8 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             return {}
         states = injection.last_hidden_state
         copies = states.shape[0] // injection.audio_mask.shape[0]
-        valence, arousal, logits = self.emotion_adapter.supervisor(
-            states[::copies], injection.audio_mask, injection.visual_mask
-        )
+        masks = (mask.to(states.device, non_blocking=True) for mask in (injection.audio_mask, injection.visual_mask))
+        valence, arousal, logits = self.emotion_adapter.supervisor(states[::copies], *masks)
         return {"valence": valence, "arousal": arousal, "emotion_logits": logits}
 
 

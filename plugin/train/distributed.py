@@ -171,6 +171,7 @@ class SameModules:
         self.blanks, self.nothing, self.passes = visual - carried_visual, None, None
         if audio > carried_audio:
             inputs = _to(self.silence, kwargs["input_ids"].device)
+            inputs["audio_num_tokens"] = self.silence["audio_num_tokens"]
             self.nothing = 0.0 * model.get_audio_features(**inputs).pooler_output.sum()
 
     def before_decoder(self, decoder, args, kwargs):
@@ -197,4 +198,4 @@ def carried_passes(kwargs: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _to(inputs: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
-    return {name: tensor.to(device) for name, tensor in inputs.items()}
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()}

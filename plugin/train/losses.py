@@ -127,15 +127,10 @@ def valence_arousal_loss(prediction: torch.Tensor, target: torch.Tensor, name: s
         {"<name>_<modality>_loss": scalar} for each modality that has a labelled row; others are absent.
     """
     terms = {}
-    labelled = ~torch.isnan(target)  # (B,)
-    for column, modality in enumerate(MODALITIES):
-        rows = labelled & ~torch.isnan(prediction[:, column])  # (B,)
-        count = int(rows.sum())
-        if count == 0:
-            continue
-        predicted, wanted = prediction[rows, column].float(), target[rows].float()  # (n,)
+    for modality, rows in _rows_by_modality(~torch.isnan(prediction) & ~torch.isnan(target).unsqueeze(1)).items():
+        predicted, wanted = prediction[rows, MODALITIES.index(modality)].float(), target[rows].float()  # (n,)
         loss = (predicted - wanted).square().mean()
-        if count > 1:
+        if len(rows) > 1:
             loss = loss + (1 - concordance(predicted, wanted))
         terms[f"{name}_{modality}_loss"] = loss
     return terms
@@ -153,13 +148,21 @@ def emotion_loss(logits: torch.Tensor, target: torch.Tensor) -> dict[str, torch.
         absent.
     """
     terms = {}
-    labelled = ~torch.isnan(target).any(1)  # (B,)
-    for column, modality in enumerate(MODALITIES):
-        rows = labelled & ~torch.isnan(logits[:, column]).any(1)  # (B,)
-        if rows.any():
-            log_q = F.log_softmax(logits[rows, column].float(), -1)  # (n, K)
-            terms[f"emotion_{modality}_loss"] = F.kl_div(log_q, target[rows].float(), reduction="batchmean")
+    labelled = ~torch.isnan(target).any(1, keepdim=True)  # (B, 1)
+    for modality, rows in _rows_by_modality(labelled & ~torch.isnan(logits).any(2)).items():
+        log_q = F.log_softmax(logits[rows, MODALITIES.index(modality)].float(), -1)  # (n, K)
+        terms[f"emotion_{modality}_loss"] = F.kl_div(log_q, target[rows].float(), reduction="batchmean")
     return terms
+
+
+def _rows_by_modality(valid: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Numbers (n,) of the rows that are True in a column of (B, 3), by modality, where there are any.
+
+    The host waits for the device once, and not at each use of a mask.
+    """
+    columns = zip(MODALITIES, valid.T.tolist())
+    rows = {modality: [row for row, is_valid in enumerate(column) if is_valid] for modality, column in columns}
+    return {name: torch.tensor(found).to(valid.device, non_blocking=True) for name, found in rows.items() if found}
 
 
 def share_of(value: torch.Tensor, parts: int) -> torch.Tensor:

@@ -6,11 +6,12 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import DeepSpeedSchedulerWrapper, DynamoBackend, TorchDynamoPlugin
+from accelerate.utils import DeepSpeedSchedulerWrapper, DynamoBackend, TorchDynamoPlugin, send_to_device
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
@@ -22,6 +23,7 @@ from ..model.inputs import MODALITIES
 from ..utils import ClipError, InputError, RankError, reported_writing, write_json, write_json_lines
 from . import checkpoint
 from .distributed import SameModules, barrier, max_over_ranks, save_engine, sum_over_ranks, zero3_coordinator
+from .host_inputs import with_host_inputs, without_vision_inputs
 from .losses import cross_entropy, divergence, emotion_loss, gather_rows, share_of, total, valence_arousal_loss
 from .model import parameter_groups, set_modes
 from .teacher import states_of
@@ -51,6 +53,7 @@ class StageTrainer(Trainer):
         super().__init__(model, args, **kwargs)
         if args.torch_compile:
             compile_layers(model, self.accelerator.state.dynamo_plugin)
+        model.get_decoder().register_forward_pre_hook(without_vision_inputs, with_kwargs=True)
         attention = model.get_decoder().config._attn_implementation
         self.packing = "flash" in attention if args.packing is None else args.packing
         groups, per_device = self.train_dataset.groups, args.per_device_train_batch_size
@@ -129,6 +132,14 @@ class StageTrainer(Trainer):
             self.control.should_training_stop = True
             return None
         return super()._run_epoch(*args, **kwargs)
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        # The library's copy waits for the device, and rounds labels to DeepSpeed's dtype.
+        batch = {
+            name: with_host_inputs(self.model, value) if isinstance(value, dict) else value
+            for name, value in inputs.items()
+        }
+        return send_to_device(batch, self.args.device, non_blocking=True)
 
     # ---- loss
 
@@ -329,10 +340,11 @@ class Stage2Trainer(StageTrainer):
         set_modes(self.model, ())
         found = []
         for batch in map(self._prepare_inputs, batches):
-            nowhere = torch.zeros_like(batch["inputs"]["response_mask"])
+            host = batch["inputs"]["host"]
+            nowhere = replace(host, response_mask=torch.zeros_like(host.response_mask))
             with self.compute_loss_context_manager():
                 output = self.model_wrapped(
-                    **batch["inputs"] | {"response_mask": nowhere}, use_adapter=True, packing=self.packing
+                    **batch["inputs"] | {"host": nowhere}, use_adapter=True, packing=self.packing
                 )
             found.append(self._rows(output, batch))
         return found
@@ -349,7 +361,8 @@ class Stage2Trainer(StageTrainer):
     def loss_terms(self, model, batch, num_items):
         inputs, modality = batch["inputs"], batch["modality"]
         output = model(**inputs, use_adapter=True, packing=self.packing)
-        targets = inputs["input_ids"][inputs["response_mask"]]  # (N,)
+        host = inputs["host"]
+        targets = host.input_ids[host.response_mask].to(output.logits.device, non_blocking=True)  # (N,)
         terms = {f"ce_{modality}_loss": cross_entropy(output.logits, targets, num_items)["ce_loss"]}
         rows = self._rows(output, batch)
         # Where no clip has a label the heads would be left without a gradient, see `SameModules`.
