@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from .model.inputs import folder_or_hub_name
 from .utils import InputError, decoded, refuse_surrogates, shown
 
 # Fields that are chosen by the launcher or that our own run controls.
@@ -24,12 +25,19 @@ def read_config(path: str, overrides: Sequence[str] = (), kind: str = "train") -
         path: a file, or the name of a config that the package ships, such as `stage1_nano`.
         overrides: words such as `learning_rate=1e-4`.
         kind: folder of the shipped configs.
+
+    Raises:
+        InputError: no such file or no YAML, or the name of a model that is a path, where no folder is there.
     """
     file = shipped_file(kind, path, (".yaml", ".yml"))
     values = read_yaml(file) or {}
     if not isinstance(values, dict):
         raise InputError(f"{file} must hold `field: value` lines, found {type(values).__name__}.")
-    return values | parse_overrides(overrides)
+    values |= parse_overrides(overrides)
+    for name in ("model", "vlm", "audio"):
+        if isinstance(values.get(name), str):
+            values[name] = folder_or_hub_name(values[name], f"config field `{name}`")
+    return values
 
 
 def read_yaml(file: Path) -> Any:

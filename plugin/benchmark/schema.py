@@ -179,8 +179,8 @@ def open_folder(folder: str | Path) -> tuple[Path, dict]:
         shards = sorted(path for path in folder.glob(SHARDS) if path.is_file())
         if not shards:
             raise InputError(
-                f"{folder} holds no {ITEMS_FILE} and no {SHARDS}, so it is not a benchmark folder; one JSON item a "
-                "line, or parquet shards with embedded media, are expected."
+                f"{folder} holds no {ITEMS_FILE} and no {SHARDS}, so it is not a benchmark folder: one JSON item a "
+                "line, or the parquet shards that `vaemotionllm benchmark build` makes, are expected."
             )
         folder = _unpacked(folder, shards)
     return folder, info

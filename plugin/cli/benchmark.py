@@ -118,6 +118,8 @@ def add_nano_arguments(parser: argparse.ArgumentParser) -> None:
     world.add_argument("--workers", type=int, help="processes that render (default: one a core)")
     backbone = parts.add_parser("backbone", help="train the nano vision-language backbone, or find it in the cache")
     backbone.set_defaults(do=_backbone)
+    backbone.epilog = """The cache keeps one for each seed, version of torch and setting of the CPU's arithmetic. A
+    demo fixes that arithmetic, so its backbone is another one: nano_backbone/ in the demo's folder."""
     backbone.add_argument("--seed", type=int, default=0, help="seed of weights and clips (default 0)")
     backbone.add_argument("--out", help="also copy the backbone to this folder")
 

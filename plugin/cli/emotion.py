@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..model.inputs import MODALITIES
+from ..model.inputs import MODALITIES, folder_or_hub_name
 from ..utils import InputError, sha256_of_file, write_json
 from . import positive
 
@@ -41,6 +41,7 @@ def run_predict(args: argparse.Namespace) -> int:
         raise InputError(f"--window-s is {args.window_s}; give seconds from {SHORTEST_WINDOW_S}, or 0 for no curve.")
     if args.plot and args.plot.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise InputError(f"--plot is {args.plot}; the name of a .png, .svg or .pdf file is needed.")
+    folder_or_hub_name(args.model, "--model")  # before torch is imported
     from ..evaluation.emotion import FileInput, input_of, predict_files
     from ..model.emotion_prediction import check_supervisor
     from ..model.loading import check_model_folder, load_model, load_processor
@@ -173,6 +174,7 @@ def add_evaluate_emotion_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_evaluate_emotion(args: argparse.Namespace) -> None:
+    folder_or_hub_name(args.model, "--model")  # before a benchmark is built
     from ..benchmark import schema
     from ..evaluation.emotion import evaluate
     from ..nano import select

@@ -6,6 +6,8 @@ import json
 import sys
 from pathlib import Path
 
+from ..model.inputs import folder_or_hub_name
+
 SHOWN = {"agrees": "agrees", "disagrees": "DISAGREES", "not checked": "not checked"}
 
 
@@ -68,14 +70,15 @@ def add_verify_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_verify(args: argparse.Namespace) -> int:
+    name = folder_or_hub_name(args.name)
     from ..hub.push import download
     from ..hub.verify import record, verify
 
     if args.record:
-        record(Path(args.name).expanduser())
+        record(Path(name))
         print(f"{args.name}: recorded. Another run of `vaemotionllm verify {args.name}` compares with it.")
         return 0
-    folder, commit = download(args.name, args.revision)
+    folder, commit = download(name, args.revision)
     checks, run = verify(folder, args.dtype, args.attn_implementation, args.device)
     agrees = all(check.result != "disagrees" for check in checks)
     if args.json:

@@ -12,6 +12,7 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
+from ..model.inputs import folder_or_hub_name
 from ..utils import InputError, check_new, new_folder, owned
 from . import positive
 from .launched import end_rank, shown_log
@@ -62,12 +63,14 @@ def run_train(args: argparse.Namespace) -> None:
     values = read_config(args.config, args.overrides)
     if isinstance(values.get("deepspeed"), str):
         values["deepspeed"] = str(shipped_file("deepspeed", values["deepspeed"], (".json",)))
+    if values.get("stage") not in (1, 2):
+        raise InputError(f"config field `stage` is {values.get('stage')!r}; allowed are 1 (VG-Align), 2 (EmoAdapter).")
+    # Checked before what only a run needs is imported.
     from ..train.config import CONFIGS
+
+    config = build_config(CONFIGS[values["stage"]], values)
     from ..train.run import run
 
-    if values.get("stage") not in CONFIGS:
-        raise InputError(f"config field `stage` is {values.get('stage')!r}; allowed are 1 (VG-Align), 2 (EmoAdapter).")
-    config = build_config(CONFIGS[values["stage"]], values)
     with shown_log(config.process_index == 0):
         outcome = run(config)
     if config.process_index == 0 and outcome == "finished":
@@ -165,6 +168,7 @@ def run_init(args: argparse.Namespace) -> None:
     check_new(args.out, "--out")  # before the model is made
     from ..config_file import parse_overrides, read_config
 
+    vlm, audio = folder_or_hub_name(args.vlm, "--vlm"), folder_or_hub_name(args.audio, "--audio")
     like = read_config(args.like) if args.like else {}
     fields = {**(like.get("model_fields") or {}), **parse_overrides(args.overrides)}
 
@@ -179,8 +183,8 @@ def run_init(args: argparse.Namespace) -> None:
         media = {name: like[name] for name in ("num_frames", "max_audio_s") if name in like}
         if "projector_stride" in fields:
             media["projector_stride"] = fields["projector_stride"]
-        processor = VAEmotionLLMProcessor.from_backbone(args.vlm, args.audio, **media)
-        model = VAEmotionLLMForConditionalGeneration.from_backbone(args.vlm, args.audio, **fields)
+        processor = VAEmotionLLMProcessor.from_backbone(vlm, audio, **media)
+        model = VAEmotionLLMForConditionalGeneration.from_backbone(vlm, audio, **fields)
     except (OSError, ValueError) as error:
         raise InputError(f"--vlm {args.vlm} and --audio {args.audio} do not make a model: {error}") from error
     with new_folder(args.out, "--out") as partial:
@@ -230,6 +234,7 @@ def add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_inspect(args: argparse.Namespace) -> None:
+    folder_or_hub_name(args.model, "--model")
     from ..data.manifest import read_manifest
 
     clips = {clip.id: clip for clip in read_manifest(args.manifest, args.split, ("audio", "visual"))}

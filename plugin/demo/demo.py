@@ -89,7 +89,7 @@ def nano_steps(seed: int, sizes: Sizes) -> list[Step]:
     parts, given = ("vlm", "audio", "metrics.jsonl"), sizes.backbone
     for name in parts if given is not None else ():
         if not Path(given, name).exists():
-            raise InputError(f"--backbone {given} has no {name}; name a folder with vlm/, audio/ and metrics.jsonl")
+            raise InputError(f"--backbone {given} has no {name}; `vaemotionllm nano backbone --out DIR` makes it")
     counts = {"train": sizes.train_clips, "validation": sizes.validation_clips, "benchmark": sizes.benchmark_clips}
     world = f"vaemotionllm nano world --out {OUT}/world --seed {seed}"
     world += "".join(f" --{name} {count}" for name, count in counts.items() if count is not None)

@@ -55,7 +55,7 @@ def check_supervisor(model) -> None:
     if not any(weights[name].any() for name in weights if name.startswith("planes")):  # words: saved weights
         raise InputError(
             "the Supervisor of this model was never trained, so it predicts no emotion. Train stage 2 on clips with "
-            "valence and arousal first."
+            "valence and arousal first: `vaemotionllm train --config stage2_...`."
         )
 
 

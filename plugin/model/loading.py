@@ -7,22 +7,21 @@ from pathlib import Path
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
-from .inputs import InputError
+from .inputs import InputError, folder_or_hub_name
 from .modeling_vaemotionllm import VAEmotionLLMForConditionalGeneration
 from .processing_vaemotionllm import VAEmotionLLMProcessor
 
 
 def check_model_folder(pretrained: str | Path) -> None:
-    """Raises InputError where `pretrained` is a folder without a VAEmotionLLM, or looks like one and is not there."""
-    folder = Path(pretrained).expanduser()
+    """Raises InputError where `pretrained` is a folder without a VAEmotionLLM, or a path and no folder is there."""
+    folder = Path(folder_or_hub_name(pretrained))
     if not folder.is_dir():
-        if folder.is_absolute() or str(pretrained).startswith((".", "~")) or str(pretrained).count("/") != 1:
-            raise InputError(
-                f"there is no folder {folder.absolute()}; give a checkpoint folder or a Hub name OWNER/NAME."
-            )
-        return
+        return  # a name on the Hub
+    made_by = "give the folder that `vaemotionllm train`, `vaemotionllm init` or save_pretrained wrote"
+    if any(folder.glob("checkpoint-*")):
+        made_by = f"of a run that is not finished, `vaemotionllm export {folder} --out DIR` makes a model"
     for name, remedy in (
-        ("config.json", "give the folder that save_pretrained or `vaemotionllm train` wrote"),
+        ("config.json", made_by),
         ("processor_config.json", "save the processor beside the model: processor.save_pretrained(DIR)"),
     ):
         if not (folder / name).is_file():
@@ -33,8 +32,8 @@ def check_model_folder(pretrained: str | Path) -> None:
         raise InputError(f"{folder / 'config.json'} is not valid JSON ({error}).") from error
     if model_type != "vaemotionllm":
         raise InputError(
-            f"{folder} holds a model of type {model_type!r}, not 'vaemotionllm'; add an audio encoder first with "
-            "VAEmotionLLMForConditionalGeneration.from_backbone and save the result."
+            f"{folder} holds a model of type {model_type!r}, not 'vaemotionllm'; add an audio encoder first: "
+            f"`vaemotionllm init --vlm {folder} --audio NAME --out DIR`."
         )
 
 
@@ -59,7 +58,7 @@ def load_model(
     pretrained: str, device: str | None = None, dtype: str = "auto", attn_implementation: str | None = None
 ):
     """The model in evaluation mode on its device, see `device_of`; float32 on a CPU where `dtype` is "auto"."""
-    target = device_of(device)
+    pretrained, target = folder_or_hub_name(pretrained), device_of(device)
     kind = torch.float32 if dtype == "auto" and target.type == "cpu" else dtype
     try:
         model = VAEmotionLLMForConditionalGeneration.from_pretrained(
@@ -81,6 +80,7 @@ def load_processor(pretrained: str, num_frames: int | None = None, max_audio_s: 
     for name, value in (("num_frames", num_frames), ("max_audio_s", max_audio_s)):
         if value is not None and not (isinstance(value, (int, float)) and value > 0):
             raise InputError(f"{name} is {value!r}; give a number above 0.")
+    pretrained = folder_or_hub_name(pretrained)
     try:
         # None, the default, would let the library prompt on the terminal for running the folder's code.
         processor = VAEmotionLLMProcessor.from_pretrained(pretrained, trust_remote_code=False)

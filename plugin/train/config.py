@@ -77,8 +77,9 @@ class StageConfig(TrainingArguments):
         new_parts = [part for part in (self.vlm, self.audio) if part is not None]
         if len(new_parts) != (2 if self.model is None else 0):
             raise InputError(
-                "give either `model` (an existing VAEmotionLLM), or both `vlm` and `audio` (a backbone and an audio "
-                f"encoder); found model={self.model!r}, vlm={self.vlm!r}, audio={self.audio!r}."
+                "give either `model` (a VAEmotionLLM, as `vaemotionllm init` or `train` makes it), or both `vlm` and "
+                f"`audio` (a backbone and an audio encoder); found model={self.model!r}, vlm={self.vlm!r}, "
+                f"audio={self.audio!r}."
             )
         fixed = set(self.model_fields or ()).difference(self.fields_of_given_model)
         if self.model is not None and fixed:

@@ -278,6 +278,11 @@ def count_video(model: nn.Module, num_frames: int, pixels: int) -> tuple[int, in
 # ---- text
 
 
+def _number(value: float) -> str:
+    """With two decimals, or below 1 with two significant digits: a tiny model's numbers are no zeros."""
+    return f"{value:.2f}" if abs(value) >= 1 or value == 0 else f"{value:.2g}"
+
+
 def as_text(plan: Mapping[str, Any]) -> str:
     """A plan for people."""
     parameters = pd.DataFrame(plan["parameters"]).T
@@ -289,13 +294,13 @@ def as_text(plan: Mapping[str, Any]) -> str:
         "Assumed": pd.Series(plan["assumptions"]).map("{:,g}".format),
         "Tokens of a clip": pd.Series(plan["tokens"]),
         "Parameters": parameters.map("{:,}".format),
-        f"GiB of one GPU; the config is ZeRO stage {plan['memory']['configured']}": memory.round(1),
-        "TFLOP a clip, forward and backward": (pd.Series(plan["flops_per_clip"]) / 1e12).round(2),
-        f"By teacher, for {length} (recomputation not counted)": pd.DataFrame(plan["throughput"]).T.round(2),
+        f"GiB of one GPU; the config is ZeRO stage {plan['memory']['configured']}": memory.map(_number),
+        "TFLOP a clip, forward and backward": (pd.Series(plan["flops_per_clip"]) / 1e12).map(_number),
+        f"By teacher, for {length} (recomputation not counted)": pd.DataFrame(plan["throughput"]).T.map(_number),
     }
     lines = [f"Stage 1: {plan['vlm']} with {plan['audio']}"]
     for title, table in sections.items():
         lines += ["", title, table.to_string()]
-    lines += ["", f"GiB of one GPU while the teacher generates: {plan['memory']['teacher'] / GIB:.1f}"]
-    lines += [f"GB of the teacher's cache on disk: {plan['cache_bytes'] / 1e9:.1f}"]
+    lines += ["", f"GiB of one GPU while the teacher generates: {_number(plan['memory']['teacher'] / GIB)}"]
+    lines += [f"GB of the teacher's cache on disk: {_number(plan['cache_bytes'] / 1e9)}"]
     return "\n".join(lines)

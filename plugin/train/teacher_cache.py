@@ -216,7 +216,8 @@ def weights_hash(module: nn.Module, config) -> str:
 def _essential(value: Any) -> Any:
     """A config without where it was loaded from, by what, and how attention is computed."""
     if isinstance(value, dict):
-        left_out = ("_name_or_path", "transformers_version", "_attn_implementation", "attn_implementation")
+        # Saving a processor puts auto_map into its parts.
+        left_out = ("_name_or_path", "transformers_version", "_attn_implementation", "attn_implementation", "auto_map")
         return {key: _essential(item) for key, item in value.items() if key not in left_out}
     return value
 
@@ -224,8 +225,8 @@ def _essential(value: Any) -> Any:
 def processor_hash(processor) -> str:
     """Hash of what makes a clip and a prompt into the teacher's inputs: settings, vocabulary, chat template."""
     parts = {
-        "image": processor.image_processor.to_dict(),
-        "video": processor.video_processor.to_dict(),
+        "image": _essential(processor.image_processor.to_dict()),
+        "video": _essential(processor.video_processor.to_dict()),
         "vlm": processor.vlm_processor_kwargs,
         "template": processor.chat_template,
         "vocabulary": sorted(processor.tokenizer.get_vocab().items()),

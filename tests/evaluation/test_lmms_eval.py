@@ -216,7 +216,7 @@ def test_bad_media_stop_the_run_and_name_the_item(model_folder, documents, tmp_p
 def test_bad_arguments_are_named(model_folder, tmp_path):
     with pytest.raises(InputError, match="holds no config.json"):
         VAEmotionLLM(pretrained=str(tmp_path))
-    with pytest.raises(InputError, match="there is no folder"):
+    with pytest.raises(InputError, match="does not exist"):
         VAEmotionLLM(pretrained=str(tmp_path / "none"))
     with pytest.raises(InputError, match="--model_args has fps; allowed are pretrained"):
         VAEmotionLLM(pretrained=str(model_folder), fps=1)

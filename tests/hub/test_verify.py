@@ -362,7 +362,7 @@ def test_what_is_no_model(tmp_path, capsys):
     (tmp_path / "bert").mkdir()
     (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
     (tmp_path / "bert" / "processor_config.json").write_text("{}")
-    for name, message in (("none", "there is no folder"), ("empty", "no config.json"), ("bert", "of type 'bert'")):
+    for name, message in (("none", "does not exist"), ("empty", "no config.json"), ("bert", "of type 'bert'")):
         assert main(["verify", str(tmp_path / name)]) == 2
         assert message in capsys.readouterr().err
 

@@ -10,8 +10,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from vaemotionllm import InputError, VAEmotionLLMConfig, VAEmotionLLMForConditionalGeneration, VAEmotionLLMProcessor
+from vaemotionllm.cli.main import main
 from vaemotionllm.model.configuration_vaemotionllm import FORMAT_VERSION
-from vaemotionllm.model.loading import load_model, load_processor
+from vaemotionllm.model.inputs import folder_or_hub_name
+from vaemotionllm.model.loading import check_model_folder, load_model, load_processor
 
 LABELS = ["calm", "joyful", "sad"]
 
@@ -221,3 +223,48 @@ def test_a_file_of_the_processor_that_is_not_there_is_named(folder, file):
     for load in (AutoProcessor.from_pretrained, VAEmotionLLMProcessor.from_pretrained, load_processor):
         with pytest.raises(InputError, match=f"{folder} holds no {file}"):
             load(str(folder))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "verify {}",
+        "predict a.wav --model {}",
+        "evaluate-emotion --model {} --out out.json",
+        "inspect --manifest m.jsonl --model {}",
+        "init --vlm {} --audio openai/whisper-small --out new",
+        "init --vlm Qwen/Qwen2.5-VL-3B-Instruct --audio {} --out new",
+        "train --config stage2_nano output_dir=out manifest=m.jsonl model={}",
+        "plan --config stage1_nano vlm={} audio=openai/whisper-small",
+    ],
+)
+def test_a_folder_that_is_not_there_is_no_name_on_the_hub(tmp_path, monkeypatch, capsys, command):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    assert main(command.format("runs/typo").split()) == 2
+    error = capsys.readouterr().err
+    assert "typo does not exist" in error and "OWNER/NAME" in error and "cannot" not in error
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
+def test_an_error_names_the_command_that_makes_what_is_not_there(folder, tmp_path):
+    with pytest.raises(InputError, match="`vaemotionllm train`, `vaemotionllm init`"):
+        check_model_folder(tmp_path)
+    (tmp_path / "run/checkpoint-2").mkdir(parents=True)
+    with pytest.raises(InputError, match=f"vaemotionllm export {tmp_path / 'run'} --out"):
+        check_model_folder(tmp_path / "run")
+    change_config(folder, model_type="qwen2_5_vl")
+    with pytest.raises(InputError, match=f"vaemotionllm init --vlm {folder} --audio"):
+        check_model_folder(folder)
+
+
+def test_names_of_models(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert folder_or_hub_name("org/model") == "org/model"
+    (tmp_path / "org/model").mkdir(parents=True)
+    assert folder_or_hub_name("org/model") == "org/model"
+    assert folder_or_hub_name("~/org/model") == str(tmp_path / "org/model")
+    for name in ("typo", "org/typo", "./typo", "~/typo", "/typo", "org/a/typo", "other/a/typo"):
+        with pytest.raises(InputError, match="typo does not exist; .* OWNER/NAME on the Hub"):
+            folder_or_hub_name(name)

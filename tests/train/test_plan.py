@@ -125,6 +125,10 @@ def test_the_text_has_the_numbers(hub, tmp_path, capsys):
     assert f"{found['parameters']['llm']['frozen']:,}" in text
     assert f"{found['throughput']['online']['clips_per_s']:.2f}" in text and "for 700 steps" in text
     assert "the config is ZeRO stage 0" in text
+    # Of a tiny model they are small, and no zeros.
+    section = text.partition("TFLOP a clip")[2]
+    numbers = [float(word) for word in section.split() if word.replace(".", "").replace("e-", "").isdecimal()]
+    assert len(numbers) > 12 and 0 not in numbers
 
 
 @pytest.mark.parametrize(
@@ -134,7 +138,7 @@ def test_the_text_has_the_numbers(hub, tmp_path, capsys):
         (["--gpu-memory-gb", "-8"], "--gpu-memory-gb is -8.0; it must be above 0"),
         (["--gpu-memory-gb", "nan"], "--gpu-memory-gb is nan"),
         (["--peak-tflops", "0"], "--peak-tflops is 0.0"),
-        (["vlm=/nowhere"], "cannot make a model of the config of /nowhere"),
+        (["vlm=/nowhere/x"], "config field `vlm` is /nowhere/x: the folder /nowhere/x does not exist"),
         (["vlm=nobody/none"], "cannot make a model of the config of nobody/none"),
         (["vlm=openai/whisper-large-v3"], "cannot make a model of the config of openai/whisper-large-v3"),
         (

@@ -8,6 +8,7 @@ import time
 
 import fork_server
 import pytest
+import tiny
 import torch
 from media_files import write_wav
 from safetensors.torch import load_file, save_file
@@ -28,7 +29,7 @@ from vaemotionllm.data.samplers import SampleKey
 from vaemotionllm.train.config import Stage1Config
 from vaemotionllm.train.data import Stage1Data
 from vaemotionllm.train.model import load_model
-from vaemotionllm.train.teacher_cache import ShardReader, ShardStore
+from vaemotionllm.train.teacher_cache import ShardReader, ShardStore, processor_hash
 
 
 @pytest.fixture(scope="module")
@@ -218,6 +219,17 @@ def test_a_cache_of_another_backbone_or_preprocessing_is_refused_with_both_hashe
     processor.save_pretrained(again)
     with pytest.raises(InputError, match=pattern + "preprocessing changed"):
         train(values | {"model": str(again)})
+
+
+def test_a_processor_has_one_hash_before_and_after_it_is_saved(tmp_path):
+    vlm, audio = tiny.make_vlm("qwen2_5_vl", tmp_path), tiny.make_audio("whisper", tmp_path)
+    processor = VAEmotionLLMProcessor.from_backbone(vlm, audio)
+    before = processor_hash(processor)
+    processor.save_pretrained(tmp_path / "saved")
+    saved = VAEmotionLLMProcessor.from_pretrained(tmp_path / "saved")
+    assert processor_hash(processor) == processor_hash(saved) == before
+    saved.image_processor.size["longest_edge"] += 28
+    assert processor_hash(saved) != before
 
 
 def test_a_changed_file_is_named_and_its_rows_are_made_again(setup, tmp_path):

@@ -160,7 +160,7 @@ def test_frozen_parts_stay_in_eval_mode(setup):
 
 
 def test_config_values_are_read_by_their_type(tmp_path):
-    file = write_config(tmp_path / "c.yaml", stage1_values("m", "man", tmp_path))
+    file = write_config(tmp_path / "c.yaml", stage1_values("org/m", "man", tmp_path))
     config = build_config(Stage1Config, read_config(str(file), ["learning_rate=1e-4", "max_steps=9", "temperature=2"]))
     assert (config.learning_rate, config.max_steps, config.temperature) == (1e-4, 9, 2.0)
     assert read_config("stage2_nano")["stage"] == 2
