@@ -1,9 +1,9 @@
-"""Generation with the EmoAdapter on, its readings returned, against off: tokens a second, paired.
+"""Generation with the EmoAdapter on, its predictions returned, against off: tokens a second, paired.
 
     python benchmarks/adapter_overhead.py [--rounds 9] [--new-tokens 48]
 
 A Qwen2.5-VL and a Whisper encoder of random weights, small in width and true in their sequence lengths: clips of 10 s
-of sound and 4 frames of 336 x 336 pixels, so 125 audio and 288 visual tokens a clip, 4 clips a batch. The Enhancer
+of audio and 4 frames of 336 x 336 pixels, so 125 audio and 288 visual tokens a clip, 4 clips a batch. The Enhancer
 enters before the LLM and has its default rank, which beside so narrow an LLM is more than beside a real one. Goal: at
 most 5% of the tokens a second.
 """

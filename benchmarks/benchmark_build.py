@@ -2,7 +2,7 @@
 
     python benchmarks/benchmark_build.py [--items 2000 6000 20000]
 
-Clips are generated: 2 s of sound with a picture of 96 px or, for a third of them, with a film in the same file; no two
+Clips are generated: 2 s of audio with an image of 96 px or, for a third of them, with a video in the same file; no two
 are alike, and each has six items. Each stage runs in a process of its own, so that its peak is its own: the build
 (hashing, decoding, parquet), the validation of the shards with their media, the first load (which unpacks them into
 the cache) and every later load. Goals: at most 1.5 GB at any stage, and at the largest size at most 1.3 times the
@@ -23,39 +23,39 @@ import numpy as np
 STAGES = ("build", "load", "validate", "load again")
 GOALS = {"peak_gb": 1.5, "seconds_per_item_ratio": 1.3}
 ITEMS_PER_CLIP = 6
-SOUND_S, RATE_HZ, SIDE_PX, FPS = 2.0, 16_000, 96, 8
+AUDIO_S, RATE_HZ, SIDE_PX, FPS = 2.0, 16_000, 96, 8
 EMOTIONS = {"joyful": (0.7, 0.5), "calm": (0.6, -0.5), "sad": (-0.6, -0.4), "tense": (-0.6, 0.6), "proud": (0.4, 0.3)}
 CONTENTS = ("rain", "fire", "bell", "drum", "horse", "harbour")
-ART_FORMS = ("film", "painting", "dance")
+ART_FORMS = ("film", "painting", "dance")  # words: an art form
 
 
 def write_clips(folder: Path, clips: int) -> None:
-    """A manifest of pictures and films with sounds; the random numbers of clip i depend on i alone."""
+    """A manifest of images and videos with audio; the random numbers of clip i depend on i alone."""
     import soundfile
     from PIL import Image
 
     from vaemotionllm.nano.clips import WorldConfig
     from vaemotionllm.nano.world import write_mp4
 
-    film = WorldConfig(clip_s=SOUND_S, fps=FPS, size_px=SIDE_PX, sampling_rate=RATE_HZ)
+    world = WorldConfig(clip_s=AUDIO_S, fps=FPS, size_px=SIDE_PX, sampling_rate=RATE_HZ)
     folder.mkdir(parents=True)
-    note_s = np.arange(round(RATE_HZ * SOUND_S / 16)) / RATE_HZ
+    note_s = np.arange(round(RATE_HZ * AUDIO_S / 16)) / RATE_HZ
     with open(folder / "manifest.jsonl", "w", encoding="utf-8") as manifest:
         for i in range(clips):
             rng = np.random.default_rng(i)
             pitches_hz = 220 * 2 ** (rng.integers(0, 24, (16, 1)) / 12)
             notes = sum(np.sin(2 * np.pi * pitches_hz * h * note_s) / h for h in (1, 2, 3)) * np.exp(-8 * note_s)
-            sound = 0.2 * notes.reshape(-1).astype(np.float32)  # (samples,)
+            audio = 0.2 * notes.reshape(-1).astype(np.float32)  # (samples,)
             coarse = Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8))
-            picture = coarse.resize((SIDE_PX, SIDE_PX), Image.Resampling.BICUBIC)
+            image = coarse.resize((SIDE_PX, SIDE_PX), Image.Resampling.BICUBIC)
             art_form = ART_FORMS[i // 30 % 3]
-            if art_form == "film":
-                frames = [np.roll(picture, 2 * frame, axis=1) for frame in range(round(film.clip_s * film.fps))]
-                write_mp4(folder / f"{i}.mp4", film, np.stack(frames), sound)
+            if art_form == "film":  # words: an art form
+                frames = [np.roll(image, 2 * frame, axis=1) for frame in range(round(world.clip_s * world.fps))]
+                write_mp4(folder / f"{i}.mp4", world, np.stack(frames), audio)
                 media = {"audio": f"{i}.mp4", "video": f"{i}.mp4"}
             else:
-                soundfile.write(folder / f"{i}.wav", sound, RATE_HZ)
-                picture.save(folder / f"{i}.png")
+                soundfile.write(folder / f"{i}.wav", audio, RATE_HZ)
+                image.save(folder / f"{i}.png")
                 media = {"audio": f"{i}.wav", "image": f"{i}.png"}
             emotion = tuple(EMOTIONS)[i % len(EMOTIONS)]
             row = {
@@ -132,15 +132,15 @@ def main() -> None:
     print(machine())
     sizes = {items: measure(items) for items in sorted(args.items)}
     rows = [
-        [f"{items} items, {stage}", f"{facts['items'] / facts['seconds']:.0f}", f"{facts['peak_bytes'] / 1e6:.0f}"]
+        [f"{items} items, {stage}", f"{cost['items'] / cost['seconds']:.0f}", f"{cost['peak_bytes'] / 1e6:.0f}"]
         for items, found in sizes.items()
-        for stage, facts in found.items()
+        for stage, cost in found.items()
     ]
     table(["", "items/s", "peak MB"], rows)
     first, last = sizes[min(sizes)], sizes[max(sizes)]
     ratios = {s: last[s]["seconds"] / last[s]["items"] / (first[s]["seconds"] / first[s]["items"]) for s in STAGES}
     measured = {
-        "peak_gb": max(facts["peak_bytes"] for found in sizes.values() for facts in found.values()) / 1e9,
+        "peak_gb": max(cost["peak_bytes"] for found in sizes.values() for cost in found.values()) / 1e9,
         "seconds_per_item_ratio": max(ratios.values()),
     }
     against_goals(measured, GOALS)

@@ -73,7 +73,7 @@ def peak_bytes(run: Callable[[], object], warm_up: Callable[[], object]) -> int:
     """Most memory that `run` holds above what is held before it: allocated on a GPU, resident in RAM on a CPU (Linux).
 
     Resident memory holds also what libraries allocate for themselves. `warm_up` is the same at a small size, for what
-    is set up once. Call this in a process that `in_child` has started with --peaks.
+    is set up once. Call this in a process that `run_alone` has started with --peaks.
     """
     warm_up()
     gc.collect()
@@ -86,7 +86,7 @@ def peak_bytes(run: Callable[[], object], warm_up: Callable[[], object]) -> int:
         return torch.cuda.max_memory_allocated() - before
     ctypes.CDLL(None).malloc_trim(0)  # what is free must not look as if it were held
     with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # the peak begins anew, proc(5)
+        file.write("5")  # the peak begins again, proc(5)
     before = _resident("VmRSS")
     run()
     return _resident("VmHWM") - before
@@ -97,7 +97,7 @@ def _resident(field: str) -> int:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith(field))
 
 
-def in_child(script: str, arguments: list[str], path: str | None = None) -> dict:
+def run_alone(script: str, arguments: list[str], path: str | None = None) -> dict:
     """Run a script in a fresh process and return the JSON object of its last line. `path` goes before its sys.path."""
     environment = dict(os.environ)
     if "--peaks" in arguments:  # each block that is freed goes back to the system at once

@@ -3,7 +3,7 @@
     python benchmarks/eval_throughput.py [--clips 32] [--batch-size 32] [--rounds 3]
     python benchmarks/eval_throughput.py --model DIR --benchmark DIR      # a trained model on another benchmark
 
-The six cells of `artemo` with real films, pictures and sounds, by lmms-eval's own task objects and requests. Each
+The six cells of `artemo` with real videos, images and audio, by lmms-eval's own task objects and requests. Each
 round begins without any decoded or encoded media, as an evaluation does; the weights are loaded once, and both
 adapters hold the same float32 model, so that they differ in nothing but themselves. (The generic adapter would load
 bfloat16.) It runs through the patch `lmms_eval_huggingface` of this package, without which it does not run on

@@ -3,9 +3,9 @@
     python benchmarks/generate_overhead.py [--rounds 15] [--new-tokens 33]
 
 The Qwen2.5-VL and the Whisper encoder of `teacher_cache.py`: small in width, where what we add weighs most, and true
-in their sequence lengths. Prompts of text alone, of a film (288 visual tokens), and of a film with its sound (125
+in their sequence lengths. Prompts of text alone, of a video (288 visual tokens), and of a video with its audio (125
 audio tokens more, in place of which the backbone is given as many text tokens), 2 in a batch, EmoAdapter on. Goals:
-the prefill takes at most 8% longer, with the sound encoded before as the evaluation does it; a token at most 5%. What
+the prefill takes at most 8% longer, with the audio encoded before as the evaluation does it; a token at most 5%. What
 the audio tower takes on top, which no bare backbone has, is printed beside them.
 """
 
@@ -24,13 +24,13 @@ GOALS = {"prefill": 0.08, "token": 0.05}
 BATCH = 2
 TURNS = {
     "text": ["text"],
-    "film": ["video", "text"],
-    "film and sound": ["video", "audio", "text"],
+    "video": ["video", "text"],
+    "video and audio": ["video", "audio", "text"],
 }
 
 
 def make_inputs(processor, manifest: Path, kinds: list[str]):
-    """Inputs of a batch of equal turns, each with a film of its own."""
+    """Inputs of a batch of equal turns, each with a video of its own."""
     media = [
         processor.encode_media(kind, str(manifest.parent / f"{row}.mp4"))
         for row in range(BATCH)
@@ -44,19 +44,19 @@ def make_inputs(processor, manifest: Path, kinds: list[str]):
     return processor.assemble(texts, media, padding_side="left")
 
 
-def without_sound(heard, processor) -> dict:
+def without_audio(inputs, processor) -> dict:
     """What the bare backbone is given: a text token in place of each audio token."""
-    plain = {name: tensor for name, tensor in heard.items() if name not in ("input_features", "audio_num_tokens")}
+    plain = {name: tensor for name, tensor in inputs.items() if name not in ("input_features", "audio_num_tokens")}
     [word] = processor.tokenizer.encode("a", add_special_tokens=False)
-    sound = plain["input_ids"] == processor.audio_token_id
-    plain["input_ids"] = plain["input_ids"].masked_fill(sound, word)
-    plain["mm_token_type_ids"] = plain["mm_token_type_ids"].masked_fill(sound, 0)
+    is_audio = plain["input_ids"] == processor.audio_token_id
+    plain["input_ids"] = plain["input_ids"].masked_fill(is_audio, word)
+    plain["mm_token_type_ids"] = plain["mm_token_type_ids"].masked_fill(is_audio, 0)
     return plain
 
 
-def encoded(heard, model) -> dict:
+def encoded(inputs, model) -> dict:
     """The inputs with the states of the audio tower in place of its features."""
-    inputs = dict(heard)
+    inputs = dict(inputs)
     if "input_features" in inputs:
         with torch.no_grad():
             states = model.get_audio_states(inputs.pop("input_features"))
@@ -117,17 +117,17 @@ def main() -> None:
                 enhancer.up.weight.normal_(std=0.02)
         rows, prefill, token = [], {}, {}
         for name, kinds in TURNS.items():
-            heard = make_inputs(processor, manifest, kinds).to(DEVICE)
-            variants = {"bare": (bare, without_sound(heard, processor)), "ours": (model, encoded(heard, model))}
+            inputs = make_inputs(processor, manifest, kinds).to(DEVICE)
+            variants = {"bare": (bare, without_audio(inputs, processor)), "ours": (model, encoded(inputs, model))}
             if "audio" in kinds:
-                variants["ours, tower and all"] = (model, heard)
+                variants["ours, tower and all"] = (model, inputs)
             found = paired_steps(variants, args.rounds, args.new_tokens)
             steps = {who: [statistics.median(times[1:]) for times in rounds] for who, rounds in found.items()}
             first = {who: [times[0] for times in rounds] for who, rounds in found.items()}
             prefill[name], token[name] = ratio(first, "ours", "bare") - 1, ratio(steps, "ours", "bare") - 1
             tower = ratio(first, "ours, tower and all", "bare") - 1 - prefill[name] if "audio" in kinds else 0.0
             rows.append(
-                [name, str(heard["input_ids"].shape[1])]
+                [name, str(inputs["input_ids"].shape[1])]
                 + [f"{1000 * statistics.median(times):.1f}" for times in (first["bare"], steps["bare"])]
                 + [f"{100 * value:+.1f}%" for value in (prefill[name], token[name], tower)]
             )

@@ -4,7 +4,7 @@
     python benchmarks/kl_loss.py --chunks   # also times of other chunk sizes
 
 A batch is 4 clips (on a GPU 32) of 256 positions, of which a quarter, 64 each, are response: a short response after
-some 190 tokens of sound and prompt. Longer media make the share smaller and the naive way over all positions worse.
+some 190 tokens of audio and prompt. Longer media make the share smaller and the naive way over all positions worse.
 The head is that of Qwen2.5-0.5B, 151,936 x 896, on a CPU; on a GPU it has the width of Qwen2.5-7B, 3,584. Everything
 is forward and backward, from hidden states to their gradient. Compared are
 
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from common import DEVICE, against_goals, in_child, last_line, machine, paired_times, peak_bytes, ratio, table
+from common import DEVICE, against_goals, last_line, machine, paired_times, peak_bytes, ratio, run_alone, table
 from torch.nn import functional as F
 
 from vaemotionllm.train.chunked_divergence import KINDS, chunk_tokens_for
@@ -184,7 +184,7 @@ def main() -> None:
     print(f"{dtype} head {args.vocabulary:,} x {args.hidden:,}; {positions:,} positions, {response:,} of response\n")
     sizes = ["vocabulary", "hidden", "clips", "positions"]
     shape = [word for name in sizes for word in (f"--{name}", str(getattr(args, name)))]
-    peaks = in_child(__file__, [*shape, "--peaks"])
+    peaks = run_alone(__file__, [*shape, "--peaks"])
     for run in VARIANTS.values():
         run(batch.small())
     times = paired_times({name: partial(run, batch) for name, run in VARIANTS.items()}, args.rounds)

@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from common import DEVICE, against_goals, in_child, last_line, machine, paired_times, peak_bytes, ratio, table
+from common import DEVICE, against_goals, last_line, machine, paired_times, peak_bytes, ratio, run_alone, table
 from kl_loss import LOGIT_SPREAD, error, exact_divergence
 
 from vaemotionllm.train.losses import divergence
@@ -148,8 +148,8 @@ def main() -> None:
     print(f"head {args.vocabulary:,} x {args.hidden:,}; {args.response:,} response positions\n")
     shape = [w for name in ("vocabulary", "hidden", "response") for w in (f"--{name}", str(getattr(args, name)))]
     peers = str(FOLDER)
-    peaks = in_child(__file__, [*shape, "--peaks"], peers)
-    found = in_child(__file__, [*shape, "--rounds", str(args.rounds), "--measure"], peers)
+    peaks = run_alone(__file__, [*shape, "--peaks"], peers)
+    found = run_alone(__file__, [*shape, "--rounds", str(args.rounds), "--measure"], peers)
     times = found["times"]
     rows = [
         [name, f"{statistics.median(times[name]):.3g}", f"{peaks[name] / 2**20:,.0f}", f"{found['errors'][name]:.1e}"]

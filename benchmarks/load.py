@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from common import against_goals, in_child, last_line, machine, paired_times, peak_bytes, quiet, ratio, table
+from common import against_goals, last_line, machine, paired_times, peak_bytes, quiet, ratio, run_alone, table
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "helpers"))  # the builder of a small model, for the warm-up
@@ -99,7 +99,7 @@ def main() -> None:
         make_folders(folder, args.hidden)
         size = (folder / "whole" / "model.safetensors").stat().st_size
         print(f"{size / 2**20:,.0f} MiB of weights\n")
-        parts = {name: in_child(__file__, ["--peaks", str(folder), name]) for name in ("backbone", "tower", *OURS)}
+        parts = {name: run_alone(__file__, ["--peaks", str(folder), name]) for name in ("backbone", "tower", *OURS)}
         halves = {kind: parts["backbone"][kind] + parts["tower"][kind] for kind in DTYPES}
         peaks = {"halves": halves, **{name: parts[name] for name in OURS}}
         for kind, dtype in DTYPES.items():

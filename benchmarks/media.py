@@ -23,7 +23,7 @@ from pathlib import Path
 os.environ |= {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "LMMS_VIDEO_TORCHCODEC_THREADS": "1"}
 
 import numpy as np
-from common import against_goals, in_child, last_line, machine, table
+from common import against_goals, last_line, machine, run_alone, table
 
 PEERS = ["torchcodec==0.17.0", "decord==0.6.0", "librosa==0.11.0"]
 # What librosa imports and the package does not bring.
@@ -175,7 +175,7 @@ def main() -> None:
     print(machine(), end="\n\n")
     with tempfile.TemporaryDirectory() as folder:
         write_files(Path(folder))
-        times = in_child(__file__, ["--measure", folder, "--rounds", str(args.rounds)], path=str(FOLDER))
+        times = run_alone(__file__, ["--measure", folder, "--rounds", str(args.rounds)], path=str(FOLDER))
     readers = ["ours", "torchcodec", "decord", "librosa", "lmms-eval"]
     rows = [
         [name, *(f"{1000 * statistics.median(of[r]):.1f}" if r in of else "-" for r in readers)]

@@ -4,7 +4,7 @@
     python benchmarks/nano_probe.py --noise-free         # without expression noise and hidden content
     python benchmarks/nano_probe.py --world DIR          # a world that is on disk
 
-Prints accuracy of content and emotion (8 classes; 4 options of the benchmark; quadrant of the valence-arousal plane)
+Prints accuracy of content and emotion (8 classes; 4 options of the benchmark; quadrant of the valence-arousal space)
 and CCC of valence and arousal for each modality; the last line is JSON.
 """
 
@@ -26,7 +26,7 @@ from vaemotionllm.nano.world import build_world
 
 
 class Probe(nn.Module):
-    """Four strided convolutions, mean over the plane, one linear head for all targets."""
+    """Four strided convolutions, mean over all positions, one linear head for all targets."""
 
     def __init__(self, channels: int, width: int = 32):
         super().__init__()
@@ -48,18 +48,18 @@ def ccc(x: np.ndarray, y: np.ndarray) -> float:
 
 def features(root: Path, rows: list[dict], mel) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-mels (N, 1, mels, frames) and four frames stacked as channels (N, 12, S, S)."""
-    sounds, pictures = [], []
+    audio, images = [], []
     for row in rows:
         wave = torch.from_numpy(load_audio(root / row["audio"]))
         wave = F.pad(wave, (0, max(0, 36000 - len(wave))))[:36000]
-        sounds.append(torch.log10(mel(wave) + 1e-8)[None])
+        audio.append(torch.log10(mel(wave) + 1e-8)[None])
         if row.get("image"):
             frames = np.repeat(np.asarray(load_image(root / row["image"]))[None], 4, 0)
         else:
             frames = load_video(root / row["video"], 4)
             frames = frames[0] if isinstance(frames, tuple) else frames
-        pictures.append(torch.from_numpy(np.array(frames)).permute(0, 3, 1, 2).flatten(0, 1))
-    return torch.stack(sounds) / 4 + 1, torch.stack(pictures).float() / 128 - 1
+        images.append(torch.from_numpy(np.array(frames)).permute(0, 3, 1, 2).flatten(0, 1))
+    return torch.stack(audio) / 4 + 1, torch.stack(images).float() / 128 - 1
 
 
 def fit(x, targets, epochs: int, seed: int) -> Probe:

@@ -2,10 +2,10 @@
 
     python benchmarks/padding.py [--clips 4000]
 
-Lengths as they are in practice: sounds of 3 to 30 s (log-normal, median 9 s) at 12.5 audio tokens a second, prompts of
-20 to 60 tokens, responses of 8 to 128 tokens (log-normal, median 40), pictures of 256 or films of 1,024 visual tokens.
+Lengths as they are in practice: audio of 3 to 30 s (log-normal, median 9 s) at 12.5 audio tokens a second, prompts of
+20 to 60 tokens, responses of 8 to 128 tokens (log-normal, median 40), images of 256 or videos of 1,024 visual tokens.
 The real sampler and collator's rule make the batches: 4 clips a micro-batch, 8 ranks, 4 accumulations, half of the
-steps with sound alone and half with both. Goals: at most 3% padding; packed and padded losses equal within 1e-5.
+steps with audio alone and half with both. Goals: at most 3% padding; packed and padded losses equal within 1e-5.
 """
 
 import argparse
@@ -26,7 +26,7 @@ MODALITIES = {"audio": 0.5, "av": 0.5}
 
 
 def realistic_rows(count: int, rng: np.random.Generator) -> tuple[dict[str, list[dict]], list[str]]:
-    """Rows of a teacher cache, two responses a clip, and the kind of each clip's picture."""
+    """Rows of a teacher cache, two responses a clip, and the kind of each clip's visual."""
     rows, groups = {}, []
     for i in range(count):
         groups.append("video" if rng.random() < 0.7 else "image")

@@ -3,8 +3,8 @@
     python benchmarks/teacher_cache.py [--steps 4] [--rounds 3]
 
 The real trainer runs on real media files with a Qwen2.5-VL and a Whisper encoder of random weights, small in width and
-true in their sequence lengths: clips of 10 s (125 audio tokens), films of 4 frames of 336 x 336 pixels (288 visual
-tokens), half of the steps with sound alone and half with both. Clips are decoded before, so that no decoding is timed.
+true in their sequence lengths: clips of 10 s (125 audio tokens), videos of 4 frames of 336 x 336 pixels (288 visual
+tokens), half of the steps with audio alone and half with both. Clips are decoded before, so that no decoding is timed.
 Goals: gradients equal within 1e-6 in fp32; a cached step takes at most 0.60 of the time of an online one, 0.68 with
 gradient checkpointing.
 """
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "helpers"))  # the builders of small models and media
 
 GOALS = {"gradient_error": 1e-6, "step_time": 0.60, "step_time_checkpointing": 0.68}
-CLIPS, FRAME_PX, SOUND_S, RESPONSE_TOKENS, BATCH = 8, 336, 10.0, 48, 2
+CLIPS, FRAME_PX, AUDIO_S, RESPONSE_TOKENS, BATCH = 8, 336, 10.0, 48, 2
 
 
 def make_model(folder: Path) -> Path:
@@ -92,7 +92,7 @@ def make_clips(folder: Path) -> Path:
 
     rows = []
     for i in range(CLIPS):
-        write_video(folder / f"{i}.mp4", SOUND_S, size_px=FRAME_PX, fps=4, seed=i, pitch_hz=200 + 20 * i)
+        write_video(folder / f"{i}.mp4", AUDIO_S, size_px=FRAME_PX, fps=4, seed=i, pitch_hz=200 + 20 * i)
         common = {"split": "train", "source": "benchmark", "license": "CC0-1.0"}
         rows.append({"id": str(i), "video": f"{i}.mp4", "audio": f"{i}.mp4", **common})
     manifest = folder / "manifest.jsonl"

@@ -2,8 +2,8 @@
 
     python tests/readme_example.py FOLDER
 
-The folder gets the demo's model and sounds where `make demo` was run, else a tiny model with random weights and one
-sound. The example runs in a process of its own that finds installed packages alone (`python -I`).
+The folder gets the demo's model and audio where `make demo` was run, else a tiny model with random weights and one
+audio. The example runs in a process of its own that finds installed packages alone (`python -I`).
 """
 
 import re

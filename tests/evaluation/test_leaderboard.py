@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import speaking_model
-from compared import CELLS, A, B, evaluate, knows, write_benchmark
+from compared import CELLS, A, B, chosen, evaluate, folder, knows  # noqa: F401  (fixtures)
 from lmms_runs import lmms_eval
 
 from vaemotionllm import InputError
@@ -25,23 +25,6 @@ from vaemotionllm.evaluation.scores import models_scores, pick, table_of
 from vaemotionllm.nano import select
 
 CONTROLS = ("content_audio_silence", "emotion_audio_silence", "emotion_audio_mismatch", "emotion_blind")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Twelve clips; the first six are paintings, the others films."""
-    place = write_benchmark(tmp_path_factory.mktemp("benchmark"))
-    rows = benchmark_files.read_items(place)
-    for row in rows:
-        row["art_form"] = "painting" if int(row["clip_id"].split("-")[1]) < 6 else "short_film"
-    benchmark_files.write_items(place, rows)
-    return place
-
-
-@pytest.fixture(autouse=True)
-def chosen(folder, tmp_path, monkeypatch):
-    monkeypatch.setenv("VAEMOTIONLLM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv(select.VARIABLE, str(folder))
 
 
 def change(out, **entries):
@@ -127,7 +110,7 @@ def test_two_models_stand_beside_each_other(tmp_path, capsys):
         assert (tmp_path / "report" / file).is_file(), file
 
 
-def test_controls_circular_conflict_and_stated_valence_and_arousal(tmp_path, folder):
+def test_controls_circular_conflict_and_stated_valence_and_arousal(tmp_path, folder):  # noqa: F811
     tasks = (*CELLS, *CONTROLS, "conflict", "emotion_audio_circular", "va_av", "va_audio")
 
     def respond(task, doc):
@@ -383,7 +366,7 @@ def test_tasks_that_are_not_known_are_named(tmp_path):
     assert "that this report does not know: artemo\\_emotion\\_smell." in (tmp_path / "report/report.md").read_text()
 
 
-def test_what_lacks_for_want_of_the_benchmark_is_said(folder, tmp_path, monkeypatch):
+def test_what_lacks_for_want_of_the_benchmark_is_said(folder, tmp_path, monkeypatch):  # noqa: F811
     copy = shutil.copytree(folder, tmp_path / "copy")
     monkeypatch.setenv(select.VARIABLE, str(copy))
     models = read_models([evaluate(tmp_path / "a", A)])
@@ -413,7 +396,7 @@ def test_what_lacks_for_want_of_the_benchmark_is_said(folder, tmp_path, monkeypa
     assert found is None and "the hash of its items is" in reason
 
 
-def test_a_later_run_of_other_tasks_hides_none(tmp_path, folder):
+def test_a_later_run_of_other_tasks_hides_none(tmp_path, folder):  # noqa: F811
     """Each task is of the newest file that has it; files of runs in different ways are refused."""
     out = evaluate(tmp_path / "a", A)
     evaluate(out, B, ["content_audio", "va_av"], date="20260102_030406")
@@ -442,7 +425,7 @@ def test_a_later_run_of_other_tasks_hides_none(tmp_path, folder):
     assert len(read_models([out])["model"].runs) == 1
 
 
-def test_another_benchmark_is_refused(folder, tmp_path):
+def test_another_benchmark_is_refused(folder, tmp_path):  # noqa: F811
     """By the hash of its items where the results state it, and by the options."""
 
     def other(name, **entries):

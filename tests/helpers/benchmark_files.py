@@ -10,7 +10,7 @@ EMOTIONS = ("joyful", "tense", "sad", "calm")
 
 
 def items_of(clip: int, folder: Path) -> list[dict]:
-    """The six items of one clip: a picture with a WAV, or every third time an mp4 with sound."""
+    """The six items of one clip: an image with a WAV, or every third time an mp4 with audio."""
     name = f"clip-{clip}"
     if clip % 3 == 2:
         media_files.write_video(folder / "media" / f"{name}.mp4", seed=clip, pitch_hz=200 + 40 * clip)

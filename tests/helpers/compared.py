@@ -23,12 +23,13 @@ def folder(tmp_path_factory):
 
 
 def write_benchmark(folder: Path) -> Path:
-    """Twelve clips around the valence-arousal plane."""
+    """Twelve clips around the valence-arousal space; the first six are paintings, the others not."""
     benchmark_files.write_benchmark(folder, clips=12)
     rows = benchmark_files.read_items(folder)
     for row in rows:
-        angle = int(row["clip_id"].split("-")[1])
-        row.update(valence=round(0.9 * math.cos(angle), 3), arousal=round(0.9 * math.sin(angle), 3))
+        number = int(row["clip_id"].split("-")[1])
+        row.update(valence=round(0.9 * math.cos(number), 3), arousal=round(0.9 * math.sin(number), 3))
+        row["art_form"] = "painting" if number < 6 else "short_film"
     benchmark_files.write_items(folder, rows)
     return folder
 

@@ -11,7 +11,7 @@ from vaemotionllm import VAEmotionLLMForConditionalGeneration, VAEmotionLLMProce
 
 RNG = np.random.default_rng(0)
 IMAGE = {"type": "image", "image": Image.fromarray(RNG.integers(0, 255, (56, 56, 3), dtype=np.uint8))}
-SOUND, OTHER_SOUND = (
+AUDIO, OTHER_AUDIO = (
     {"type": "audio", "audio": (RNG.standard_normal(samples) * 0.1).astype(np.float32)} for samples in (40_000, 9_000)
 )
 
@@ -21,12 +21,12 @@ def user(*content) -> dict:
     return {"role": "user", "content": [{"type": "text", "text": c} if isinstance(c, str) else c for c in content]}
 
 
-# Sound of two windows, sight, both, neither.
-MIXED = [[user(SOUND, "What?")], [user(IMAGE, "What is it?")], [user(IMAGE, OTHER_SOUND, "And?")], [user("No media.")]]
+# Audio of two windows, visual, both, neither.
+MIXED = [[user(AUDIO, "What?")], [user(IMAGE, "What is it?")], [user(IMAGE, OTHER_AUDIO, "And?")], [user("No media.")]]
 
 
 def make(folder: Path, family: str = "qwen2_5_vl", **config_fields) -> Path:
-    """Saves a tiny model with strong random layers and a random EmoAdapter: sight and sound move its answers."""
+    """Saves a tiny model with strong random layers and a random EmoAdapter: visual and audio move its answers."""
     path = tiny.make_vaemotionllm(folder, family, **config_fields)
     model = VAEmotionLLMForConditionalGeneration.from_pretrained(path)
     generator = torch.Generator().manual_seed(3)

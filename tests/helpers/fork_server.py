@@ -1,4 +1,4 @@
-"""Child processes that find the large libraries imported: forks of one server, which imports them once.
+"""Subprocesses that find the large libraries imported: forks of one server, which imports them once.
 
 A fresh interpreter spends 7 s of CPU time on importing torch, transformers and DeepSpeed, a fork next to nothing. What
 runs is the same: a process of its own, with its arguments, environment and output. Tests about how a process starts
@@ -27,7 +27,7 @@ IMPORTED = (
     "vaemotionllm.train.run", "deepspeed", "deepspeed.runtime.zero.muon.muon_optimizer", "transformers.trainer",
     "timm", "datasets", "peft", "scipy.stats", "sklearn.metrics", "sacrebleu", "evaluate",
 )  # fmt: skip
-# Read while those are imported, so all forks have the same values. Tests are for the CPU, and no hub is asked.
+# Read while those are imported, so all forks have the same values. Tests are for the CPU, and reach for no hub.
 FIXED = {
     "DS_ACCELERATOR": "cpu",
     "CUDA_VISIBLE_DEVICES": "",
@@ -125,7 +125,7 @@ def run_ranks(words: Sequence, env=None, cwd=None, ranks: int = 2, timeout_s=HAN
 
 
 def _become(words: list[str], env: dict[str, str], cwd: str, stdout: str, stderr: str) -> None:
-    """In the fork: turns it into the process that was asked for."""
+    """In the fork: turns it into the process that was requested."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which the server ignores
     os.environ.clear()
     os.environ.update(env)

@@ -2,7 +2,7 @@
 
 Repositories of models and data sets live in memory: commits with a parent, branches, regular and large files. Large
 files go by the LFS protocol, in one piece or in parts, and are refused where their bytes are not what was announced.
-A test looks at what is stored (`hub.files(...)`), at what was asked (`hub.seen`), and lets requests fail (`hub.fail`).
+A test looks at what is stored (`hub.files(...)`) and at the `hub.requests`, and lets requests fail (`hub.fail`).
 """
 
 import base64
@@ -65,8 +65,8 @@ class Failure:
 class Hub(ThreadingHTTPServer):
     """The server.
 
-    `url` is its address, `seen` are the (method, path, authorization, body bytes received) of all requests, and
-    `ranges` the parts of files that were asked for.
+    `url` is its address, `requests` are the (method, path, authorization, body bytes received) of all requests, and
+    `ranges` the parts of files that were requested.
     """
 
     daemon_threads = True
@@ -79,7 +79,7 @@ class Hub(ThreadingHTTPServer):
         self.objects: dict[str, bytes] = {}
         self.parts: dict[tuple[str, int], bytes] = {}
         self.part_size = part_size
-        self.seen: list[tuple[str, str, str | None, int]] = []
+        self.requests: list[tuple[str, str, str | None, int]] = []
         self.ranges: list[str] = []
         self.failures: list[Failure] = []
         self.lock = threading.RLock()
@@ -129,13 +129,13 @@ class Hub(ThreadingHTTPServer):
             commit = repo.commits[commit.parent]
         return messages
 
-    def asked(self, where: str) -> int:
+    def count(self, where: str) -> int:
         """How many requests matched a pattern of "METHOD /path"."""
-        return sum(fnmatch.fnmatchcase(f"{method} {path}", where) for method, path, _, _ in self.seen)
+        return sum(fnmatch.fnmatchcase(f"{method} {path}", where) for method, path, _, _ in self.requests)
 
     def received(self, where: str) -> list[int]:
         """Body bytes of each matching request."""
-        return [size for method, path, _, size in self.seen if fnmatch.fnmatchcase(f"{method} {path}", where)]
+        return [size for method, path, _, size in self.requests if fnmatch.fnmatchcase(f"{method} {path}", where)]
 
 
 @contextlib.contextmanager
@@ -209,7 +209,7 @@ class _Handler(BaseHTTPRequestHandler):
             failure.then()
         try:
             body = self._body(None if failure is None or self.command == "GET" else failure.cut)
-            self.server.seen.append((self.command, self.route, self.headers.get("Authorization"), len(body)))
+            self.server.requests.append((self.command, self.route, self.headers.get("Authorization"), len(body)))
             if failure and failure.cut is not None and self.command != "GET":
                 raise _Broken
             if failure and failure.status is not None:
@@ -292,19 +292,19 @@ class _Handler(BaseHTTPRequestHandler):
             self._error(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         return commit
 
-    # What the client asks for, in the order in which a push does.
+    # What the client requests, in the order in which a push does.
 
     def _whoami(self, body):
         self._json({"name": "tester", "type": "user", "orgs": [{"name": "org"}]})
 
     def _create(self, body):
-        asked = json.loads(body)
-        name = f"{asked.get('organization') or 'tester'}/{asked['name']}"
-        kind = asked.get("type") or "model"
+        given = json.loads(body)
+        name = f"{given.get('organization') or 'tester'}/{given['name']}"
+        kind = given.get("type") or "model"
         url = f"{self.server.url}/{'' if kind == 'model' else kind + 's/'}{name}"
         if (kind, name) in self.server.repos:
             return self._json({"error": f"You already created this {kind} repo", "url": url}, 409)
-        repo = self.server.repos[kind, name] = Repo(asked.get("visibility") == "private" or bool(asked.get("private")))
+        repo = self.server.repos[kind, name] = Repo(given.get("visibility") == "private" or bool(given.get("private")))
         repo.commit("main", "initial commit", {".gitattributes": b"*.safetensors filter=lfs\n"})
         self._json({"url": url, "name": name, "id": name})
 
@@ -344,8 +344,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self._repo(kind, name) is None:
             return
         objects = []
-        for wanted in json.loads(body)["objects"]:
-            oid, size, url = wanted["oid"], wanted["size"], self.server.url
+        for given in json.loads(body)["objects"]:
+            oid, size, url = given["oid"], given["size"], self.server.url
             answer = {"oid": oid, "size": size}
             if oid not in self.server.objects:
                 upload: dict = {"href": f"{url}/lfs/object/{oid}", "header": {}}
@@ -375,9 +375,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._put_object(b"".join(self.server.parts.pop((oid, part["partNumber"])) for part in parts), oid)
 
     def _verify(self, body):
-        asked = json.loads(body)
-        stored = self.server.objects.get(asked["oid"])
-        if stored is None or len(stored) != asked["size"]:
+        given = json.loads(body)
+        stored = self.server.objects.get(given["oid"])
+        if stored is None or len(stored) != given["size"]:
             return self._error(404, "object not found")
         self._json({})
 
@@ -408,7 +408,7 @@ class _Handler(BaseHTTPRequestHandler):
         url = f"{self.server.url}/{name}/commit/{commit.oid}"
         self._json({"success": True, "commitOid": commit.oid, "commitUrl": url})
 
-    # What it asks for to load.
+    # What it requests to load.
 
     def _info(self, body, kind, name, revision="main"):
         repo = self._repo(kind, name)
@@ -447,8 +447,8 @@ class _Handler(BaseHTTPRequestHandler):
         repo = self._repo(kind, name)
         commit = repo and self._commit_of(repo, revision)
         if commit is not None:
-            asked = json.loads(body)["paths"] if body.startswith(b"{") else parse_qs(body.decode())["paths"]
-            self._json([{"type": "file", **_entry(p, commit.files[p])} for p in asked if p in commit.files])
+            given = json.loads(body)["paths"] if body.startswith(b"{") else parse_qs(body.decode())["paths"]
+            self._json([{"type": "file", **_entry(p, commit.files[p])} for p in given if p in commit.files])
 
     def _resolve(self, body, name, revision, path, kind=None):
         repo = self._repo(kind, name)
@@ -463,11 +463,11 @@ class _Handler(BaseHTTPRequestHandler):
         headers["ETag"] = f'"{entry["lfs"]["oid"] if "lfs" in entry else entry["oid"]}"'
         if "lfs" in entry:
             headers |= {"X-Linked-ETag": headers["ETag"], "X-Linked-Size": str(len(data))}
-        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-        if asked is None or self.command == "HEAD":
+        given = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if given is None or self.command == "HEAD":
             return self._bytes(data, 200, headers)
-        self.server.ranges.append(f"{path} {asked[0]}")
-        first, last = int(asked[1]), min(int(asked[2] or len(data) - 1), len(data) - 1)
+        self.server.ranges.append(f"{path} {given[0]}")
+        first, last = int(given[1]), min(int(given[2] or len(data) - 1), len(data) - 1)
         if first >= len(data):
             return self._bytes(b"", 416, headers | {"Content-Range": f"bytes */{len(data)}"})
         headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"

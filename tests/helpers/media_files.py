@@ -33,7 +33,7 @@ def write_png(path: Path, size_px: int = 56, seed: int = 0) -> Path:
 
 
 def picture(size_px: int, seed: int) -> np.ndarray:
-    """A smooth uint8 picture (size_px, size_px, 3) whose colours depend on the seed."""
+    """A smooth uint8 image (size_px, size_px, 3) whose colours depend on the seed."""
     x, y = np.meshgrid(np.linspace(0, 1, size_px), np.linspace(0, 1, size_px))
     phase = np.random.default_rng(seed).uniform(0, 2 * np.pi, 3)
     waves = [np.sin(3 * x + p) * np.cos(4 * y + p) for p in phase]
@@ -88,7 +88,7 @@ CONTENTS = ("circle", "square")
 
 
 def write_world(root: Path, clips: int = 8, split: str = "train", videos: bool = True, labels: bool = True) -> Path:
-    """A folder of clips, half pictures with WAV and half (with `videos`) mp4 with sound, and its manifest."""
+    """A folder of clips, half images with WAV and half (with `videos`) mp4 with audio, and its manifest."""
     root.mkdir(parents=True, exist_ok=True)
     rows = []
     for i in range(clips):

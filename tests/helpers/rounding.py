@@ -1,4 +1,4 @@
-"""What rounds alike: bit for bit is asked of the same operations on the same operands, and of nothing else.
+"""What rounds alike: bit for bit is wanted of the same operations on the same operands, and of nothing else.
 
 The same operands are equal values in equal shapes that lie in memory alike (the sum of a vector may begin where its
 memory is aligned) and take a gradient alike: `torch.matmul` gives the library of linear algebra a batch as one matrix
@@ -25,7 +25,7 @@ def arithmetic_settings() -> dict[str, str]:
 
 
 def assert_equal_but_for_rounding(found: torch.Tensor, expected: torch.Tensor, ulps: int = 64, name: str = "") -> None:
-    """Asks for at most so many units in the last place of the largest value: what a few layers make of another order.
+    """Allows at most so many units in the last place of the largest value: what a few layers make of another order.
 
     NaN stands where NaN stands.
     """

@@ -21,8 +21,8 @@ def make(folder: Path) -> Path:
         weight.copy_(torch.randn(weight.shape, generator=generator) * 0.02)
         weight[letters] = torch.randn((len(letters), weight.shape[1]), generator=generator)
         for name, parameter in model.named_parameters():
-            # Strong layers: what is seen and heard must move the answer of a random model.
-            # So must the way in for sound, or any two sounds are the same to it.
+            # Strong layers: visual and audio must move the answer of a random model.
+            # So must the way in for audio, or any two audios are the same to it.
             strong = any(part in name for part in ("layers", "conv", "audio_projector.linear"))
             if strong and parameter.ndim >= 2:
                 parameter.mul_(20)

@@ -59,7 +59,7 @@ def make(folder: Path) -> tuple[Path, Path]:
     config = Qwen2_5OmniConfig(thinker_config=thinker, enable_audio_output=False)
     model = Qwen2_5OmniForConditionalGeneration(config)
     with torch.no_grad():
-        # Strong layers: what is seen and heard must move the answer of a random model.
+        # Strong layers: visual and audio must move the answer of a random model.
         for name, parameter in model.named_parameters():
             if parameter.ndim >= 2 and "embed" not in name and "lm_head" not in name:
                 parameter.mul_(10)

@@ -42,7 +42,7 @@ def stage2_values(model: Path, manifest: Path, output_dir: Path, **changes) -> d
         "stage": 2, "model": str(model), "manifest": str(manifest), "output_dir": str(output_dir),
         "instructions": [
             {"prompt": "Which emotion?", "answer": "{emotion}"},
-            {"prompt": "What is seen or heard in this {art_form}?", "answer": "It is {content}."},
+            {"prompt": "What is seen or heard in this {art_form}?", "answer": "It is {content}."},  # words: fixed
         ],
         "num_frames": 4, "train_audio_tower": True, "lora": {"rank": 2}, "per_device_train_batch_size": 4,
         "max_steps": 6, "save_steps": 2, "logging_steps": 1, "learning_rate": 5e-3, "cache_media": True, "seed": 3,

@@ -95,8 +95,8 @@ def test_what_belongs_to_a_model_goes_out_in_one_commit_and_nothing_else(folder,
     for name in set(files) - {"README.md", "reproducibility.json", "config.json"}:
         assert files[name] == (folder / name).read_bytes()
     # Large files went by LFS, each once, before the one commit.
-    assert hub.asked("PUT /lfs/object/*") == len(shards) and hub.asked("POST /api/*/commit/*") == 1
-    order = [f"{method} {path}" for method, path, _, _ in hub.seen]
+    assert hub.count("PUT /lfs/object/*") == len(shards) and hub.count("POST /api/*/commit/*") == 1
+    order = [f"{method} {path}" for method, path, _, _ in hub.requests]
     assert order.index("POST /api/models/org/name/commit/main") > max(
         i for i, one in enumerate(order) if one.startswith("PUT")
     )
@@ -126,7 +126,7 @@ def test_a_pushed_model_loads_by_name_with_the_same_logits(folder, hub, tmp_path
 def test_the_same_folder_makes_no_second_commit(folder, hub, capsys):
     assert run(folder) == 0 and run(folder) == 0
     assert len(hub.log("org/name")) == 1
-    assert hub.asked("PUT /lfs/*") == len(list(folder.glob("model-*.safetensors")))
+    assert hub.count("PUT /lfs/*") == len(list(folder.glob("model-*.safetensors")))
 
 
 def test_private_and_revision(folder, hub, capsys):
@@ -139,10 +139,10 @@ def test_private_and_revision(folder, hub, capsys):
 
 def test_a_public_repository_is_not_taken_for_a_private_one(folder, hub, capsys):
     assert run(folder) == 0
-    asked = len(hub.seen)
+    asked = len(hub.requests)
     assert run(folder, "--private") == 2
     assert "org/name is there already and public" in capsys.readouterr().err
-    assert not any("preupload" in path for _, path, _, _ in hub.seen[asked:])
+    assert not any("preupload" in path for _, path, _, _ in hub.requests[asked:])
 
 
 def test_files_of_an_earlier_version_go_in_the_same_commit(folder, hub, saved):
@@ -351,7 +351,9 @@ def test_the_token_is_nowhere(folder, hub, capsys, caplog, tmp_path):
     assert "commit" in caplog.text and "401" in shown
     for text in (captured.out, captured.err, caplog.text, shown):
         assert TOKEN not in text
-    assert all(authorization == f"Bearer {TOKEN}" for _, path, authorization, _ in hub.seen if path.startswith("/api"))
+    assert all(
+        authorization == f"Bearer {TOKEN}" for _, path, authorization, _ in hub.requests if path.startswith("/api")
+    )
     written = [path for root in (tmp_path, folder) for path in root.rglob("*") if path.is_file()]
     assert written and not any(TOKEN.encode() in path.read_bytes() for path in written)
     assert not any(TOKEN.encode() in data for data in hub.files("org/name").values())
@@ -465,9 +467,9 @@ def test_what_was_uploaded_is_not_sent_twice(filled, versions):
     there = set(filled.objects)
     assert there and shards[broken] not in there
     filled.failures.clear()
-    before = len(filled.seen)
+    before = len(filled.requests)
     assert run(versions[1]) == 0
-    sent = {path.rpartition("/")[2] for method, path, _, _ in filled.seen[before:] if method == "PUT"}
+    sent = {path.rpartition("/")[2] for method, path, _, _ in filled.requests[before:] if method == "PUT"}
     assert sent == set(shards.values()) - there and shards[broken] in sent
     assert is_new(filled, versions)
 

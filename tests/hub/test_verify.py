@@ -538,7 +538,7 @@ def test_a_model_without_its_backbone_is_small_and_loads_by_name(saved, hub, tmp
     next(iter(weights.values())).add_(1)
     save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
     api.upload_folder(repo_id="org/backbone", folder_path=other, commit_message="another")
-    asked = len(hub.seen)
+    asked = len(hub.requests)
     assert main([*words, "--backbone-revision", "main"]) == 2
     assert "tensors of the backbone are not those of 'org/backbone'" in capsys.readouterr().err
-    assert not any(method == "PUT" for method, *_ in hub.seen[asked:])
+    assert not any(method == "PUT" for method, *_ in hub.requests[asked:])

@@ -5,7 +5,7 @@ import copy
 import pytest
 import tiny
 import torch
-from conformity import MIXED, SOUND, encode, load, make, user
+from conformity import AUDIO, MIXED, encode, load, make, user
 from torch.nn import functional as F
 
 
@@ -126,7 +126,7 @@ def test_the_loss_is_the_mean_cross_entropy_of_what_follows(loaded):
 
 def test_training_learns_what_only_the_sound_tells(tmp_path):
     model, processor = load(make(tmp_path))
-    inputs = encode(processor, [user(SOUND, "What?")], [user(SOUND, "What?")])
+    inputs = encode(processor, [user(AUDIO, "What?")], [user(AUDIO, "What?")])
     windows = len(inputs["input_features"]) // 2
     inputs["input_features"][windows:] = 0  # the second is silence
     labels = torch.full_like(inputs["input_ids"], -100)

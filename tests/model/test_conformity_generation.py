@@ -6,10 +6,10 @@ import pytest
 import tiny
 import torch
 from conformity import (
+    AUDIO,
     IMAGE,
     MIXED,
-    OTHER_SOUND,
-    SOUND,
+    OTHER_AUDIO,
     encode,
     greedy,
     load,
@@ -51,7 +51,7 @@ def test_greedy_on_a_left_padded_batch_of_mixed_modality(loaded):
 
 def test_what_is_heard_moves_the_answer(loaded):
     model, processor = loaded
-    inputs = encode(processor, [user(SOUND, "What?")])
+    inputs = encode(processor, [user(AUDIO, "What?")])
     silence = {**inputs, "input_features": torch.zeros_like(inputs["input_features"])}
     first, second = (model.generate(**each, **steps(model, STEPS)) for each in (inputs, silence))
     assert not torch.equal(first, second)
@@ -199,12 +199,12 @@ def test_a_prefill_in_chunks(loaded, size):
 
 
 def conversation_of(model, processor, adapter: bool):
-    """Two turns with sound, the first with a picture: inputs of the first, of both, and what is new in the second."""
-    first = [user(IMAGE, SOUND, "What?")]
+    """Two turns with audio, the first with an image: inputs of the first, of both, and what is new in the second."""
+    first = [user(IMAGE, AUDIO, "What?")]
     turn = encode(processor, first)
     spoken = new_tokens(model.generate(**turn, **steps(model, STEPS), use_adapter=adapter), turn)
     answer = {"role": "assistant", "content": [{"type": "text", "text": "It is so."}]}
-    whole = encode(processor, [*first, answer, user(OTHER_SOUND, "And now?")])
+    whole = encode(processor, [*first, answer, user(OTHER_AUDIO, "And now?")])
     assert torch.equal(whole["input_ids"][:, : turn["input_ids"].shape[1]], turn["input_ids"])
     windows = len(turn["audio_num_tokens"])
     new = {name: whole[name][windows:] for name in ("input_features", "audio_num_tokens")}
