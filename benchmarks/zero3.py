@@ -85,7 +85,7 @@ class GatherCounter:
 
 def rank_main(values_file: str, counts_file: str) -> None:
     """What the launcher runs: the real training, with a counter where the main rank is."""
-    from vaemotionllm.cli.launched import leave_ranks
+    from vaemotionllm.cli.train import leave_ranks
     from vaemotionllm.config_file import build_config
     from vaemotionllm.train import run as training
     from vaemotionllm.train.config import CONFIGS

@@ -1,4 +1,4 @@
-"""The command `vaemotionllm`: one file a command, imported only when that command runs."""
+"""The command `vaemotionllm`: its commands in a file for each noun, imported only when one of them runs."""
 
 import argparse
 

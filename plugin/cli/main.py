@@ -27,7 +27,7 @@ COMMANDS = {
     "verify": ("hub", "check a model, of a folder or of the Hub, against what was recorded of it"),
     "nano": ("benchmark", "build the embedded default: the procedural art world, its benchmark and its backbone"),
     "benchmark": ("benchmark", "show, check, build, upload or compare what the lmms-eval tasks `artemo` read"),
-    "report": ("report", "report on models by their lmms-eval results, on a demo, or on means over seeds of demos"),
+    "report": ("demo", "report on models by their lmms-eval results, on a demo, or on means over seeds of demos"),
     "demo": ("demo", "run everything on the nano world: backbone, both stages, lmms-eval, report"),
     "ablation": ("demo", "train the nano model with and without each of its parts, over seeds, and compare"),
 }

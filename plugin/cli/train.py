@@ -7,15 +7,18 @@ Under a launcher this module runs `train`, or `cache-teacher` where that is its 
 """
 
 import argparse
+import atexit
+import contextlib
 import json
+import logging
+import os
 import sys
-from contextlib import nullcontext
 from pathlib import Path
+from typing import NoReturn
 
 from ..model.inputs import folder_or_hub_name
 from ..utils import InputError, check_new, new_folder, owned
 from . import positive
-from .launched import end_rank, shown_log
 from .main import main
 
 
@@ -108,7 +111,7 @@ def run_cache_teacher(args: argparse.Namespace) -> None:
     config = build_config(Stage1Config, values)
     data, is_main = Stage1Data(config), config.process_index == 0
     fills = is_main and not args.estimate
-    with shown_log(is_main), owned(Path(config.teacher_cache), "teacher_cache") if fills else nullcontext():
+    with shown_log(is_main), owned(Path(config.teacher_cache), "teacher_cache") if fills else contextlib.nullcontext():
         model, processor = load_model(config)
         sizes, responses = data.estimate_bytes(model), len(data.clips) * config.responses_per_clip
         if is_main:
@@ -261,6 +264,53 @@ def run_inspect(args: argparse.Namespace) -> None:
     print(f"teacher: {found['response']}\nstudent: {found['student_response']}\n")
     print(table.to_string(index=False, float_format="{:.3f}".format), end="\n\n")
     print(f"mean KL {found['kl']:.3f} nats; the most probable token is the same at {found['agreement']:.0%}")
+
+
+# ---- one process of several under a launcher: how it ends, and what it logs
+
+
+def end_rank(code: int) -> NoReturn:
+    """End this process with an exit code.
+
+    Under a launcher not by sys.exit: a rank that fails while others wait in a collective must not wait for them, and
+    one that has finished is now and then aborted by threads of the communication libraries that outlive the
+    interpreter.
+    """
+    if not code:
+        leave_ranks()
+    if "LOCAL_RANK" not in os.environ:
+        sys.exit(code)
+    if not code:
+        atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def leave_ranks() -> None:
+    """Take the process group down while Python still runs: its threads must not outlive the interpreter."""
+    if "torch" not in sys.modules:
+        return
+    import torch
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+@contextlib.contextmanager
+def shown_log(main_process: bool):
+    """Shows what the library logs as plain lines on stderr; ranks other than the first show warnings only."""
+    library = logging.getLogger("vaemotionllm")
+    handler, before = logging.StreamHandler(), library.level
+    handler.setLevel(logging.INFO if main_process else logging.WARNING)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    library.addHandler(handler)
+    library.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        library.removeHandler(handler)
+        library.setLevel(before)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import json
 import os
 from pathlib import Path
 
-from vaemotionllm.cli.launched import leave_ranks
+from vaemotionllm.cli.train import leave_ranks
 from vaemotionllm.config_file import build_config
 from vaemotionllm.data import collator, samplers
 from vaemotionllm.train import data

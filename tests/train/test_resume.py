@@ -90,7 +90,7 @@ def test_a_killed_run_goes_on_with_the_same_losses(setup, tmp_path, values_of, s
 RANK = """
 import multiprocessing, os, subprocess, sys
 import psutil
-from vaemotionllm.cli.launched import end_rank
+from vaemotionllm.cli.train import end_rank
 from vaemotionllm.cli.main import main
 from vaemotionllm.train.trainer import StageTrainer
 
