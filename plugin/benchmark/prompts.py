@@ -124,13 +124,13 @@ def letter_of(options: Sequence[str], answer: str) -> str:
     return _LETTERS[list(options).index(answer)]
 
 
-def options_of(prompt: str, request: str = ANSWER_REQUEST) -> list[str]:
+def options_of(prompt: str) -> list[str]:
     """The options that a prompt of `multiple_choice` shows: its inverse, for prompts that were logged.
 
     Raises:
         ValueError: the prompt shows no options under the letters A, B, ..., or does not end in the request.
     """
-    lines = prompt.rpartition(f"\n{request}")[0].split("\n")
+    lines = prompt.rpartition(f"\n{ANSWER_REQUEST}")[0].split("\n")
     starts: list[int] = []
     # From the last "A. ": a question may hold one too.
     first = max((number for number, line in enumerate(lines) if line.startswith("A. ")), default=len(lines))

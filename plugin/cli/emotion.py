@@ -44,7 +44,7 @@ def run_predict(args: argparse.Namespace) -> int:
     folder_or_hub_name(args.model, "--model")  # before torch is imported
     from ..evaluation.emotion import FileInput, input_of, predict_files
     from ..model.emotion_prediction import check_supervisor
-    from ..model.loading import check_model_folder, load_model, load_processor
+    from ..model.loading import load_model, load_processor
 
     inputs = [(word, _outcome(input_of, word)) for word in args.files]
     model = processor = None
@@ -54,7 +54,6 @@ def run_predict(args: argparse.Namespace) -> int:
 
             require_matplotlib()
             args.plot.parent.mkdir(parents=True, exist_ok=True)
-        check_model_folder(args.model)
         model, processor = load_model(args.model, args.device), load_processor(args.model)
         check_supervisor(model)
     predictions = []
@@ -130,12 +129,11 @@ def run_calibrate(args: argparse.Namespace) -> None:
         raise InputError(f"--level is {args.level}; it must lie between 0 and 1, such as 0.9.")
     from ..data.manifest import read_manifest
     from ..evaluation.emotion import calibrate
-    from ..model.loading import check_model_folder, load_model, load_processor
+    from ..model.loading import load_model, load_processor
     from ..train.checkpoint import stages_of
 
     if not args.model.is_dir():
         raise InputError(f"--model is {args.model}, which is no folder; its config.json is to be written.")
-    check_model_folder(args.model)
     clips = read_manifest(args.manifest, args.split)
     manifest_sha256 = sha256_of_file(Path(args.manifest))
     for settings in (stage["settings"] for stage in stages_of(args.model)):
@@ -144,7 +142,7 @@ def run_calibrate(args: argparse.Namespace) -> None:
                 f"--split is {args.split}, on which stage {settings['stage']} of {args.model} was trained: there the "
                 "model is surer than on new clips. Name a split of labelled clips that it was not trained on."
             )
-    model, processor = load_model(str(args.model), args.device), load_processor(str(args.model))
+    model, processor = load_model(args.model, args.device), load_processor(args.model)
     found = calibrate(args.model, model, processor, clips, args.level, batch_size=args.batch_size, progress=True)
     before, after = ({modality: errors[i] for modality, errors in found["ece"].items()} for i in (0, 1))
     columns = {"clips": found["clips"], "temperature": found["temperature"], "ECE before": before, "ECE after": after}

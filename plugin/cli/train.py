@@ -14,7 +14,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ..model.inputs import folder_or_hub_name
 from ..utils import InputError, check_new, new_folder, owned
@@ -27,6 +27,17 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--config", required=True, help="a YAML file, or the name of a config that the package ships")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="config fields to set, as YAML values")
+
+
+def _values_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields of a training config. What a mistyped path says waits for no import of torch."""
+    from ..config_file import read_config
+    from ..data.manifest import manifest_file
+
+    values = read_config(args.config, args.overrides)
+    if isinstance(values.get("manifest"), str):
+        manifest_file(values["manifest"])
+    return values
 
 
 # ---- train
@@ -61,9 +72,9 @@ class _Fields(argparse.Action):
 
 
 def run_train(args: argparse.Namespace) -> None:
-    from ..config_file import build_config, read_config, shipped_file
+    from ..config_file import build_config, shipped_file
 
-    values = read_config(args.config, args.overrides)
+    values = _values_of(args)
     if isinstance(values.get("deepspeed"), str):
         values["deepspeed"] = str(shipped_file("deepspeed", values["deepspeed"], (".json",)))
     if values.get("stage") not in (1, 2):
@@ -94,9 +105,9 @@ def add_cache_teacher_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_cache_teacher(args: argparse.Namespace) -> None:
-    from ..config_file import build_config, read_config
+    from ..config_file import build_config
 
-    values = read_config(args.config, args.overrides)
+    values = _values_of(args)
     if values.get("stage") != 1:
         raise InputError(f"config field `stage` is {values.get('stage')!r}; only stage 1 has a teacher.")
     if not values.get("teacher_cache"):
@@ -248,10 +259,9 @@ def run_inspect(args: argparse.Namespace) -> None:
 
     import pandas as pd
 
-    from ..model.loading import check_model_folder, load_model, load_processor
+    from ..model.loading import load_model, load_processor
     from ..train.teacher import compare
 
-    check_model_folder(args.model)
     model, processor = load_model(args.model, args.device), load_processor(args.model)
     found = compare(model, processor, clip, args.prompt, args.modality, args.max_response_tokens, args.top)
     if args.json:

@@ -63,6 +63,13 @@ class Clip:
         )  # fmt: skip
 
 
+def manifest_file(path: str | os.PathLike) -> Path:
+    """The path of a manifest, or an InputError where no file is there."""
+    if not Path(path).is_file():
+        raise InputError(f"manifest not found: {path}. Give the path of a .jsonl or .parquet file.")
+    return Path(path)
+
+
 def read_manifest(
     path: str | os.PathLike, split: str | None = None, need: Sequence[str] = (), limit: int | None = None
 ) -> list[Clip]:
@@ -78,9 +85,7 @@ def read_manifest(
     Raises:
         InputError: for the first bad row, named by row number, id and field; when no clip is left.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"manifest not found: {path}. Give the path of a .jsonl or .parquet file.")
+    path = manifest_file(path)
     split = _SAME_SPLIT.get(split, split) if split is not None else None
     if split is not None and split not in SPLITS:
         raise InputError(f"unknown split {split!r}: allowed are {', '.join(SPLITS)}.")

@@ -30,7 +30,7 @@ from ..data.dataset import ClipEncoder, carries
 from ..data.manifest import MEDIA_FIELDS, Clip
 from ..model.emotion_prediction import PROMPT, EmotionPrediction, ModalityEmotion, conflict_of
 from ..model.inputs import MODALITIES
-from ..model.loading import check_model_folder, load_model, load_processor
+from ..model.loading import load_model, load_processor
 from ..model.media import end_of_track_s, tracks_of
 from ..model.media_files import limits
 from ..utils import InputError, read_json, write_json
@@ -166,7 +166,7 @@ def _decoded_ahead(processor, clips: Sequence[Clip], are_parts: Sequence[bool]) 
         pool.shutdown(cancel_futures=True)
 
 
-def _features(processor, clip: Clip, is_part: bool = False) -> dict[str, Any]:
+def _features(processor, clip: Clip, is_part: bool) -> dict[str, Any]:
     """Features of what a clip has; in a part of a file audio or visual may have ended before the other."""
     with limits(max_s=MAX_DECODING_S):
         return _decode(processor, clip, is_part)
@@ -382,8 +382,7 @@ def evaluate(
     if not items:
         raise InputError(f"{benchmark.folder} has no item with valence and arousal; there is nothing to compare with.")
     clips = _clips_of(items)
-    check_model_folder(model_dir)
-    model, processor = load_model(str(model_dir), device), load_processor(str(model_dir))
+    model, processor = load_model(model_dir, device), load_processor(model_dir)
     found = dict(zip(clips, predict_clips(model, processor, list(clips.values()), batch_size, progress)))
     predictions: dict[str, dict[str, ModalityEmotion]] = {
         modality: {i.clip_id: getattr(found[i.clip_id], modality) for i in items if i.modality == modality}

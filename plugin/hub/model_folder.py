@@ -60,7 +60,7 @@ def part_problems(folder: Path) -> list[str]:
     except Exception as error:  # a bad value makes the library raise anything
         problems.append(f"config.json cannot be used: {one_line(error)}")
     try:
-        load_processor(str(folder))
+        load_processor(folder)
     except Exception as error:  # tokenizers raises a plain Exception
         problems.append(f"the processor cannot be loaded: {one_line(error)}")
     try:

@@ -84,7 +84,7 @@ def record(folder: Path) -> None:
     check_model_folder(folder.absolute())
     if (folder / REPRODUCIBILITY).is_file():
         raise InputError(f"{folder} holds a {REPRODUCIBILITY}, which lists its files; remove it and record again.")
-    model, processor = load_model(str(folder), "cpu", "float32", ATTENTION), load_processor(str(folder))
+    model, processor = load_model(folder, "cpu", "float32", ATTENTION), load_processor(folder)
     drawn = torch.randperm(model.get_output_embeddings().weight.shape[0], generator=torch.Generator().manual_seed(0))
     tensors = {"vocabulary_ids": drawn[:VOCABULARY_IDS].sort().values}
     features = {}
@@ -280,9 +280,9 @@ def verify(
     if recording is not None:
         about = ("dtype", "attn_implementation", "device", "versions")
         run["recorded"] = {name: recording[0][name] for name in about if name in recording[0]}
-        checks += _safely("processor", lambda: processor_checks(load_processor(str(folder)), *recording))
+        checks += _safely("processor", lambda: processor_checks(load_processor(folder), *recording))
     try:
-        model = load_model(str(folder), device, dtype or "auto", attn_implementation)
+        model = load_model(folder, device, dtype or "auto", attn_implementation)
     except Exception as error:
         return [*checks, _simple("weights", [one_line(error)])], run
     checks.append(_simple("weights", unknown_weights(model, folder)))

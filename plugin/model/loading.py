@@ -12,11 +12,15 @@ from .modeling_vaemotionllm import VAEmotionLLMForConditionalGeneration
 from .processing_vaemotionllm import VAEmotionLLMProcessor
 
 
-def check_model_folder(pretrained: str | Path) -> None:
-    """Raises InputError where `pretrained` is a folder without a VAEmotionLLM, or a path and no folder is there."""
+def check_model_folder(pretrained: str | Path) -> str:
+    """The folder or Hub name of a model as a loader takes it.
+
+    Raises:
+        InputError: a folder without a VAEmotionLLM and its processor, or a path where no folder is.
+    """
     folder = Path(folder_or_hub_name(pretrained))
     if not folder.is_dir():
-        return  # a name on the Hub
+        return str(pretrained)
     made_by = "give the folder that `vaemotionllm train`, `vaemotionllm init` or save_pretrained wrote"
     if any(folder.glob("checkpoint-*")):
         made_by = f"of a run that is not finished, `vaemotionllm export {folder} --out DIR` makes a model"
@@ -35,6 +39,7 @@ def check_model_folder(pretrained: str | Path) -> None:
             f"{folder} holds a model of type {model_type!r}, not 'vaemotionllm'; add an audio encoder first: "
             f"`vaemotionllm init --vlm {folder} --audio NAME --out DIR`."
         )
+    return str(folder)
 
 
 def device_of(name: str | None) -> torch.device:
@@ -55,10 +60,10 @@ def device_of(name: str | None) -> torch.device:
 
 
 def load_model(
-    pretrained: str, device: str | None = None, dtype: str = "auto", attn_implementation: str | None = None
+    pretrained: str | Path, device: str | None = None, dtype: str = "auto", attn_implementation: str | None = None
 ):
     """The model in evaluation mode on its device, see `device_of`; float32 on a CPU where `dtype` is "auto"."""
-    pretrained, target = folder_or_hub_name(pretrained), device_of(device)
+    pretrained, target = check_model_folder(pretrained), device_of(device)
     kind = torch.float32 if dtype == "auto" and target.type == "cpu" else dtype
     try:
         model = VAEmotionLLMForConditionalGeneration.from_pretrained(
@@ -75,7 +80,7 @@ def load_model(
     return model.to(target).eval()
 
 
-def load_processor(pretrained: str, num_frames: int | None = None, max_audio_s: float | None = None):
+def load_processor(pretrained: str | Path, num_frames: int | None = None, max_audio_s: float | None = None):
     """The processor, with the caller's number of frames and longest audio where they are given."""
     for name, value in (("num_frames", num_frames), ("max_audio_s", max_audio_s)):
         if value is not None and not (isinstance(value, (int, float)) and value > 0):

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 import tiny
@@ -245,6 +247,15 @@ def test_a_folder_that_is_not_there_is_no_name_on_the_hub(tmp_path, monkeypatch,
     error = capsys.readouterr().err
     assert "typo does not exist" in error and "OWNER/NAME" in error and "cannot" not in error
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
+@pytest.mark.parametrize("word", ["model=./typo", "manifest=typo.jsonl", "stage=typo"])
+def test_a_mistyped_word_of_a_training_waits_for_no_torch(word):
+    code = "import sys; from vaemotionllm.cli.main import main; code = main(sys.argv[1:])"
+    code += "; sys.exit(9 if 'torch' in sys.modules else code)"
+    words = ["train", "--config", "stage2_nano", word]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 2 and "typo" in done.stderr
 
 
 def test_an_error_names_the_command_that_makes_what_is_not_there(folder, tmp_path):
