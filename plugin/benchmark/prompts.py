@@ -114,11 +114,6 @@ def multiple_choice(question: str, options: Sequence[str], request: str = ANSWER
     return "\n".join([*lines, request])
 
 
-def letters_of(options: Sequence[str]) -> str:
-    """The letters under which `multiple_choice` shows the options."""
-    return _LETTERS[: len(options)]
-
-
 def letter_of(options: Sequence[str], answer: str) -> str:
     """The letter under which `multiple_choice` shows `answer`."""
     return _LETTERS[list(options).index(answer)]
@@ -170,7 +165,7 @@ def parse_choice(response: str | None, options: Sequence[str]) -> str | None:
     text = re.sub(r"'([A-Za-z])'", r"(\1)", text)
     # One blank at a time from here on, so that no pattern has to look far.
     text = re.sub(r" ?\n[\n ]*", "\n", re.sub(r"[^\S\n]+|\0", " ", text)).strip()
-    letters = letters_of(options)
+    letters = _LETTERS[: len(options)]
     if alone := _ALONE.fullmatch(text):
         return _option_at(alone[1], letters, options)
     exact = [option for option in options if text and _words(option) in (_words(plain), _words(text))]

@@ -195,9 +195,9 @@ def read_items(folder: Path) -> Iterator[tuple[str, Item | InputError]]:
         InputError: a line is no JSON object in UTF-8.
     """
     lines: dict[str, int] = {}
-    for number, row in enumerate_rows(folder):
+    for number, row in read_json_lines(folder / ITEMS_FILE, "line"):
         found = str(row.get("id"))
-        where = f"{where_of(folder, number)} (item {found!r})"
+        where = f"{folder / ITEMS_FILE}, line {number} (item {found!r})"
         try:
             item = _item(row, folder, where)
             if lines.setdefault(item.id, number) != number:
@@ -206,15 +206,6 @@ def read_items(folder: Path) -> Iterator[tuple[str, Item | InputError]]:
             yield found, error
         else:
             yield found, item
-
-
-def enumerate_rows(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, row) of each line of `test.jsonl` that is not empty."""
-    return read_json_lines(folder / ITEMS_FILE, "line")
-
-
-def where_of(folder: Path, number: int) -> str:
-    return f"{folder / ITEMS_FILE}, line {number}"
 
 
 def _item(row: dict[str, Any], folder: Path, where: str) -> Item:

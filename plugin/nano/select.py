@@ -35,8 +35,16 @@ def current_choice() -> Choice:
     return Choice(None, f"{VARIABLE} not being set")
 
 
-def find(name: str) -> Path:
-    """Folder of a benchmark: the embedded set for "nano", `name` itself, or the snapshot of a data set on the Hub."""
+def find(name: str, local_files_only: bool = False) -> Path:
+    """Folder of a benchmark: the embedded set for "nano", `name` itself, or the snapshot of a data set on the Hub.
+
+    Args:
+        name: a folder, OWNER/NAME on the Hub, or "nano".
+        local_files_only: take of the Hub what is in its cache alone.
+
+    Raises:
+        InputError: no folder, and no data set that can be fetched.
+    """
     if name == NANO_NAME:
         return nano_folder()
     folder = Path(name).expanduser()
@@ -45,7 +53,7 @@ def find(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, repo_type="dataset"))
+        return Path(snapshot_download(name, repo_type="dataset", local_files_only=local_files_only))
     except (OSError, ValueError) as error:  # of the Hub, the network or the name
         raise InputError(
             f"there is no folder {folder.absolute()}, and no data set {name!r} that the Hub gives out here: "

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from huggingface_hub import snapshot_download
 
 from ..benchmark import prompts as benchmark_prompts
 from ..benchmark import schema
@@ -383,9 +382,7 @@ def benchmark_texts() -> dict[str, str]:
     if choice.name in (None, select.NANO_NAME):
         return texts
     try:
-        folder = Path(choice.name).expanduser()
-        if not folder.is_dir():
-            folder = Path(snapshot_download(choice.name, repo_type="dataset", local_files_only=True))
+        folder = select.find(choice.name, local_files_only=True)
         questions = [item.question for item in schema.load(folder).items]
     except (InputError, OSError, ValueError) as error:
         logger.warning(
