@@ -37,7 +37,8 @@ def make_inputs(processor, manifest: Path, kinds: list[str]):
         for kind in kinds
         if kind != "text"
     ]
-    content = [{"type": kind, "text": "Which emotion is it? " * 12} for kind in kinds]
+    words = {"text": "Which emotion is it? " * 12}
+    content = [{"type": kind, **(words if kind == "text" else {})} for kind in kinds]
     texts = processor.apply_chat_template(
         [[{"role": "user", "content": content}]] * BATCH, tokenize=False, add_generation_prompt=True
     )
