@@ -22,10 +22,11 @@ from typing import Any
 import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
+from PIL import Image
 
 from .inputs import InputError
-from .media_files import check_deadline, check_pixels, checked, decoding, demuxer_of, head_of, mpeg_audio_frame_bytes
-from .media_images import ROUNDING_S, VideoMetadata, open_image, read_animation, spread_frames
+from .media_files import check_deadline, check_pixels, checked, decoding, demuxer_of, head_of, mpeg_audio_frame
+from .media_images import ROUNDING_S, VideoMetadata, is_moving, open_image, read_animation, rgb_of, spread_frames
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +57,8 @@ _TRACK_PROMISES = ("mov", "flac", "aiff", "caf")
 _FILE_PROMISES = ("mov", "matroska", "flv")
 # Streams without time stamps of their own: their frames follow one another.
 _UNTIMED = ("mp3", "aac", "flac", "ac3", "amr", "wav", "ogg")
-# Between joined MP3 and chained Ogg files: tags, and headers of the next.
-_NO_AUDIO = (b"ID3", b"TAG", b"APETAGEX", b"OpusHead", b"OpusTags", b"\1vorbis", b"\3vorbis", b"\5vorbis")
+# Between joined MP3 and chained Opus files: tags, and headers of the next. Of Vorbis and FLAC the decoder needs them.
+_NO_AUDIO = (b"ID3", b"TAG", b"APETAGEX", b"OpusHead", b"OpusTags")
 # Shares of a channel in the mean of all, by its name: ITU-R BS.775, without the channel of low frequencies.
 _SHARES = {"FL": 1.0, "FR": 1.0, "FC": 2**0.5, "LFE": 0.0, "LFE2": 0.0}
 _SHARE_OF_OTHERS = 0.5**0.5
@@ -245,8 +246,7 @@ def tracks_of(source: str | os.PathLike | bytes, name: str | None = None) -> Tra
     with decoding("file", name):
         if demuxer_of(head_of(source), name) == "image":
             with open_image(source) as image:
-                # As phones write it, an MPO holds an image and more.
-                return Tracks(image=True, animated=getattr(image, "n_frames", 1) > 1 and image.format != "MPO")
+                return Tracks(image=True, animated=is_moving(image))
         with open_av(source, name) as container:
             streams = container.streams
             videos = [stream for stream in streams.video if not _is_cover(stream)]
@@ -354,7 +354,7 @@ class _Track:
         self.stream, self.low, self.high = stream, low, high  # the stream is of use as long as its container is open
         self.demuxer, self.zero, self.base_s = _demuxer(container), _zero(container), float(stream.time_base)
         self.first_pts: int | None = None
-        self.end_pts, self.counted = 0, 0
+        self.end_pts, self.counted = -(1 << 62), 0
         self.done = False
 
     @property
@@ -364,6 +364,10 @@ class _Track:
 
     def seconds(self, pts: int) -> float:
         return pts * self.base_s - self.zero
+
+    def is_set_again(self, gap_s: float) -> bool:
+        """Whether the clock of the stream was set again, by the time between two frames."""
+        return gap_s < -_GAP_S or (self.demuxer == "mpegts" and gap_s > _JUMP_S)
 
     def note(self, packet) -> None:
         """Where the packets of the track begin and end."""
@@ -382,6 +386,8 @@ class _Track:
 
     def promised_and_found_s(self) -> tuple[float | None, float]:
         """Seconds of the track by the header, None where it makes no promise; and of what is there."""
+        if _is_cover(self.stream):
+            return None, 0.0
         if self.demuxer in _TRACK_PROMISES and self.stream.duration:
             # From the first packet, also of those that an edit list hides.
             return self.stream.duration * self.base_s, (self.end_pts - (self.first_pts or 0)) * self.base_s
@@ -427,7 +433,9 @@ class _AudioTrack(_Track):
 
     @property
     def covers_start(self) -> bool:
-        return self.rate_hz > 0 and self.first <= (self.low + ROUNDING_S) * self.rate_hz
+        # Within compressed audio these seek by the mean bit rate.
+        is_exact = self.demuxer not in ("wav", "w64", "aiff", "au") or self.stream.codec_context.name.startswith("pcm")
+        return is_exact and self.rate_hz > 0 and self.first <= (self.low + ROUNDING_S) * self.rate_hz
 
     def add(self, packet) -> None:
         self.note(packet)
@@ -446,11 +454,10 @@ class _AudioTrack(_Track):
         if form != self.form:  # in a chained or joined file
             self._end_run()
             self.form = form
-        samples = frame.samples * self.rate_hz // frame.rate
-        end = self.position + samples
+        end = self.position + frame.samples * self.rate_hz / frame.rate
         if end > self.low * self.rate_hz and self.position < self.high * self.rate_hz:
             if self.run is None:
-                self.run, self.run_at = av.AudioFifo(), self.position
+                self.run, self.run_at = av.AudioFifo(), round(self.position)
             frame.pts = None  # it would be held against the number of samples before
             self.run.write(frame)
             self._check_length(min(end / self.rate_hz, self.high) - self.low)
@@ -462,7 +469,7 @@ class _AudioTrack(_Track):
         gap_s = (at + self.shift - self.position) / self.rate_hz
         if abs(gap_s) <= _GAP_S:
             return
-        if gap_s < 0 or (self.demuxer == "mpegts" and gap_s > _JUMP_S):  # the clock of a stream was set again
+        if self.is_set_again(gap_s):
             self.shift = self.position - at
         else:  # what is missing between is silent
             self._end_run()
@@ -488,7 +495,7 @@ class _AudioTrack(_Track):
         self._end_run()
         rate_hz = self.rate_hz
         begin = max(round(self.low * rate_hz), 0)
-        end = self.position if self.high == math.inf else min(round(self.high * rate_hz), self.position)
+        end = round(self.position if self.high == math.inf else min(self.high * rate_hz, self.position))
         if not self.blocks or end <= begin:
             raise InputError(f"{self.name}: the audio is 0 s long. Remove the clip or give a part that holds audio.")
         channels = self.blocks[0][1].shape[0]
@@ -540,6 +547,7 @@ class _VideoTrack(_Track):
         self.reformatter = VideoReformatter()  # one for all frames: making one takes as long as using it
         self.packets: list[tuple[int | None, bool, int]] = []  # time stamp, whether a key frame, duration
         self.decoding_stamps: list[int | None] = []
+        self.last_dts: int | None = None
 
     @property
     def covers_start(self) -> bool:
@@ -549,10 +557,21 @@ class _VideoTrack(_Track):
     def add(self, packet) -> None:
         self.note(packet)
         if packet.size and not packet.is_discard:
+            self._check_clock(packet)
             self.packets.append((packet.pts, packet.is_keyframe, packet.duration or 0))
             self.decoding_stamps.append(packet.dts)
             # Frames are stored before those that are shown after them: the time of decoding only grows.
             self.done = packet.dts is not None and self.seconds(packet.dts) > self.high + ROUNDING_S
+
+    def _check_clock(self, packet) -> None:
+        if packet.dts is None or packet.is_discard:
+            return
+        if self.last_dts is not None and self.is_set_again((packet.dts - self.last_dts) * self.base_s):
+            raise InputError(
+                f"{self.name}: the clock of the video is set again at {self.seconds(self.last_dts):.2f} s, as where "
+                "files were joined. Give the files one by one, or join them by FFmpeg's concat."
+            )
+        self.last_dts = packet.dts
 
     @property
     def longest_gap_s(self) -> float:
@@ -576,16 +595,22 @@ class _VideoTrack(_Track):
         wanted = self._choose([self.seconds(pts) for pts in self.pts], packets[-1][2] * self.base_s, last_s)
         images = self._by_seeks(container, sorted(set(wanted))) if self.demuxer in _SEEKABLE else None
         if images is None:
-            by_stamp = {self.pts[index]: index for index in wanted}
-            frames = self.from_start(self.pts[max(wanted)])
-            images = {by_stamp[frame.pts]: self.to_rgb(frame) for frame in frames if frame.pts in by_stamp}
+            images, chosen = {}, set(wanted)
+            for index, frame in enumerate(self.from_start(self.pts[max(wanted)])):
+                # AVI stores no times of display, and FFmpeg guesses some in a wrong order.
+                if index == len(self.pts) or frame.pts != self.pts[index]:
+                    return wanted, None
+                if index in chosen:
+                    images[index] = self.to_rgb(frame)
         return wanted, images if images.keys() == set(wanted) else None
 
     def _by_count(self, is_timed: bool, last_s: float | None) -> tuple[list[int], dict[int, np.ndarray]]:
         """Which frames are taken, and these frames, by their order alone; all are decoded to count them."""
         stamps = [frame.pts for frame in self.from_start()]
         if not is_timed and None not in self.decoding_stamps and len(stamps) == len(self.decoding_stamps):
-            stamps = sorted(self.decoding_stamps)  # one frame is shown each time that one is decoded
+            stamps = list(self.decoding_stamps)  # one frame is shown each time that one is decoded
+        if None not in stamps:
+            stamps.sort()  # frames come in the order in which they are shown, whatever was guessed of each
         times_s: list[float] = []
         for stamp in stamps:
             follows_s = times_s[-1] + 1 / self._rate(1) if times_s else 0.0
@@ -608,9 +633,8 @@ class _VideoTrack(_Track):
         if len(times_s) == 1 and last_s is not None:  # one image throughout
             end_s = max(end_s, last_s)
         wanted, self.metadata = spread_frames(
-            times_s, rate, self.low, min(end_s, self.high), self.num_frames, self.fps, self.name
+            times_s, rate, self.low, min(end_s, self.high), self.num_frames, self.fps, self.name, self.size_px
         )
-        check_pixels(*self.size_px, self.name, len(wanted))
         return wanted
 
     def _by_seeks(self, container, targets: Sequence[int]) -> dict[int, np.ndarray] | None:
@@ -644,9 +668,10 @@ class _VideoTrack(_Track):
     def from_start(self, last_pts: int | None = None) -> Iterator[Any]:
         """Frames from the first key frame on, in the order of display, as far as `last_pts`."""
         with open_av(self.source, self.name) as container:
-            stream, is_started = container.streams[self.index], False
+            stream, is_started, self.last_dts = container.streams[self.index], False, None
             for packet in container.demux(stream):
                 check_deadline(self.name)
+                self._check_clock(packet)
                 is_started = is_started or packet.is_keyframe or not packet.size
                 for frame in packet.decode() if is_started else ():
                     yield frame
@@ -657,14 +682,19 @@ class _VideoTrack(_Track):
         width, height = self.size_px if all(self.size_px) else (frame.width, frame.height)
         check_pixels(width, height, self.name)
         self.size_px = width, height  # of the first frame: one of another size is scaled to it
-        image = self.reformatter.reformat(frame, width, height, "rgb24").to_ndarray()  # (H, W, 3)
+        alpha = frame.format.components[-1].is_alpha
+        image = self.reformatter.reformat(frame, width, height, "rgba" if alpha else "rgb24").to_ndarray()
+        if alpha:
+            image = np.asarray(rgb_of(Image.fromarray(image), self.name))  # (H, W, 3)
         turns = round(getattr(frame, "rotation", 0) / 90) % 4  # phones store upright video lying on its side
         return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
 
 
 def _zero(container) -> float:
     """The container's time of its clock's zero, seconds; what is before it (the delay of an encoder) is not shown."""
-    return max((container.start_time or 0) / av.time_base, 0.0)
+    start_s = (container.start_time or 0) / av.time_base
+    # Clocks of broadcasting go round after 26.5 hours; what is before that has negative time stamps.
+    return start_s if _demuxer(container) in ("mpegts", "mpeg") else max(start_s, 0.0)
 
 
 def _demuxer(container) -> str:
@@ -674,14 +704,13 @@ def _demuxer(container) -> str:
 def _xing_s(head: bytes) -> float | None:
     """Seconds of an MP3 as its first frame counts them, with the sizes of its frames; None where it does not."""
     for start in range(len(head) - 4):
-        if (length := mpeg_audio_frame_bytes(head[start : start + 4])) is not None:
+        if (found := mpeg_audio_frame(head[start : start + 4])) is not None:
+            length, samples, rate_hz = found
             frame = head[start : start + length]
             at = max(frame.find(b"Xing"), frame.find(b"Info"))
             if at < 0 or not frame[at + 7] & 1:
                 return None
-            version = frame[1] >> 3 & 3  # 3 is 1, 2 is 2, 0 is 2.5
-            rate_hz = (44_100, 48_000, 32_000)[frame[2] >> 2 & 3] >> {3: 0, 2: 1, 0: 2}[version]
-            return int.from_bytes(frame[at + 8 : at + 12], "big") * (1152 if version == 3 else 576) / rate_hz
+            return int.from_bytes(frame[at + 8 : at + 12], "big") * samples / rate_hz
     return None
 
 

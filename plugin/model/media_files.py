@@ -5,6 +5,7 @@ program for PostScript. Here each admitted format is named; all else is refused 
 """
 
 import contextlib
+import io
 import os
 import re
 import struct
@@ -54,7 +55,7 @@ _CHUNKED = {  # RIFF and IFF files: (first bytes, kind of content)
     (b"FORM", b"AIFC"): "aiff",
 }
 _MP4_ATOMS = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"styp", b"sidx")
-_STILL_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")
+_STILL_BRANDS = (b"avif", b"avis", b"mif1", b"msf1")
 _IMAGES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51")
 # First bytes, without blanks and in small letters -> what it is.
 _REFUSED = {
@@ -95,10 +96,12 @@ def demuxer_of(head: bytes, name: str) -> str:
     if (demuxer := _CHUNKED.get((head[:4], head[8:12]))) is not None:
         return demuxer
     if head[4:8] in _MP4_ATOMS:
+        if b"avif" not in head[8:64] and re.match(rb"ftyp.{0,52}hei[cx]", head[4:64], re.DOTALL):
+            raise InputError(f"{name}: this is a HEIC image (convert it to JPEG); allowed are {ALLOWED}.")
         return "image" if head[4:8] == b"ftyp" and head[8:12] in _STILL_BRANDS else "mov"
     for start, demuxer in _CONTAINERS.items():
         if head.startswith(start):
-            return "eac3" if demuxer == "ac3" and head[5] >> 3 > 10 else demuxer
+            return "eac3" if demuxer == "ac3" and head[5:6] >= b"\x58" else demuxer  # its version is 11 and more
     if head.startswith(_IMAGES) or re.match(rb"P[1-7]\s", head):
         return "image"
     if (refused := _refused(head)) is not None:
@@ -121,37 +124,30 @@ def _refused(head: bytes) -> str | None:
 
 
 def _raw_stream(head: bytes) -> str | None:
-    """The demuxer of what has no header: transport streams, MP3, ADTS; behind an ID3 tag or what is no audio."""
+    """The demuxer of what has no header: transport streams, MP3, ADTS; behind what is no audio."""
     for size in (188, 192, 204):
         for begin in range(min(size, len(head) - 4 * size)):
             if all(head[begin + i * size] == 0x47 for i in range(5)):
                 return "mpegts"
-    begin = 0
-    if head[:3] == b"ID3" and len(head) > 10:
-        begin = 10 + sum((byte & 0x7F) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0)))
-        if begin >= len(head) - 4:  # a tag with a large image; nearly always of an MP3
-            return "mp3"
-        if head.startswith(b"fLaC", begin):
-            return "flac"
-    for start in range(begin, len(head) - 4):
+    for start in range(len(head) - 4):
         if head[start] == 0xFF and head[start + 1] >= 0xE0:
-            for demuxer, frame_bytes in (("aac", _adts_frame_bytes), ("mp3", mpeg_audio_frame_bytes)):
-                if (length := frame_bytes(head[start : start + 7])) is not None:
-                    after = head[start + length : start + length + 7]
-                    if len(after) < 7 or frame_bytes(after) is not None:
+            for demuxer, frame_of in (("aac", _adts_frame), ("mp3", mpeg_audio_frame)):
+                if (frame := frame_of(head[start : start + 7])) is not None:
+                    after = head[start + frame[0] : start + frame[0] + 7]
+                    if len(after) < 7 or frame_of(after) is not None:
                         return demuxer
     return None
 
 
-def _adts_frame_bytes(header: bytes) -> int | None:
+def _adts_frame(header: bytes) -> tuple[int] | None:
     if header[0] != 0xFF or header[1] & 0xF6 != 0xF0:
         return None
     length = int.from_bytes(header[3:6], "big") >> 5 & 0x1FFF
-    return length if length > 7 else None
+    return (length,) if length > 7 else None
 
 
-def mpeg_audio_frame_bytes(header: bytes) -> int | None:
-    """Length of the frame of MPEG audio that begins with these four bytes; None where they are no header."""
+def mpeg_audio_frame(header: bytes) -> tuple[int, int, int] | None:
+    """Bytes, samples and Hz of the frame of MPEG audio that these four bytes begin; None where they begin none."""
     if len(header) < 4 or header[0] != 0xFF or header[1] < 0xE0:
         return None
     version, layer = header[1] >> 3 & 3, 4 - (header[1] >> 1 & 3)  # version: 0 is 2.5, 2 is 2, 3 is 1
@@ -159,10 +155,10 @@ def mpeg_audio_frame_bytes(header: bytes) -> int | None:
     if version == 1 or layer == 4 or bits in (0, 15) or rate == 3:
         return None
     rate_hz = (44_100, 48_000, 32_000)[rate] >> {3: 0, 2: 1, 0: 2}[version]
-    kbit_s, padding = _KBIT_S[version == 3, layer][bits], header[2] >> 1 & 1
-    if layer == 1:
-        return (12_000 * kbit_s // rate_hz + padding) * 4
-    return (72_000 if layer == 3 and version != 3 else 144_000) * kbit_s // rate_hz + padding
+    samples = 384 if layer == 1 else 576 if layer == 3 and version != 3 else 1152
+    slot_bytes = 4 if layer == 1 else 1
+    slots = samples // 8 * 1000 * _KBIT_S[version == 3, layer][bits] // (rate_hz * slot_bytes) + (header[2] >> 1 & 1)
+    return slots * slot_bytes, samples, rate_hz
 
 
 # ---- errors
@@ -251,7 +247,11 @@ def checked(source, name: str | None) -> str:
 
 
 def head_of(source) -> bytes:
-    if isinstance(source, bytes):
-        return source[:HEAD_BYTES]
-    with open(source, "rb") as file:
-        return file.read(HEAD_BYTES)
+    """The first `HEAD_BYTES` behind ID3 tags, which FFmpeg passes over: one with an image may be of any size."""
+    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+        at, head = 0, file.read(HEAD_BYTES)
+        while head.startswith(b"ID3") and len(head) > 10:
+            at += 10 + sum((byte & 0x7F) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0)))
+            file.seek(at)
+            head = file.read(HEAD_BYTES)
+        return head

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps
+from PIL import ExifTags, Image, ImageFile
 
 from .inputs import InputError
 from .media_files import IMAGE_FORMATS, check_deadline, check_pixels, checked, decoding, demuxer_of, head_of
@@ -17,6 +17,13 @@ from .media_files import IMAGE_FORMATS, check_deadline, check_pixels, checked, d
 ROUNDING_S = 5e-4
 
 _pil_setting = threading.Lock()
+# EXIF's orientation -> what turns the image upright.
+_TURNS = {
+    number: Image.Transpose[name]
+    for number, name in enumerate(
+        "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90".split(), start=2
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,7 @@ def spread_frames(
     num_frames: int | None,
     fps: float | None,
     name: str,
+    size_px: tuple[int, int],
 ) -> tuple[list[int], VideoMetadata]:
     """Frames that are shown at times spread evenly from `low` to `high`: the last at or before each time.
 
@@ -45,6 +53,7 @@ def spread_frames(
         rate: mean frames a second of the file.
         low, high: the part, seconds.
         num_frames, fps, name: see `load_video`.
+        size_px: width and height of the frames, which are bounded.
 
     Returns:
         Indices into `times_s`, and the metadata.
@@ -56,9 +65,11 @@ def spread_frames(
         )
     if fps is not None:
         num_frames = max(1, round(duration_s * fps))
+    first = max(bisect.bisect_right(times_s, low + ROUNDING_S) - 1, 0)
+    shown = range(first, max(bisect.bisect_left(times_s, high - ROUNDING_S), first + 1))
+    check_pixels(*size_px, name, len(shown) if num_frames is None else num_frames)
     if num_frames is None:
-        first = max(bisect.bisect_right(times_s, low + ROUNDING_S) - 1, 0)
-        wanted = list(range(first, max(bisect.bisect_left(times_s, high - ROUNDING_S), first + 1)))
+        wanted = list(shown)
         at_s = [max(times_s[index], low) for index in wanted]
     else:
         at_s = [low + (i + 0.5) * duration_s / num_frames for i in range(num_frames)]
@@ -88,10 +99,14 @@ def load_image(source, name: str | None = None):
             check_pixels(image.width, image.height, name)
             with _pil_settings():
                 image.load()
-            return _to_rgb(ImageOps.exif_transpose(image), name)
+            return rgb_of(image, name)
 
 
-def _to_rgb(image, name: str):
+def rgb_of(image, name: str):
+    """A decoded PIL image in RGB, as `load_image` says."""
+    # Not by ImageOps.exif_transpose, which writes all of the EXIF again and fails at tags that cameras write wrong.
+    if (turn := _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))) is not None:
+        image = image.transpose(turn)
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         levels = np.asarray(image, np.float64)  # (H, W)
         full = 1.0 if image.mode == "F" else 65535.0
@@ -100,7 +115,10 @@ def _to_rgb(image, name: str):
                 f"{name}: the levels of this image of mode {image.mode} go from {levels.min():g} to "
                 f"{levels.max():g}; allowed is 0 to {full:g}. Scale it, or save it with 8 bits."
             )
+        clear = image.info.get("transparency")  # the level that is transparent
         image = Image.fromarray(np.round(levels * (255 / full)).astype(np.uint8))
+        if clear is not None:
+            image.putalpha(Image.fromarray(np.where(levels == clear, 0, 255).astype(np.uint8)))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -130,27 +148,33 @@ def _pil_settings():
             ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = before
 
 
+def is_moving(image) -> bool:
+    """Whether an open image is an animation; the pages of a TIFF, and the images in an MPO of a phone, are none."""
+    return getattr(image, "n_frames", 1) > 1 and image.format not in ("TIFF", "MPO")
+
+
 def read_animation(source, name: str, num_frames, fps, start_s, end_s) -> tuple[np.ndarray, VideoMetadata]:
     with open_image(source) as image:
-        count = getattr(image, "n_frames", 1)
-        if count == 1 or image.format == "MPO":
+        if not is_moving(image):
             raise InputError(f"{name}: this is a still image; give it as `image`, or give a video.")
-        check_pixels(image.width, image.height, name)
+        check_pixels(*image.size, name)
         times_s, end = [], 0.0
+        first = int(image.info.get("default_image", False))  # of a PNG that shows another one where it cannot move
         with _pil_settings():
-            for index in range(count):
+            for index in range(first, image.n_frames):
                 check_deadline(name)
                 image.seek(index)
                 image.load()
                 times_s.append(end)
                 end += (image.info.get("duration") or 100) / 1000  # ms; without one browsers take a tenth of a second
         high = end if end_s is None else min(end, end_s)
-        wanted, metadata = spread_frames(times_s, count / end, start_s or 0.0, high, num_frames, fps, name)
-        check_pixels(image.width, image.height, name, len(wanted))
+        wanted, metadata = spread_frames(
+            times_s, len(times_s) / end, start_s or 0.0, high, num_frames, fps, name, image.size
+        )
         frames = []
         for index in wanted:
             with _pil_settings():
-                image.seek(index)
+                image.seek(first + index)
                 image.load()
-            frames.append(np.asarray(_to_rgb(image, name)))
+            frames.append(np.asarray(rgb_of(image, name)))
     return np.stack(frames), metadata  # (num_frames, H, W, 3)

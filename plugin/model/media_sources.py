@@ -313,8 +313,8 @@ def to_waveform(
         audio, sampling_rate = audio["array"], sampling_rate if own_rate is None else own_rate
     waveform = _mono(audio, name)
     rate = to_hz if sampling_rate is None else sampling_rate
-    if not isinstance(rate, (int, np.integer)) or rate < 1:
-        raise InputError(f"{name}: the sampling rate is {rate!r}; a whole number of Hz, at least 1, is needed.")
+    if not isinstance(rate, (int, np.integer)) or not 1 <= rate <= 10_000_000:
+        raise InputError(f"{name}: the sampling rate is {rate!r}; a whole number of Hz, 1 to 10,000,000, is needed.")
     seconds = len(waveform) / rate
     dropped_s = max(0.0, seconds - max_s)
     if dropped_s and truncation:

@@ -147,6 +147,7 @@ def write_clip(
     flash_s: float | None = None,
     times_s: list[float] | None = None,
     size_px: tuple[int, int] = (64, 48),
+    codec_options: dict[str, str] | None = None,
 ) -> Path:
     """A video in which every frame differs, or one that is black but for a flash, with a beep, both at `flash_s`.
 
@@ -154,6 +155,7 @@ def write_clip(
         container, codec, audio_codec: names as FFmpeg knows them; without `audio_codec` there is no audio.
         video_start_s, audio_start_s: when the tracks begin.
         times_s: when each frame is shown, in place of `fps`.
+        codec_options: more of them.
     """
     import av
 
@@ -169,7 +171,7 @@ def write_clip(
             options |= {"bf": "2"}
         elif codec.startswith("libvpx"):
             options |= {"deadline": "realtime", "cpu-used": "8"}
-        video = file.add_stream(codec, rate=fps, options=options)
+        video = file.add_stream(codec, rate=fps, options=options | (codec_options or {}))
         video.width, video.height = size_px
         video.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
         video.codec_context.gop_size = gop

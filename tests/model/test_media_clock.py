@@ -40,6 +40,17 @@ def test_frames_are_those_of_a_plain_decode_at_their_times(tmp_path, container, 
     np.testing.assert_array_equal(load_video(path.read_bytes(), 6, 1.3, 1.7)[0], load_video(path, 6, 1.3, 1.7)[0])
 
 
+def test_frames_of_avi_come_in_the_order_in_which_they_are_shown(tmp_path):
+    """AVI stores no time of display: FFmpeg guesses it, and wrong for pyramids of B-frames."""
+    pyramid = {"bf": "3", "x264-params": "open-gop=1:keyint=12:min-keyint=12:scenecut=0:b-adapt=0"}
+    path = write_clip(tmp_path / "a.avi", "avi", "libx264", seconds=3.0, codec_options=pyramid)
+    every = [pixels for _, pixels in plain_decode(path)]
+    for count in (9, 60):
+        shown = [[np.array_equal(one, frame) for one in every].index(True) for frame in load_video(path, count)[0]]
+        wanted = (np.arange(count) + 0.5) * len(every) / count
+        assert np.abs(shown - wanted).max() <= 2, shown
+
+
 @pytest.mark.parametrize("container", [name for name in CONTAINERS if name not in WITHOUT_OFFSETS])
 def test_a_flash_and_a_beep_are_together(tmp_path, container):
     codecs, audio = CONTAINERS[container]

@@ -1,10 +1,12 @@
 """Files of the wild: by content, to their end, within limits, and nothing changed in silence."""
 
+import contextlib
 import io
 import struct
 import subprocess
 import sys
 import tracemalloc
+import zlib
 from pathlib import Path
 
 import av
@@ -12,10 +14,10 @@ import numpy as np
 import pytest
 import soundfile
 from media_files import tone, write_clip, write_png, write_video, write_wav
-from PIL import Image
+from PIL import Image, ImageOps
 
 from vaemotionllm import InputError
-from vaemotionllm.model.media import load_audio, load_video, tracks_of
+from vaemotionllm.model.media import end_of_track_s, iter_frames, load_audio, load_video, tracks_of
 from vaemotionllm.model.media_files import limits
 from vaemotionllm.model.media_images import load_image
 
@@ -68,6 +70,72 @@ def test_files_without_a_length_or_with_several_are_read_to_their_end():
         load_audio(encoded(quiet_then_loud, 48_000, "mp3", "libmp3lame", options=NO_XING), max_s=20)
 
 
+def test_joined_files_of_other_rates_and_channels_lose_nothing():
+    for format, codec, off_s in (("adts", "aac", 1e-3), ("ogg", "libvorbis", 4e-3)):
+        ones = [
+            encoded(tone(4.0, 48_000, 300), 48_000, format, codec),
+            encoded(tone(4.0, 44_100, 900, channels=2).T, 44_100, format, codec, layout="stereo"),
+        ]
+        for one, other in (ones, ones[::-1]):
+            lengths = [seconds(one), seconds(other), seconds(one + other)]
+            assert lengths[2] == pytest.approx(lengths[0] + lengths[1], abs=off_s), codec
+            joined = load_audio(one + other)
+            alone = load_audio(other)  # and no noise of a decoder that has the headers of the first
+            assert np.std(joined[-32_000:]) == pytest.approx(np.std(alone[-32_000:]), rel=0.02)
+            part = load_audio(one + other, start_s=5.5, end_s=6.5)
+            np.testing.assert_allclose(part[100:-100], joined[88_100:103_900], atol=0.03)
+
+
+def with_tag(content, size=200_000):
+    """A file behind an ID3 tag of an image, in which frames of MPEG audio seem to begin."""
+    body = b"\0image/png\0\3\0" + saved(Image.new("RGB", (64, 48), "red"), "PNG")
+    body += (b"\xff\xfb\x90\x64" + bytes(413)) * (size // 417)
+    frame = b"APIC" + struct.pack(">I", len(body)) + bytes(2) + body
+    return b"ID3\3\0\0" + bytes(len(frame) >> shift & 127 for shift in (21, 14, 7, 0)) + frame + content
+
+
+@pytest.mark.parametrize(("format", "codec"), [("mp3", "libmp3lame"), ("adts", "aac"), ("flac", "flac")])
+def test_a_tag_of_any_size_is_passed_over(format, codec):
+    content = encoded(
+        tone(4.0, 44_100), 44_100, format, codec, options={"id3v2_version": "0"} if format == "mp3" else {}
+    )
+    for tagged in (with_tag(content, 1000), with_tag(content), with_tag(with_tag(content))):
+        np.testing.assert_array_equal(load_audio(tagged), load_audio(content))
+    if format == "mp3":
+        with pytest.raises(InputError, match="truncated"):
+            load_audio(with_tag(content)[: -len(content) // 2])
+        frames, metadata = load_video(with_tag(content), 3)  # its cover
+        assert metadata.duration_s == pytest.approx(4.0, abs=0.1) and (frames[:, 24, 32] >= [[250, 0, 0]]).all()
+
+
+@pytest.mark.parametrize("codec", ["adpcm_ms", "adpcm_ima_wav", "pcm_s24le"])
+def test_a_part_of_compressed_wav_equals_the_slice(codec):
+    content = encoded(np.random.default_rng(0).normal(0, 0.1, 180_000), 44_100, "wav", codec)
+    whole = load_audio(content, sampling_rate=44_100)
+    part = load_audio(content, sampling_rate=44_100, start_s=3.0, end_s=3.5)
+    np.testing.assert_allclose(part, whole[132_300:154_350], atol=1e-4)
+
+
+def test_a_clock_that_goes_round_loses_nothing(tmp_path):
+    make = lambda name, **times: write_clip(tmp_path / name, "mpegts", "libx264", "aac", **times)  # noqa: E731
+    usual, late_s = make("a.ts"), 95_441.2  # of 95,443.7 s, 2^33 ticks of 90 kHz
+    wrapped = make("b.ts", video_start_s=late_s, audio_start_s=late_s)
+    np.testing.assert_array_equal(load_video(wrapped, None)[0], load_video(usual, None)[0])
+    np.testing.assert_array_equal(load_video(wrapped, 5, 1.3, 1.9)[0], load_video(usual, 5, 1.3, 1.9)[0])
+    assert len(load_audio(wrapped)) == pytest.approx(len(load_audio(usual)), abs=2)
+
+
+@pytest.mark.parametrize(
+    ("container", "codec"), [("mpegts", "libx264"), ("mpeg", "mpeg1video"), ("matroska", "mpeg4")]
+)
+def test_joined_videos_whose_clocks_overlap_are_refused(tmp_path, container, codec):
+    content = write_clip(tmp_path / "a", container, codec).read_bytes()
+    assert load_video(content, 4, 0.5, 1.5)[0].shape == (4, 48, 64, 3)
+    for read in (lambda file: load_video(file, 4), lambda file: list(iter_frames(file))):
+        with pytest.raises(InputError, match="set again at 1.* joined"):
+            read(content + content)
+
+
 def test_sizes_of_recorders_promise_nothing_and_those_of_files_do(tmp_path):
     content = write_wav(tmp_path / "a.wav", 1.0).read_bytes()
     at = content.index(b"data") + 4
@@ -118,6 +186,7 @@ def test_a_name_that_is_not_utf_8(tmp_path):
         (b"v=0\no=- 0 0 IN IP4 127.0.0.1\n", "SDP"),
         (b"PK\x03\x04" + bytes(40), "ZIP"),
         (b"not found\n", "a text file"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic" + bytes(40), "HEIC"),
         (bytes(range(256)) * 4, "no known media format"),
     ],
 )
@@ -128,6 +197,15 @@ def test_what_is_no_media_file_is_named(tmp_path, content, kind):
         for load in (load_audio, lambda file: load_video(file, 2), load_image, tracks_of):
             with pytest.raises(InputError, match=f"{kind}.*allowed are"):
                 load(source)
+
+
+@pytest.mark.parametrize("content", [b"\x0bw", b"ID3", b"ID3\4\0\0\x7f\x7f\x7f\x7f", b"RIFF", b"OggS"])
+def test_a_head_alone_is_refused(content):
+    for load in (load_audio, load_image):
+        with pytest.raises(InputError, match="embedded bytes"):
+            load(content)
+    with contextlib.suppress(InputError):
+        assert end_of_track_s(content, "audio") is None
 
 
 def test_an_image_is_no_video_and_a_video_no_image(tmp_path):
@@ -240,6 +318,55 @@ def test_images_that_move_are_an_image_or_a_video(format):
     np.testing.assert_allclose(frames.mean((1, 2, 3)), [60, 120, 120, 120, 180], atol=4)  # at 0.1, 0.3, 0.5, ...
 
 
+def test_only_what_moves_is_a_video():
+    pages = [Image.new("RGB", (16, 16), shade) for shade in ("black", "red", "white")]
+    document = saved(pages[0], "TIFF", save_all=True, append_images=pages[1:])
+    assert load_image(document).getpixel((0, 0)) == (0, 0, 0) and not tracks_of(document).animated
+    with pytest.raises(InputError, match="a still image"):
+        load_video(document, 2)
+    content = saved(pages[0], "PNG", save_all=True, default_image=True, append_images=pages[1:], duration=500)
+    frames, metadata = load_video(content, 2)  # without the image for who cannot show it moving
+    assert metadata.duration_s == 1.0 and frames[:, 0, 0].tolist() == [[255, 0, 0], [255, 255, 255]]
+
+
+def test_exif_turns_images_whatever_else_it_holds():
+    image = Image.fromarray(np.arange(48 * 64 * 3, dtype=np.uint8).reshape(48, 64, 3))
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x112] = orientation
+        expected = ImageOps.exif_transpose(Image.open(io.BytesIO(saved(image, "PNG", exif=exif))))
+        np.testing.assert_array_equal(np.asarray(load_image(saved(image, "PNG", exif=exif))), np.asarray(expected))
+    moving = saved(image, "WEBP", save_all=True, append_images=[image.rotate(180)], exif=exif)
+    assert load_video(moving, 2)[0].shape == (2, 64, 48, 3)
+    # ResolutionUnit is a short; here it is a long, which PIL reads and cannot write.
+    wrong = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<HHHIIHHII", 2, 0x112, 3, 1, 6, 0x128, 4, 1, 70_000) + bytes(4)
+    content = saved(image, "JPEG")
+    assert load_image(content[:2] + b"\xff\xe1" + struct.pack(">H", len(wrong) + 2) + wrong + content[2:]).width == 48
+
+
+def test_transparent_levels_of_16_bits_are_white():
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    rows = b"".join(b"\0" + struct.pack(">8H", *[0, 1, 257, 65535] * 2) for _ in range(8))
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 16, 0, 0, 0, 0)) + chunk(b"tRNS", struct.pack(">H", 0))
+    content = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    assert np.asarray(load_image(content))[0, :4, 0].tolist() == [255, 0, 1, 255]
+
+
+def test_what_is_transparent_in_a_video_is_white():
+    buffer, pixels = io.BytesIO(), np.zeros((48, 64, 4), np.uint8)
+    pixels[:24] = 200, 0, 0, 255
+    with av.open(buffer, "w", format="mov") as file:
+        stream = file.add_stream("png", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "rgba"
+        for _ in range(3):
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgba")))
+        file.mux(stream.encode(None))
+    frames, _ = load_video(buffer.getvalue(), 2)
+    assert frames[1, 0, 0].tolist() == [200, 0, 0] and frames[1, 40, 0].tolist() == [255, 255, 255]
+
+
 # ---- limits
 
 
@@ -254,6 +381,8 @@ def test_pixels_bytes_and_time_are_bounded(tmp_path):
                 load()
     with limits(max_bytes=3 * 56 * 56 * 10), pytest.raises(InputError, match="20 frames of 56 x 56"):
         load_video(video, None)
+    with pytest.raises(InputError, match="frames of 56 x 56"):
+        load_video(video, None, fps=1e12)
     with limits(max_s=0.0):
         for load in (lambda: load_audio(video), lambda: load_video(video, 2)):
             with pytest.raises(InputError, match="a.mp4: decoding took longer"):
