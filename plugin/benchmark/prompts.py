@@ -5,7 +5,7 @@ The wording of every prompt and the rules of parsing are our choice.
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 ANSWER_REQUEST = "Answer with the option's letter."
 # Stands for the answer to an item that the model was not given, since its media could not be read. It is no empty
@@ -41,10 +41,13 @@ _OPTION_WORD = r"(?i:(?<![a-z])(?:option|choice|letter|вариант|选项|選
 _APART = (
     r"because|since|as|for|so|thus|hence|is|are|was|would|must|should|could|might|may|has|fits?|seems?|looks?|sounds?|"
     r"match(?:es)?|describes|choose|pick|select|than|over|beats|not|never|but|rather|instead|in|of|on|"
+    r"actually|wait|sorry|correction|"
     r"ist|weil|nicht|sondern|est|car|parce|pas|mais|mas|es|porque|pero|sino|no|non|ma|"
     r"не|а|но|это|потому|так|верно|و?ليس|بل|و?لكن|لأن|هو|هي|لا"
 )
-_APART_CJK = "[不没沒無无非而因為为选選比]|(?<!还)(?<!還)是|より|なく|ない|です|ませ|아니|아닌|않|말고|보다|입니"
+_APART_CJK = (
+    "[不没沒無无非而因為为选選比错錯对對]|(?<!还)(?<!還)是|より|なく|ない|です|ませ|아니|아닌|않|말고|보다|입니"
+)
 _CJK = r"\u3040-\u30ff\u4e00-\u9fff"
 _IN_WORD = r"(?:[^\W\d_]|[\u0300-\u036f\u0900-\u0dff\u0e00-\u0e7f])"  # vowel signs are marks and no letters
 _JOINED = (
@@ -61,6 +64,7 @@ _WORD = (
 )
 _LETTER = re.compile(rf"{_OPTION_WORD}?(?:\( ?([A-Za-z]) ?\)|(?<![A-Za-zÀ-ɏЀ-ӿ\d'])([A-Z])(?!{_WORD}|{_KEY})\)?)")
 _MENTION = re.compile(rf"{_LETTER.pattern}(?:(?:{_JOINED}|(?<=\))){_LETTER.pattern})*")  # "A or B", "(A)(B)"
+_INSTEAD = re.compile(rf"(?i:rather than|instead of|anstatt|statt|au lieu de|вместо) {_LETTER.pattern}(?=,)")
 _ALONE = re.compile(rf"(?:{_LEAD})?{_OPTION_WORD}?\(?([A-Za-z])\)? ?[.:,;!。]?")
 
 
@@ -77,7 +81,8 @@ _NOT = (
 _CLAUSE_END = _any_of(
     r"[.;!?。؟؛…]|(?<!:)\n",
     r"(?<=\0) ?[,:،—–-]|(?<=\0) ?(?=\()",  # "B, the ...", "B (not C)"
-    rf"(?<=\0)(?= ?{_NOT} ?\0)",  # "B not C"
+    rf"(?<=\0)(?= ?{_NOT} ?\0)|(?<=[错錯对對])(?=\0)",  # "B not C"
+    r"(?<=\bno)[,:]",  # "No, B"
     rf"[,、،](?=[{_CJK}])|(?<=[{_CJK}])[,、]|(?:が|けど|けれど)[,、]",
     r",(?= (?:and )?(?:not|nor|rather|instead)\b)|\band (?=\0 ?(?:is|fits)\b)",
     r"(?=\b(?:because|since|weil|parce que|porque|потому)\b|因[为為]|لأن)",
@@ -104,6 +109,12 @@ _RIGHT = (
     r"입니다|이다|예요|이?에요|라고|같|인 것|일 것|번|[가이은는을를]? ?(?:정답|맞|옳|선택|고르|적절|가장)",
 )
 _CHOSEN = _any_of(*(rf"\0 ?(?:{pattern})" for pattern in _RIGHT))
+_REFUSAL = re.compile(r" ?(?:none|neither)\b", re.IGNORECASE)  # "B?" behind it is no answer either
+# Between a letter and the one that takes its place: "A. No wait, B", "A, I mean B".
+_CORRECTION = _any_of(
+    r"(?<=[\s.,:;!?。…—–-])(?:wait|actually|correction|sorry|scratch that|on second thoughts?)\b(?=[^\0]{0,60}\0)",
+    r"(?<=[\s.,:;!?。…—–-])(?:no|nein|non|нет|不[对對]?)[,:.…—–-]+(?=[^\0.;!?\n]{0,30}\0)",
+)
 # A letter behind one of these is a key, a part, or what another one is compared with.
 _OTHER_LETTER = _any_of(r"\b(?:in|on|of|than|over|unlike|from|key|note|chord|vitamin|plan|type|class|part) \0")
 
@@ -144,13 +155,15 @@ def parse_choice(response: str | None, options: Sequence[str]) -> str | None:
       1. A response that is one letter names it, in any case, with or without brackets, punctuation or a leading
          "answer:": "B", "(b)", "【B】", "Ｂ", "**B.**", "The answer is B", "答案：B".
       2. A response that is the text of one option, in any case and punctuation, names it.
-      3. Letters that are joined ("A or B", "A/B", "A、B") are one statement of several. Letters in a clause with a
+      3. Of an answer that corrects itself ("A. No wait, B") what is behind the last correction counts, where it names
+         a letter.
+      4. Letters that are joined ("A or B", "A/B", "A、B") are one statement of several. Letters in a clause with a
          negation or refusal ("not", "cannot", "不是", ...) are passed over: "C (not B)", "Not A but B". Of the others
          those count that are stated as the answer ("the answer is B", "I choose B"); if there are none, those that end
          a clause or are called right ("B. joyful", "I think it is B", "B is correct", "B because"); if there are none,
          those in brackets or named as an option. One letter is the answer, more are none; nor is a letter with the
          text of another option alone behind it ("B. tense").
-      4. Where no letter counts, the clauses without a negation name exactly one option's text as whole words.
+      5. Where no letter counts, the clauses without a negation name exactly one option's text as whole words.
 
     Letters are Latin: full-width and other compatibility forms are mapped to them, Cyrillic "В" and Greek "Β" are not,
     since no option is shown under them; an answer in another script counts where it is an option's own text. A letter
@@ -174,24 +187,14 @@ def parse_choice(response: str | None, options: Sequence[str]) -> str | None:
     for option in options:
         if " " in option:  # a letter in it ("Sonata in B") is no option's
             text = text.replace(option, option.lower())
-    mentions = _MENTION.finditer(text)
-    affirmed: list[str] = []
-    counted: dict[str, list[re.Match]] = {"stated": [], "chosen": [], "named": []}
-    for clause in _CLAUSE_END.split(_MENTION.sub("\0", text)):
-        inside = [(mark.start(), next(mentions)) for mark in re.finditer("\0", clause)]
-        if _NEGATION.search(clause):
-            continue
-        affirmed.append(clause)
-        for position, mention in inside:
-            if mention.start() and all(letter not in letters for letter in _letters_in(mention[0])):
-                continue  # an initial, in most answers
-            before = clause[: position + 1]
-            if _STATED.search(before):
-                counted["stated"].append(mention)
-            elif _CHOSEN.match(clause, position) and not _OTHER_LETTER.search(before):
-                counted["chosen"].append(mention)
-            elif len(mention[0]) > 1:
-                counted["named"].append(mention)
+    text = re.sub(r"\bI meant?\b", "wait", _INSTEAD.sub(r"\g<0>;", text))
+    marked = _MENTION.sub("\0", text)
+    corrections = [match.end() for match in _CORRECTION.finditer(marked) if "\0" in marked[: match.start()]]
+    for begin in (*corrections[-1:], 0):  # what takes nothing's place is no correction
+        mentions = list(_MENTION.finditer(text))[marked.count("\0", 0, begin) :]
+        counted, affirmed = _counted(marked[begin:], mentions, letters)
+        if counted["stated"] or counted["chosen"]:
+            break
     for kind in counted.values():
         if kind:
             answers = {letter for mention in kind for letter in _letters_in(mention[0])}
@@ -200,6 +203,32 @@ def parse_choice(response: str | None, options: Sequence[str]) -> str | None:
             return None if any(_words(other) in behind for other in options if other != answer) else answer
     candidates = _named(" . ".join(affirmed), options)
     return candidates.pop() if len(candidates) == 1 else None
+
+
+def _counted(marked: str, mentions: Iterable[re.Match], letters: str) -> tuple[dict[str, list[re.Match]], list[str]]:
+    """The mentions of letters that state an answer, by how they do; and the clauses without a negation."""
+    affirmed: list[str] = []
+    counted: dict[str, list[re.Match]] = {"stated": [], "chosen": [], "named": []}
+    remaining, is_refused = iter(mentions), False
+    for clause in _CLAUSE_END.split(marked):
+        inside = [(mark.start(), next(remaining)) for mark in re.finditer("\0", clause)]
+        if _NEGATION.search(clause):
+            is_refused |= not inside and _REFUSAL.match(clause) is not None
+            continue
+        affirmed.append(clause)
+        for position, mention in inside:
+            if mention.start() and all(letter not in letters for letter in _letters_in(mention[0])):
+                continue  # an initial, in most answers
+            if is_refused and mention.string.startswith("?", mention.end()):
+                continue
+            before = clause[: position + 1]
+            if _STATED.search(before):
+                counted["stated"].append(mention)
+            elif _CHOSEN.match(clause, position) and not _OTHER_LETTER.search(before):
+                counted["chosen"].append(mention)
+            elif len(mention[0]) > 1:
+                counted["named"].append(mention)
+    return counted, affirmed
 
 
 def without_thoughts(response: str) -> str:

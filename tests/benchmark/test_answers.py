@@ -67,11 +67,17 @@ NOT_THE_OTHER = {
         It is not {1}, it is {0}. ¦ I don't think it is {1}. I think it is {0}. ¦ {1} is wrong. {0} ¦
         Option {1} is too quiet. Option {0} fits best. ¦ The answer is {0}, not {1} ¦
         {0} is livelier than {1}, so {0} ¦ {1} is too quiet, so {0} ¦ nicht {1}, sondern {0} ¦
-        pas {1} mais {0} ¦ no {1} sino {0} ¦ non {1} ma {0} ¦ Neither {1} nor D, so {0}
+        pas {1} mais {0} ¦ no {1} sino {0} ¦ non {1} ma {0} ¦ Neither {1} nor D, so {0} ¦
+        Rather than {1}, {0} ¦ Instead of {1}, I choose {0}. ¦ The answer is {1}. No wait, {0}. ¦ {1}. No, {0} ¦
+        {1}. Wait, no: {0} ¦ {1}... no, {0} ¦ {1}? No, {0}. ¦ {1}. Actually, {0}. ¦ {1}. Correction: {0} ¦
+        It is {1}, I mean {0}. ¦ I think {1}. Sorry, I meant {0}. ¦ {1}. On second thought, {0}. ¦
+        Answer: {1}\n\nWait, I should reconsider. Answer: {0} ¦ {1}. Nein, {0}. ¦ No, {0}. ¦
+        {0}. Actually, that is right. ¦ {0}. No, {1} is wrong. ¦ {0}. Wait, not {1}. ¦ {0}. No other option fits.
     """,
     "Chinese": r"""
         不是{1}而是{0} ¦ 不是{1}，而是{0}。 ¦ 不是{1}，是{0} ¦ 并非{1}，而是{0} ¦ 是{0}，不是{1} ¦
-        是{0}而不是{1} ¦ {0}（不是{1}） ¦ 不选{1}，选{0} ¦ 選{0}不選{1}
+        是{0}而不是{1} ¦ {0}（不是{1}） ¦ 不选{1}，选{0} ¦ 選{0}不選{1} ¦
+        {1}错，{0}对 ¦ {1}错误，{0}正确。 ¦ {1}不对{0}对 ¦ {0}对，{1}错 ¦ 答案是{1}。不，是{0}。 ¦ {1}，不对，{0}
     """,
     "Japanese": r"""
         {1}ではなく{0} ¦ {1}ではなく、{0}です。 ¦ {1}ではなくて{0}です ¦ {0}です。{1}ではありません。
@@ -125,7 +131,8 @@ NONE = {
         It is in B minor ¦ a piece in C ¦ It is not B ¦ Not B ¦ B is not correct ¦ B is wrong ¦
         (B) is not right. ¦ I do not think it is B. ¦ I can't say B ¦ Neither A nor B ¦ A painting ¦
         I hear a flute ¦ I, too, hear a flute ¦ The answer is A painting ¦ Vitamin C ¦ B-flat ¦ None ¦ E ¦
-        F is correct ¦ B. tense ¦ Answer: B. tense ¦ ABCD ¦ Bach ¦ none of A, B, C or D
+        F is correct ¦ B. tense ¦ Answer: B. tense ¦
+        None of them. B? ¦ Neither. B? ¦ A. No wait, B or C. ¦ ABCD ¦ Bach ¦ none of A, B, C or D
     """,
     "Chinese": r"""
         不是B ¦ 我不能说是B ¦ 我不知道 ¦ B大调 ¦ 都不是 ¦ 无法判断
