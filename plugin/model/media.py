@@ -210,7 +210,7 @@ def end_of_track_s(source: str | os.PathLike | bytes, kind: str, name: str | Non
         if not (streams := getattr(container.streams, kind)):
             return None
         track = _Track(source, name)
-        track.begin(container, streams[0], 0.0, math.inf)
+        track.begin(container, _shown(streams), 0.0, math.inf)
         for packet in container.demux(track.stream):
             check_deadline(name)
             track.note(packet)
@@ -249,14 +249,16 @@ def tracks_of(source: str | os.PathLike | bytes, name: str | None = None) -> Tra
                 return Tracks(image=True, animated=is_moving(image))
         with open_av(source, name) as container:
             streams = container.streams
-            videos = [stream for stream in streams.video if not _is_cover(stream)]
-            start = videos[0].start_time if videos else None
+            video = _shown(streams.video) if streams.video else None
+            video = None if video is None or _is_cover(video) else video
+            audio = _shown(streams.audio) if streams.audio else None
+            start = None if video is None else video.start_time
             return Tracks(
-                video=bool(videos),
-                frame_rate=videos[0].average_rate if videos else None,
-                video_start_s=0.0 if start is None else float(start * videos[0].time_base) - _zero(container),
-                audio=bool(streams.audio),
-                rate_hz=streams.audio[0].rate if streams.audio and streams.audio[0].codec_context is not None else 0,
+                video=video is not None,
+                frame_rate=None if video is None else video.average_rate,
+                video_start_s=0.0 if start is None else float(start * video.time_base) - _zero(container),
+                audio=audio is not None,
+                rate_hz=0 if audio is None or audio.codec_context is None else audio.rate,
                 alone=len(streams) == 1,
             )
 
@@ -418,7 +420,7 @@ class _AudioTrack(_Track):
             raise InputError(
                 f"{self.name}: the file has no audio track. Leave the field `audio` empty for this clip, or add audio."
             )
-        return container.streams.audio[0]
+        return _shown(container.streams.audio)
 
     def begin(self, container, stream, low: float, high: float) -> None:
         super().begin(container, stream, low, high)
@@ -537,7 +539,7 @@ class _VideoTrack(_Track):
     def stream_of(self, container):
         if not container.streams.video:
             raise InputError(f"{self.name}: the file has no video track. Use it as `audio`, or give a video.")
-        return min(container.streams.video, key=_is_cover)
+        return _shown(container.streams.video)
 
     def begin(self, container, stream, low: float, high: float) -> None:
         super().begin(container, stream, low, high)
@@ -686,8 +688,14 @@ class _VideoTrack(_Track):
         image = self.reformatter.reformat(frame, width, height, "rgba" if alpha else "rgb24").to_ndarray()
         if alpha:
             image = np.asarray(rgb_of(Image.fromarray(image), self.name))  # (H, W, 3)
-        turns = round(getattr(frame, "rotation", 0) / 90) % 4  # phones store upright video lying on its side
-        return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
+        if (matrix := frame.side_data.get("DISPLAYMATRIX")) is not None:
+            # Phones store upright video lying on its side, and mirrored. x' = ax + cy, y' = bx + dy
+            a, b, _, c, d = np.frombuffer(matrix, np.int32, 5)
+            is_lying = abs(int(b)) > abs(int(a))
+            x, y = (c, b) if is_lying else (a, d)
+            image = image.swapaxes(0, 1) if is_lying else image
+            image = image[:: -1 if y < 0 else 1, :: -1 if x < 0 else 1]
+        return np.ascontiguousarray(image)
 
 
 def _zero(container) -> float:
@@ -716,6 +724,12 @@ def _xing_s(head: bytes) -> float | None:
 
 def _is_cover(stream) -> bool:
     return bool(stream.disposition & av.stream.Disposition.attached_pic)
+
+
+def _shown(streams):
+    """Of several audio or video streams the one that players take: the default, and the cover of an album last."""
+    default = av.stream.Disposition.default
+    return max(streams, key=lambda stream: (not _is_cover(stream), bool(stream.disposition & default)))
 
 
 # ---- audio

@@ -229,6 +229,35 @@ def test_bytes_of_formats_whose_tracks_are_found_late_do_not_end_the_interpreter
     assert result.returncode == 0 and result.stdout.count("(2, 48, 64, 3)") == 2, result.stderr
 
 
+def test_of_several_tracks_the_default_is_taken():
+    for default in (0, 1):
+        buffer, packets = io.BytesIO(), []
+        with av.open(buffer, "w", format="matroska") as file:
+            streams = [file.add_stream("pcm_s16le", rate=16_000, layout="mono") for _ in range(2)]
+            for i, stream in enumerate(streams):
+                stream.disposition = av.stream.Disposition.default.value if i == default else 0
+                wave = (tone(1.0, pitch_hz=300 * (i + 1)) * 32767).astype(np.int16)
+                frame = av.AudioFrame.from_ndarray(wave[None], format="s16", layout="mono")
+                frame.sample_rate = 16_000
+                packets += stream.encode(frame)
+            file.mux(packets)
+        assert np.abs(np.fft.rfft(load_audio(buffer.getvalue()))).argmax() == 300 * (default + 1)
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("turns", range(4))
+def test_a_video_is_turned_and_mirrored_as_its_container_says(tmp_path, turns, mirrored):
+    path = write_video(tmp_path / "a.mp4", 0.5, sound=False)
+    plain, content = load_video(path, 2)[0], path.read_bytes()
+    a, b, c, d = [(1, 0, 0, 1), (0, -1, 1, 0), (-1, 0, 0, -1), (0, 1, -1, 0)][turns]  # x' = ax + cy, y' = bx + dy
+    if mirrored:  # left and right, before it is turned
+        a, b = -a, -b
+    at = content.index(b"tkhd") + 44
+    matrix = struct.pack(">5i", a << 16, b << 16, 0, c << 16, d << 16)
+    frames, _ = load_video(content[:at] + matrix + content[at + len(matrix) :], 2)
+    np.testing.assert_array_equal(frames, np.rot90(plain[:, :, ::-1] if mirrored else plain, turns, (1, 2)))
+
+
 # ---- rates, channels, levels
 
 
