@@ -41,6 +41,8 @@ PAIR = "+"
 DIMENSIONS = ("valence", "arousal")
 # Of one file or window. What takes longer is damaged, or too large for a prediction of one clip.
 MAX_DECODING_S = 600.0
+# 14 hours of windows of 5 s: what has more has a time stamp that is wrong.
+MAX_WINDOWS = 10_000
 
 
 # ---- files
@@ -98,6 +100,7 @@ def input_of(word: str) -> FileInput:
     return FileInput(replace(visual.clip, id=word, audio=audio.clip.audio), min(durations_s, default=None))
 
 
+@limits(max_s=MAX_DECODING_S)
 def _single(name: str) -> FileInput:
     if not Path(name).is_file():
         raise InputError(f"there is no file {name!r}; give an image, an audio, a video, or AUDIO{PAIR}IMAGE.")
@@ -145,7 +148,15 @@ def predict_files(
 
 
 def windows(duration_s: float, window_s: float) -> list[tuple[float, float]]:
-    """Windows side by side over a duration; what is left joins the last where it is shorter than half a window."""
+    """Windows side by side over a duration; what is left joins the last where it is shorter than half a window.
+
+    Raises:
+        InputError: there are more than `MAX_WINDOWS`.
+    """
+    if duration_s / window_s > MAX_WINDOWS:
+        raise InputError(
+            f"{duration_s:.0f} s have more than {MAX_WINDOWS} windows of {window_s:g} s; take longer windows, or none."
+        )
     count = max(int(duration_s / window_s + 0.5), 1)
     return [(i * window_s, duration_s if i == count - 1 else (i + 1) * window_s) for i in range(count)]
 

@@ -53,7 +53,7 @@ _CANCELLED = 1e-4
 # from the start: they seek by an estimate (MP3, ADTS), or to frames whose predecessors are missing.
 _SEEKABLE = ("mov", "matroska", "wav", "w64", "aiff", "au", "caf", "mpegts")
 # Demuxers whose duration is counted from the file or written by who made it, and no estimate.
-_TRACK_PROMISES = ("mov", "flac", "aiff", "caf")
+_TRACK_PROMISES = ("mov", "flac", "aiff", "caf", "au")
 _FILE_PROMISES = ("mov", "matroska", "flv")
 # Streams without time stamps of their own: their frames follow one another.
 _UNTIMED = ("mp3", "aac", "flac", "ac3", "amr", "wav", "ogg")
@@ -67,6 +67,14 @@ _SHARE_OF_OTHERS = 0.5**0.5
 _RESAMPLED_AT_ONCE = 1 << 16
 # Sizes of a WAV file's data that recorders leave which write to a pipe.
 _UNKNOWN_SIZE = 0x7FFF0000
+# First bytes -> where chunks begin, bytes of an id and of a size, their order, and what chunks are filled up to.
+_CHUNKS = {
+    b"RIFF": (12, 4, 4, "little", 2),
+    b"RF64": (12, 4, 4, "little", 2),
+    b"BW64": (12, 4, 4, "little", 2),
+    b"caff": (8, 4, 8, "big", 1),
+    b"riff": (40, 16, 8, "little", 8),  # W64
+}
 
 
 # ---- audio and video
@@ -286,8 +294,7 @@ def _read(source, name: str, start_s: float | None, end_s: float | None, audio=N
     """Reads the packets of a part once: audio is decoded and frames are listed; then the frames chosen are decoded."""
     low, high = start_s or 0.0, math.inf if end_s is None else end_s
     tracks = [track for track in (audio, video) if track is not None]
-    if audio is not None:
-        _check_wav_size(source, name)
+    _check_data_size(source, name)
     can_seek = low > _SETTLING_S and high < math.inf and demuxer_of(head_of(source), name) in _SEEKABLE
     for seek_s in (low - _SETTLING_S, None) if can_seek else (None,):
         with open_av(source, name) as container:
@@ -808,23 +815,25 @@ def resample(waveform: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
     return np.concatenate([frame.to_ndarray()[0] for frame in resampled]) if resampled else waveform[:0]
 
 
-def _check_wav_size(source, name: str) -> None:
-    """FFmpeg silently shortens a cut WAV file, so compare the size that its header promises with what is there."""
+def _check_data_size(source, name: str) -> None:
+    """FFmpeg silently shortens cut WAV, W64, CAF and AVI, so compare the size that they promise with what is there."""
     with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
-        head = file.read(12)
-        if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
+        if (chunks := _CHUNKS.get(file.read(4))) is None:
             return
-        actual = file.seek(0, io.SEEK_END)
-        file.seek(12)
-        while len(chunk := file.read(8)) == 8:
-            size = int.from_bytes(chunk[4:], "little")
-            if chunk[:4] == b"data":
-                there = actual - file.tell()
+        begin, id_bytes, size_bytes, order, step = chunks
+        actual, size_of_large = file.seek(0, io.SEEK_END), 0
+        file.seek(begin)
+        while len(head := file.read(id_bytes + size_bytes)) == id_bytes + size_bytes:
+            size, at = int.from_bytes(head[id_bytes:], order) - (len(head) if id_bytes == 16 else 0), file.tell()
+            if head[:4] == b"ds64":
+                size_of_large = int.from_bytes(file.read(16)[8:], order)
+            elif head[:4] == b"data" or (head[:4] == b"LIST" and file.read(4) == b"movi"):
+                size = size_of_large if size == 0xFFFFFFFF and size_of_large else size
+                there = actual - at
                 # Programs that write to a pipe leave 0 or nearly the largest size, which says nothing.
-                if size < _UNKNOWN_SIZE and size > there:
+                if there < size < (_UNKNOWN_SIZE if size_bytes == 4 and not size_of_large else 1 << 62):
                     raise InputError(
-                        f"{name}: truncated, the header promises {size} bytes of audio and {there} are there. Copy "
-                        "the file again."
+                        f"{name}: truncated, the header promises {size} bytes and {there} are there. Copy it again."
                     )
                 return
-            file.seek(size + (size & 1), io.SEEK_CUR)
+            file.seek(at + max(size, 0) + -size % step)

@@ -34,7 +34,6 @@ _CONTAINERS = {
     b"0&\xb2u\x8ef\xcf\x11": "asf",
     b"RF64": "wav",
     b"BW64": "wav",
-    b"RIFX": "wav",
     b"riff.\x91\xcf\x11": "w64",
     b"caff": "caf",
     b".snd": "au",
@@ -72,6 +71,7 @@ _REFUSED = {
     b"pk\x03\x04": "a ZIP archive",
     b"\x1f\x8b": "a gzip archive",
     b"\x93numpy": "a NumPy array",
+    b"rifx": "a WAV file of big-endian samples, which FFmpeg takes for little-endian ones",
 }
 _KBIT_S = {  # of MPEG audio: (version 1?, layer) -> by the header's index
     (True, 1): (0, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),

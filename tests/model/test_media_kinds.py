@@ -164,6 +164,23 @@ def test_the_content_decides_and_not_the_name(tmp_path, name):
     np.testing.assert_array_equal(np.asarray(load_image(path)), np.asarray(load_image(picture)))
 
 
+@pytest.mark.parametrize("format", ["WAV", "WAVEX", "RF64", "W64", "AIFF", "CAF", "AU"])
+def test_a_cut_file_of_samples_is_truncated(format):
+    buffer, wave = io.BytesIO(), tone(2.0, 22_050, channels=2)
+    soundfile.write(buffer, wave, 22_050, format=format, subtype="PCM_16")
+    content = buffer.getvalue()
+    np.testing.assert_allclose(load_audio(content, 22_050), wave.mean(1), atol=1e-4)
+    with pytest.raises(InputError, match="truncated"):
+        load_audio(content[: -len(wave) * 2])  # half of the samples, to the byte
+
+
+def test_a_cut_avi_is_truncated(tmp_path):
+    content = write_clip(tmp_path / "a", "avi", "mpeg4", "libmp3lame", seconds=3.0).read_bytes()
+    assert load_video(content, 2)[1].duration_s == pytest.approx(3.0, abs=0.1)
+    with pytest.raises(InputError, match="truncated"):
+        load_video(content[: int(len(content) * 0.7)], 2)
+
+
 def test_a_name_that_is_not_utf_8(tmp_path):
     path = Path(str(tmp_path) + "/caf\udce9.mp4")
     write_video(tmp_path / "a.mp4", 1.0).rename(path)
@@ -186,6 +203,7 @@ def test_a_name_that_is_not_utf_8(tmp_path):
         (b"v=0\no=- 0 0 IN IP4 127.0.0.1\n", "SDP"),
         (b"PK\x03\x04" + bytes(40), "ZIP"),
         (b"not found\n", "a text file"),
+        (b"RIFX\0\0\1\0WAVEfmt " + bytes(40), "big-endian"),
         (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic" + bytes(40), "HEIC"),
         (bytes(range(256)) * 4, "no known media format"),
     ],

@@ -336,3 +336,5 @@ def test_windows_cover_the_whole():
     assert emotion.windows(4.0, 1.0) == [(0, 1), (1, 2), (2, 3), (3, 4)]
     assert emotion.windows(10.4, 5.0) == [(0, 5), (5, 10.4)] and emotion.windows(12.6, 5.0)[-1] == (10, 12.6)
     assert emotion.windows(0.3, 5.0) == [(0, 0.3)]
+    with pytest.raises(InputError, match="more than 10000 windows of 5 s"):
+        emotion.windows(3e6, 5.0)
