@@ -25,7 +25,16 @@ from av.video.reformatter import VideoReformatter
 from PIL import Image
 
 from .inputs import InputError
-from .media_files import check_deadline, check_pixels, checked, decoding, demuxer_of, head_of, mpeg_audio_frame
+from .media_files import (
+    check_data_size,
+    check_deadline,
+    check_pixels,
+    checked,
+    decoding,
+    demuxer_of,
+    head_of,
+    mpeg_audio_frame,
+)
 from .media_images import ROUNDING_S, VideoMetadata, is_moving, open_image, read_animation, rgb_of, spread_frames
 
 logger = logging.getLogger(__name__)
@@ -57,24 +66,14 @@ _TRACK_PROMISES = ("mov", "flac", "aiff", "caf", "au")
 _FILE_PROMISES = ("mov", "matroska", "flv")
 # Streams without time stamps of their own: their frames follow one another.
 _UNTIMED = ("mp3", "aac", "flac", "ac3", "amr", "wav", "ogg")
-# Between joined MP3 and chained Opus files: tags, and headers of the next. Of Vorbis and FLAC the decoder needs them.
-_NO_AUDIO = (b"ID3", b"TAG", b"APETAGEX", b"OpusHead", b"OpusTags")
+# Headers of the next of chained Opus streams. Those of Vorbis and FLAC the decoder needs.
+_NO_AUDIO = (b"OpusHead", b"OpusTags")
 # Shares of a channel in the mean of all, by its name: ITU-R BS.775, without the channel of low frequencies.
 _SHARES = {"FL": 1.0, "FR": 1.0, "FC": 2**0.5, "LFE": 0.0, "LFE2": 0.0}
 _SHARE_OF_OTHERS = 0.5**0.5
 
 # Samples that stay in a processor's cache.
 _RESAMPLED_AT_ONCE = 1 << 16
-# Sizes of a WAV file's data that recorders leave which write to a pipe.
-_UNKNOWN_SIZE = 0x7FFF0000
-# First bytes -> where chunks begin, bytes of an id and of a size, their order, and what chunks are filled up to.
-_CHUNKS = {
-    b"RIFF": (12, 4, 4, "little", 2),
-    b"RF64": (12, 4, 4, "little", 2),
-    b"BW64": (12, 4, 4, "little", 2),
-    b"caff": (8, 4, 8, "big", 1),
-    b"riff": (40, 16, 8, "little", 8),  # W64
-}
 
 
 # ---- audio and video
@@ -294,7 +293,7 @@ def _read(source, name: str, start_s: float | None, end_s: float | None, audio=N
     """Reads the packets of a part once: audio is decoded and frames are listed; then the frames chosen are decoded."""
     low, high = start_s or 0.0, math.inf if end_s is None else end_s
     tracks = [track for track in (audio, video) if track is not None]
-    _check_data_size(source, name)
+    check_data_size(source, name)
     can_seek = low > _SETTLING_S and high < math.inf and demuxer_of(head_of(source), name) in _SEEKABLE
     for seek_s in (low - _SETTLING_S, None) if can_seek else (None,):
         with open_av(source, name) as container:
@@ -447,8 +446,10 @@ class _AudioTrack(_Track):
         return is_exact and self.rate_hz > 0 and self.first <= (self.low + ROUNDING_S) * self.rate_hz
 
     def add(self, packet) -> None:
+        if self.demuxer == "mp3" and packet.size and mpeg_audio_frame(bytes(packet)[:4]) is None:
+            return  # a tag, between joined files too
         self.note(packet)
-        if self.demuxer in ("mp3", "ogg") and bytes(packet)[:8].startswith(_NO_AUDIO):
+        if self.demuxer == "ogg" and bytes(packet)[:8].startswith(_NO_AUDIO):
             return
         for frame in packet.decode():
             self._add_frame(frame)
@@ -813,27 +814,3 @@ def resample(waveform: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
         resampled += resampler.resample(frame)
     resampled += resampler.resample(None)
     return np.concatenate([frame.to_ndarray()[0] for frame in resampled]) if resampled else waveform[:0]
-
-
-def _check_data_size(source, name: str) -> None:
-    """FFmpeg silently shortens cut WAV, W64, CAF and AVI, so compare the size that they promise with what is there."""
-    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
-        if (chunks := _CHUNKS.get(file.read(4))) is None:
-            return
-        begin, id_bytes, size_bytes, order, step = chunks
-        actual, size_of_large = file.seek(0, io.SEEK_END), 0
-        file.seek(begin)
-        while len(head := file.read(id_bytes + size_bytes)) == id_bytes + size_bytes:
-            size, at = int.from_bytes(head[id_bytes:], order) - (len(head) if id_bytes == 16 else 0), file.tell()
-            if head[:4] == b"ds64":
-                size_of_large = int.from_bytes(file.read(16)[8:], order)
-            elif head[:4] == b"data" or (head[:4] == b"LIST" and file.read(4) == b"movi"):
-                size = size_of_large if size == 0xFFFFFFFF and size_of_large else size
-                there = actual - at
-                # Programs that write to a pipe leave 0 or nearly the largest size, which says nothing.
-                if there < size < (_UNKNOWN_SIZE if size_bytes == 4 and not size_of_large else 1 << 62):
-                    raise InputError(
-                        f"{name}: truncated, the header promises {size} bytes and {there} are there. Copy it again."
-                    )
-                return
-            file.seek(at + max(size, 0) + -size % step)

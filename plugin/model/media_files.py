@@ -81,6 +81,16 @@ _KBIT_S = {  # of MPEG audio: (version 1?, layer) -> by the header's index
     (False, 2): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
 _KBIT_S[False, 3] = _KBIT_S[False, 2]
+# Sizes of a WAV file's data that recorders leave which write to a pipe.
+_UNKNOWN_SIZE = 0x7FFF0000
+# First bytes -> where chunks begin, bytes of an id and of a size, their order, and what chunks are filled up to.
+_CHUNKS = {
+    b"RIFF": (12, 4, 4, "little", 2),
+    b"RF64": (12, 4, 4, "little", 2),
+    b"BW64": (12, 4, 4, "little", 2),
+    b"caff": (8, 4, 8, "big", 1),
+    b"riff": (40, 16, 8, "little", 8),  # W64
+}
 
 
 def demuxer_of(head: bytes, name: str) -> str:
@@ -159,6 +169,30 @@ def mpeg_audio_frame(header: bytes) -> tuple[int, int, int] | None:
     slot_bytes = 4 if layer == 1 else 1
     slots = samples // 8 * 1000 * _KBIT_S[version == 3, layer][bits] // (rate_hz * slot_bytes) + (header[2] >> 1 & 1)
     return slots * slot_bytes, samples, rate_hz
+
+
+def check_data_size(source, name: str) -> None:
+    """FFmpeg silently shortens cut WAV, W64, CAF and AVI, so compare the size that they promise with what is there."""
+    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+        if (chunks := _CHUNKS.get(file.read(4))) is None:
+            return
+        begin, id_bytes, size_bytes, order, step = chunks
+        actual, size_of_large = file.seek(0, io.SEEK_END), 0
+        file.seek(begin)
+        while len(head := file.read(id_bytes + size_bytes)) == id_bytes + size_bytes:
+            size, at = int.from_bytes(head[id_bytes:], order) - (len(head) if id_bytes == 16 else 0), file.tell()
+            if head[:4] == b"ds64":
+                size_of_large = int.from_bytes(file.read(16)[8:], order)
+            elif head[:4] == b"data" or (head[:4] == b"LIST" and file.read(4) == b"movi"):
+                size = size_of_large if size == 0xFFFFFFFF and size_of_large else size
+                there = actual - at
+                # Programs that write to a pipe leave 0 or nearly the largest size, which says nothing.
+                if there < size < (_UNKNOWN_SIZE if size_bytes == 4 and not size_of_large else 1 << 62):
+                    raise InputError(
+                        f"{name}: truncated, the header promises {size} bytes and {there} are there. Copy it again."
+                    )
+                return
+            file.seek(at + max(size, 0) + -size % step)
 
 
 # ---- errors

@@ -108,6 +108,19 @@ def test_a_tag_of_any_size_is_passed_over(format, codec):
         assert metadata.duration_s == pytest.approx(4.0, abs=0.1) and (frames[:, 24, 32] >= [[250, 0, 0]]).all()
 
 
+def test_tags_behind_and_between_mp3_are_passed_over_and_damage_is_not():
+    one = encoded(tone(4.0, 44_100), 44_100, "mp3", "libmp3lame")
+    item = np.random.default_rng(0).integers(0, 256, 20_000, dtype=np.uint8).tobytes()
+    ends = [
+        b"APETAGEX" + struct.pack("<5I", 2000, 20_032, 1, flags, 0) + bytes(4) for flags in (0xA0000000, 0x80000000)
+    ]
+    for tag in (item.join(ends), b"LYRICSBEGIN" + b"x" * 5000 + b"005000LYRICS200TAG" + bytes(125), bytes(5000)):
+        assert seconds(one + tag) == pytest.approx(4.0, abs=0.05)
+        assert seconds(one + tag + one) == pytest.approx(8.0, abs=0.1)
+    with pytest.raises(InputError):
+        load_audio(one[:10_000] + bytes(10_000) + one[20_000:])
+
+
 @pytest.mark.parametrize("codec", ["adpcm_ms", "adpcm_ima_wav", "pcm_s24le"])
 def test_a_part_of_compressed_wav_equals_the_slice(codec):
     content = encoded(np.random.default_rng(0).normal(0, 0.1, 180_000), 44_100, "wav", codec)
