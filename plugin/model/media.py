@@ -139,7 +139,7 @@ def load_video(
         raise InputError(f"num_frames is {num_frames}; at least 1 is needed.")
     name = checked(source, name)
     with decoding("video", name):
-        if demuxer_of(head_of(source), name) == "image":
+        if demuxer_of(source, name) == "image":
             return read_animation(source, name, num_frames, fps, start_s, end_s)
         video = _VideoTrack(source, name, num_frames, fps)
         _read(source, name, start_s, end_s, video=video)
@@ -211,7 +211,7 @@ def end_of_track_s(source: str | os.PathLike | bytes, kind: str, name: str | Non
         InputError: file missing, empty, or of no known kind.
     """
     name = checked(source, name)
-    if demuxer_of(head_of(source), name) == "image":
+    if demuxer_of(source, name) == "image":
         return None
     with decoding(kind, name), open_av(source, name) as container:
         if not (streams := getattr(container.streams, kind)):
@@ -251,7 +251,7 @@ def tracks_of(source: str | os.PathLike | bytes, name: str | None = None) -> Tra
     """
     name = checked(source, name)
     with decoding("file", name):
-        if demuxer_of(head_of(source), name) == "image":
+        if demuxer_of(source, name) == "image":
             with open_image(source) as image:
                 return Tracks(image=True, animated=is_moving(image))
         with open_av(source, name) as container:
@@ -272,7 +272,7 @@ def tracks_of(source: str | os.PathLike | bytes, name: str | None = None) -> Tra
 
 def open_av(source: str | os.PathLike | bytes, name: str):
     """An audio or video file as PyAV's container, by the demuxer of its content alone, which opens no other file."""
-    demuxer = demuxer_of(head_of(source), name)
+    demuxer = demuxer_of(source, name)
     if demuxer == "image":
         raise InputError(f"{name}: this is an image; give it as `image`, or give an audio or a video.")
     file: Any = io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source)
@@ -294,7 +294,7 @@ def _read(source, name: str, start_s: float | None, end_s: float | None, audio=N
     low, high = start_s or 0.0, math.inf if end_s is None else end_s
     tracks = [track for track in (audio, video) if track is not None]
     check_data_size(source, name)
-    can_seek = low > _SETTLING_S and high < math.inf and demuxer_of(head_of(source), name) in _SEEKABLE
+    can_seek = low > _SETTLING_S and high < math.inf and demuxer_of(source, name) in _SEEKABLE
     for seek_s in (low - _SETTLING_S, None) if can_seek else (None,):
         with open_av(source, name) as container:
             if seek_s is not None:

@@ -93,16 +93,17 @@ _CHUNKS = {
 }
 
 
-def demuxer_of(head: bytes, name: str) -> str:
+def demuxer_of(source, name: str) -> str:
     """The demuxer of FFmpeg for a file of audio or video, and "image" for an image.
 
     Args:
-        head: the first `HEAD_BYTES` of the file.
+        source: a path, or the bytes of a file.
         name: what errors call the file.
 
     Raises:
         InputError: the file is of no admitted format; the error says what it is, where that is known.
     """
+    head = head_of(source)
     if (demuxer := _CHUNKED.get((head[:4], head[8:12]))) is not None:
         return demuxer
     if head[4:8] in _MP4_ATOMS:

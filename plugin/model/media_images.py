@@ -11,7 +11,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageFile
 
 from .inputs import InputError
-from .media_files import IMAGE_FORMATS, check_deadline, check_pixels, checked, decoding, demuxer_of, head_of
+from .media_files import IMAGE_FORMATS, check_deadline, check_pixels, checked, decoding, demuxer_of
 
 # Time stamps are rounded, to a millisecond in Matroska.
 ROUNDING_S = 5e-4
@@ -93,7 +93,7 @@ def load_image(source, name: str | None = None):
     given = isinstance(source, Image.Image)
     name = name or "the PIL image" if given else checked(source, name)
     with decoding("image", name):
-        if not given and (demuxer := demuxer_of(head_of(source), name)) != "image":
+        if not given and (demuxer := demuxer_of(source, name)) != "image":
             raise InputError(f"{name}: this is no image but audio or video ({demuxer}); give it as such.")
         with contextlib.nullcontext(source) if given else open_image(source) as image:
             check_pixels(image.width, image.height, name)
