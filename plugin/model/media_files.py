@@ -275,7 +275,8 @@ def checked(source, name: str | None) -> str:
     embedded = isinstance(source, bytes)
     name = name or (f"<{len(source)} embedded bytes>" if embedded else os.fspath(source))
     if not embedded and not os.path.isfile(source):
-        raise InputError(f"{name}: file not found.")
+        there = "this is no file but a folder, a pipe or a device" if os.path.exists(source) else "file not found"
+        raise InputError(f"{name}: {there}.")
     if (len(source) if embedded else os.path.getsize(source)) == 0:
         raise InputError(f"{name}: the file is empty.")
     return name

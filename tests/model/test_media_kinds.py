@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import struct
 import subprocess
 import sys
@@ -192,6 +193,16 @@ def test_a_cut_avi_is_truncated(tmp_path):
     assert load_video(content, 2)[1].duration_s == pytest.approx(3.0, abs=0.1)
     with pytest.raises(InputError, match="truncated"):
         load_video(content[: int(len(content) * 0.7)], 2)
+
+
+def test_only_files_are_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for path, words in ((tmp_path, "a folder"), (tmp_path / "pipe", "a pipe"), ("/dev/zero", "a device")):
+        with pytest.raises(InputError, match=words):
+            load_audio(path)
+    with pytest.raises(InputError, match="not found"):
+        load_audio(tmp_path / "loop")
 
 
 def test_a_name_that_is_not_utf_8(tmp_path):
