@@ -243,8 +243,9 @@ _limits: ContextVar[tuple[Limits, float]] = ContextVar("limits", default=(Limits
 
 @contextlib.contextmanager
 def limits(**changed):
-    """In its context the named fields of `Limits` have other values."""
-    token = _limits.set((replace(_limits.get()[0], **changed), time.monotonic()))
+    """In its context the named fields of `Limits` have other values; the time counts from where `max_s` was given."""
+    found, begin = _limits.get()
+    token = _limits.set((replace(found, **changed), time.monotonic() if "max_s" in changed else begin))
     try:
         yield
     finally:

@@ -6,6 +6,7 @@ import os
 import struct
 import subprocess
 import sys
+import time
 import tracemalloc
 import zlib
 from pathlib import Path
@@ -454,6 +455,10 @@ def test_pixels_bytes_and_time_are_bounded(tmp_path):
         load_video(video, None)
     with pytest.raises(InputError, match="frames of 56 x 56"):
         load_video(video, None, fps=1e12)
+    with limits(max_s=1.0):
+        time.sleep(1.1)
+        with limits(max_pixels=10**6), pytest.raises(InputError, match="decoding took longer"):
+            load_audio(video)
     with limits(max_s=0.0):
         for load in (lambda: load_audio(video), lambda: load_video(video, 2)):
             with pytest.raises(InputError, match="a.mp4: decoding took longer"):
