@@ -11,10 +11,9 @@ import bisect
 import contextlib
 import io
 import itertools
-import logging
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -25,6 +24,7 @@ from av.video.reformatter import VideoReformatter
 from PIL import Image
 
 from .inputs import InputError
+from .media_audio import AT_ONCE, Resampler, cancel, check_peak, mean_of, resample, samples_of
 from .media_files import (
     check_data_size,
     check_deadline,
@@ -36,8 +36,6 @@ from .media_files import (
     mpeg_audio_frame,
 )
 from .media_images import ROUNDING_S, VideoMetadata, is_moving, open_image, read_animation, rgb_of, spread_frames
-
-logger = logging.getLogger(__name__)
 
 SAMPLING_RATE_HZ = 16_000
 MAX_AUDIO_S = 300.0
@@ -53,10 +51,6 @@ _JUMP_S = 10.0
 _ENDING_S = 0.1
 # Decoders of audio need what comes before a part: AAC and Opus to settle, MP3 its reservoir of bits.
 _SETTLING_S = 1.0
-# Audio in floats may go over 1 a little, 40 dB never: it is integers that were converted and not scaled.
-LOUDEST = 100.0
-# The mean of two channels this much quieter than they are, in power, has lost what they hold: -40 dB.
-_CANCELLED = 1e-4
 
 # Demuxers whose time stamps and index are of the file, so that a part is reached by a seek. The others are decoded
 # from the start: they seek by an estimate (MP3, ADTS), or to frames whose predecessors are missing.
@@ -68,12 +62,6 @@ _FILE_PROMISES = ("mov", "matroska", "flv")
 _UNTIMED = ("mp3", "aac", "flac", "ac3", "amr", "wav", "ogg")
 # Headers of the next of chained Opus streams. Those of Vorbis and FLAC the decoder needs.
 _NO_AUDIO = (b"OpusHead", b"OpusTags")
-# Shares of a channel in the mean of all, by its name: ITU-R BS.775, without the channel of low frequencies.
-_SHARES = {"FL": 1.0, "FR": 1.0, "FC": 2**0.5, "LFE": 0.0, "LFE2": 0.0}
-_SHARE_OF_OTHERS = 0.5**0.5
-
-# Samples that stay in a processor's cache.
-_RESAMPLED_AT_ONCE = 1 << 16
 
 
 # ---- audio and video
@@ -104,9 +92,9 @@ def load_audio(
     """
     name = checked(source, name)
     with decoding("audio", name):
-        audio = _AudioTrack(source, max_s, name)
+        audio = _AudioTrack(source, sampling_rate, max_s, name)
         _read(source, name, start_s, end_s, audio=audio)
-        return audio.waveform(sampling_rate)
+        return audio.waveform()
 
 
 def load_video(
@@ -158,9 +146,9 @@ def load_audio_and_video(
     """What `load_audio` and `load_video` return of one file, which is read once."""
     name = checked(source, name)
     with decoding("video", name):
-        audio, video = _AudioTrack(source, max_s, name), _VideoTrack(source, name, num_frames, None)
+        audio, video = _AudioTrack(source, sampling_rate, max_s, name), _VideoTrack(source, name, num_frames, None)
         _read(source, name, start_s, end_s, audio, video)
-        return audio.waveform(sampling_rate), video.frames, video.metadata
+        return audio.waveform(), video.frames, video.metadata
 
 
 def iter_frames(
@@ -317,11 +305,15 @@ def _read(source, name: str, start_s: float | None, end_s: float | None, audio=N
 def _scan(container, tracks: Sequence["_AudioTrack | _VideoTrack"], name: str) -> float | None:
     """Gives the packets to their tracks; the time at which the last one ends, None where the part ends before."""
     by_index, zero, last_s = {track.stream.index: track for track in tracks}, _zero(container), 0.0
+    base_s: dict[int, float] = {}  # of each stream: a packet makes a new fraction each time
     for packet in container.demux():
         check_deadline(name)
         index = packet.stream.index  # not its stream_index, which is 0 in the packet that ends a stream
-        if packet.pts is not None:
-            last_s = max(last_s, (packet.pts + (packet.duration or 0)) * float(packet.time_base) - zero)
+        if (pts := packet.pts) is not None:
+            if index not in base_s:
+                base_s[index] = float(packet.time_base)
+            if (end_s := (pts + (packet.duration or 0)) * base_s[index] - zero) > last_s:
+                last_s = end_s
         if (track := by_index.get(index)) is None:
             continue
         if track.done:
@@ -337,7 +329,7 @@ def _check_whole(container, tracks: Sequence["_Track"], last_s: float, name: str
     """Whether what the header promises is there. What it only estimates is no promise."""
     for track in tracks:
         promised_s, found_s = track.promised_and_found_s()
-        if promised_s is not None and promised_s - found_s > _TRUNCATION_TOLERANCE_S + track.longest_gap_s:
+        if promised_s is not None and _is_missing(promised_s - found_s, [track]):
             kind = track.stream.type
             raise InputError(f"{name}: truncated, {found_s:.2f} s of {promised_s:.2f} s of {kind} are there.")
     if _demuxer(container) in _FILE_PROMISES and container.duration:
@@ -345,8 +337,14 @@ def _check_whole(container, tracks: Sequence["_Track"], last_s: float, name: str
         promised_s = container.duration / av.time_base - (
             _zero(container) if _demuxer(container) == "matroska" else 0.0
         )
-        if promised_s - last_s > _TRUNCATION_TOLERANCE_S + max(track.longest_gap_s for track in tracks):
+        if _is_missing(promised_s - last_s, tracks):
             raise InputError(f"{name}: truncated, {last_s:.2f} s of {promised_s:.2f} s are there.")
+
+
+def _is_missing(seconds: float, tracks: Sequence["_Track"]) -> bool:
+    return seconds > _TRUNCATION_TOLERANCE_S and seconds > _TRUNCATION_TOLERANCE_S + max(
+        track.longest_gap_s for track in tracks
+    )
 
 
 class _Track:
@@ -380,10 +378,13 @@ class _Track:
     def note(self, packet) -> None:
         """Where the packets of the track begin and end."""
         if packet.size:
-            self.counted += packet.duration or 0
-            if packet.pts is not None:
-                self.first_pts = packet.pts if self.first_pts is None else min(self.first_pts, packet.pts)
-                self.end_pts = max(self.end_pts, packet.pts + (packet.duration or 0))
+            pts, length = packet.pts, packet.duration or 0
+            self.counted += length
+            if pts is not None:
+                if self.first_pts is None or pts < self.first_pts:
+                    self.first_pts = pts
+                if pts + length > self.end_pts:
+                    self.end_pts = pts + length
 
     @property
     def end_s(self) -> float | None:
@@ -410,16 +411,18 @@ class _Track:
 
 
 class _AudioTrack(_Track):
-    """Decoded audio.
+    """Decoded audio as one channel.
 
     Args:
         source, name: the file, and what errors call it.
+        sampling_rate: of the result, Hz.
         max_s: longest part that is accepted, seconds.
+        sign: of the second of two channels in their mean.
     """
 
-    def __init__(self, source, max_s: float | None, name: str):
+    def __init__(self, source, sampling_rate: int, max_s: float | None, name: str, sign: int = 1):
         super().__init__(source, name)
-        self.max_s = max_s
+        self.sampling_rate, self.max_s, self.sign = sampling_rate, max_s, sign
 
     def stream_of(self, container):
         if not container.streams.audio:
@@ -430,14 +433,15 @@ class _AudioTrack(_Track):
 
     def begin(self, container, stream, low: float, high: float) -> None:
         super().begin(container, stream, low, high)
-        self.rate_hz = 0
+        self.rate_hz, self.is_timed = 0, self.demuxer not in _UNTIMED
         # In samples from the clock's zero: where the track begins, and where the next frame does.
         self.first = self.position = 0
         self.shift = 0
         # Frames that follow one another, the first one's position, and their rate, channels and format.
         self.run: av.AudioFifo | None = None
         self.run_at, self.form = 0, (0, 0, "")
-        self.blocks: list[tuple[int, np.ndarray]] = []  # position of the first sample, (channels, samples)
+        self.mono: Resampler | None = None  # the part as far as it was read
+        self.peak, self.mean_power, self.power = np.float32(0), 0.0, 0.0
 
     @property
     def covers_start(self) -> bool:
@@ -455,44 +459,73 @@ class _AudioTrack(_Track):
             self._add_frame(frame)
 
     def _add_frame(self, frame) -> None:
-        if not self.rate_hz:
-            self.rate_hz = frame.rate
-            self.first = self.position = 0 if frame.pts is None else round(self.seconds(frame.pts) * frame.rate)
-        elif frame.pts is not None and self.demuxer not in _UNTIMED:
-            self._keep_time(round(self.seconds(frame.pts) * self.rate_hz))
+        pts, rate_hz = frame.pts, self.rate_hz
+        if not rate_hz:
+            self.rate_hz = rate_hz = frame.rate
+            self.first = self.position = 0 if pts is None else round(self.seconds(pts) * rate_hz)
+        elif pts is not None and self.is_timed:
+            self._keep_time(round((pts * self.base_s - self.zero) * rate_hz) + self.shift)
         form = frame.rate, frame.layout.nb_channels, frame.format.name
         if form != self.form:  # in a chained or joined file
             self._end_run()
             self.form = form
-        end = self.position + frame.samples * self.rate_hz / frame.rate
-        if end > self.low * self.rate_hz and self.position < self.high * self.rate_hz:
+        begin = self.position
+        self.position = end = begin + frame.samples * rate_hz / form[0]
+        if end > self.low * rate_hz and begin < self.high * rate_hz:
             if self.run is None:
-                self.run, self.run_at = av.AudioFifo(), round(self.position)
+                self.run, self.run_at = av.AudioFifo(), round(begin)
             frame.pts = None  # it would be held against the number of samples before
             self.run.write(frame)
-            self._check_length(min(end / self.rate_hz, self.high) - self.low)
-        self.position = end
-        self.done = end >= self.high * self.rate_hz
+            self._check_length()
+            # Of more channels the last bit of the mean would change with where they are cut, and behind a joined file
+            # of another rate a run may begin between two samples.
+            if self.run.samples >= AT_ONCE and form[0] == rate_hz and form[1] <= 2 and end % 1 == 0:
+                self._add_run()
+        self.done = end >= self.high * rate_hz
 
     def _keep_time(self, at: int) -> None:
         """Where a frame's time stamp says that it does not follow the one before."""
-        gap_s = (at + self.shift - self.position) / self.rate_hz
+        gap_s = (at - self.position) / self.rate_hz
         if abs(gap_s) <= _GAP_S:
             return
         if self.is_set_again(gap_s):
-            self.shift = self.position - at
+            self.shift += self.position - at
         else:  # what is missing between is silent
             self._end_run()
-            self.position = at + self.shift
+            self.position = at
 
     def _end_run(self) -> None:
-        """Frames that follow one another are joined before they become an array: there are 43 in a second."""
-        if self.run is not None:
-            block = _samples_of(self.run.read())
-            self.blocks.append((self.run_at, resample(block, self.form[0], self.rate_hz)))
+        self._add_run()
         self.run = None
 
-    def _check_length(self, seconds: float) -> None:
+    def _add_run(self) -> None:
+        """Frames that follow one another are joined before they become an array: there are 43 in a second."""
+        if self.run is not None and self.run.samples:
+            self._add_block(resample(samples_of(self.run.read()), self.form[0], self.rate_hz))  # (channels, samples)
+            self.run_at = round(self.position)
+
+    def _add_block(self, block: np.ndarray) -> None:
+        """What of a run lies in the part, behind silence where something is missing before it."""
+        begin, end = self.bounds
+        self.mono = self.mono or Resampler(self.rate_hz, self.sampling_rate)
+        at = begin + self.mono.samples - self.run_at
+        self.mono.add(np.zeros(max(-at, 0), np.float32))
+        block = block[:, max(at, 0) : max(end - self.run_at, 0)]
+        if block.size:
+            mean = mean_of(block, self.sign)
+            self.peak = np.maximum(self.peak, np.abs(mean).max())
+            if len(block) == 2:
+                self.mean_power, self.power = self.mean_power + mean @ mean, self.power + block[0] @ block[0]
+            self.mono.add(mean)
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """The part as far as the track was read, in samples from the clock's zero."""
+        end = self.position if self.high == math.inf else min(self.high * self.rate_hz, self.position)
+        return max(round(self.low * self.rate_hz), 0), round(end)
+
+    def _check_length(self) -> None:
+        seconds = min(self.position / self.rate_hz, self.high) - self.low
         if self.max_s is not None and seconds > self.max_s + (0.0 if self.high < math.inf else _ENDING_S) + 1e-3:
             whole_s = min(end_of_track_s(self.source, "audio", self.name) or 0.0, self.high) - self.low
             raise InputError(
@@ -500,33 +533,24 @@ class _AudioTrack(_Track):
                 f"{self.max_s:g} s. Cut the clip (start_s, end_s) or raise max_audio_s."
             )
 
-    def waveform(self, sampling_rate: int) -> np.ndarray:
+    def waveform(self) -> np.ndarray:
         """float32 (samples,) of the part."""
         self._end_run()
-        rate_hz = self.rate_hz
-        begin = max(round(self.low * rate_hz), 0)
-        end = round(self.position if self.high == math.inf else min(self.high * rate_hz, self.position))
-        if not self.blocks or end <= begin:
+        begin, end = self.bounds
+        if self.mono is None or end <= begin:
             raise InputError(f"{self.name}: the audio is 0 s long. Remove the clip or give a part that holds audio.")
-        channels = self.blocks[0][1].shape[0]
-        if any(block.shape[0] != channels for _, block in self.blocks):
-            self.blocks = [(position, mix(block, self.name)[None]) for position, block in self.blocks]
-            channels = 1
-        position, block = self.blocks[0]
-        if position <= begin and end <= position + block.shape[1]:  # nearly always one run holds the part
-            samples = block[:, begin - position : end - position]
-        else:
-            samples = np.zeros((channels, end - begin), np.float32)
-            for position, block in self.blocks:
-                at = position - begin
-                samples[:, max(at, 0) : at + block.shape[1]] = block[:, max(-at, 0) : max(end - position, 0)]
-        if samples.shape[1] < MIN_AUDIO_S * rate_hz:
+        if end - begin < MIN_AUDIO_S * self.rate_hz:
             raise InputError(
-                f"{self.name}: the audio is {samples.shape[1] / rate_hz:.4f} s long; at least {MIN_AUDIO_S} s are "
+                f"{self.name}: the audio is {(end - begin) / self.rate_hz:.4f} s long; at least {MIN_AUDIO_S} s are "
                 "needed. Remove the clip or give a longer part."
             )
-        waveform = check_samples(mix(samples, self.name), self.name)
-        return np.ascontiguousarray(resample(waveform, rate_hz, sampling_rate), dtype=np.float32)
+        if self.sign > 0 and cancel(self.mean_power, self.power, self.name):
+            turned = _AudioTrack(self.source, self.sampling_rate, self.max_s, self.name, sign=-1)
+            _read(self.source, self.name, self.low, None if self.high == math.inf else self.high, audio=turned)
+            return turned.waveform()
+        check_peak(float(self.peak), self.name)
+        self.mono.add(np.zeros(end - begin - self.mono.samples, np.float32))
+        return self.mono.end()
 
 
 class _VideoTrack(_Track):
@@ -537,8 +561,9 @@ class _VideoTrack(_Track):
         num_frames, fps: see `load_video`.
     """
 
-    frames: np.ndarray  # uint8 (num_frames, H, W, 3)
+    frames: np.ndarray | None  # uint8 (num_frames, H, W, 3)
     metadata: VideoMetadata
+    wanted: list[int]  # which of the file's frames these are, in order
 
     def __init__(self, source, name: str, num_frames: int | None, fps: float | None):
         super().__init__(source, name)
@@ -592,30 +617,21 @@ class _VideoTrack(_Track):
         """Decode the frames of the packets that were given; `last_s` is the end of the file where it was reached."""
         packets = sorted((pts, is_key, length) for pts, is_key, length in self.packets if pts is not None)
         is_timed = len(packets) == len(self.packets) > 0
-        wanted, images = self._by_time(container, packets, last_s) if is_timed else ([], None)
-        if images is None:
+        if not is_timed or not self._by_time(container, packets, last_s):
             # Without time stamps in the packets (AVI), or with some that the frames do not have.
-            wanted, images = self._by_count(is_timed, last_s)
-        self.frames = np.stack([images[index] for index in wanted])  # (num_frames, H, W, 3)
+            self._by_count(is_timed, last_s)
 
-    def _by_time(self, container, packets, last_s: float | None) -> tuple[list[int], dict[int, np.ndarray] | None]:
-        """Which frames are taken, and these frames; None where the packets' time stamps do not lead to them."""
+    def _by_time(self, container, packets, last_s: float | None) -> bool:
+        """Takes the frames of these time stamps; whether the packets' time stamps led to them."""
         self.pts = [pts for pts, _, _ in packets]
         self.keys = [i for i, (_, is_key, _) in enumerate(packets) if is_key]
-        wanted = self._choose([self.seconds(pts) for pts in self.pts], packets[-1][2] * self.base_s, last_s)
-        images = self._by_seeks(container, sorted(set(wanted))) if self.demuxer in _SEEKABLE else None
-        if images is None:
-            images, chosen = {}, set(wanted)
-            for index, frame in enumerate(self.from_start(self.pts[max(wanted)])):
-                # AVI stores no times of display, and FFmpeg guesses some in a wrong order.
-                if index == len(self.pts) or frame.pts != self.pts[index]:
-                    return wanted, None
-                if index in chosen:
-                    images[index] = self.to_rgb(frame)
-        return wanted, images if images.keys() == set(wanted) else None
+        self._choose([self.seconds(pts) for pts in self.pts], packets[-1][2] * self.base_s, last_s)
+        if self.demuxer in _SEEKABLE and self._by_seeks(container):
+            return True
+        return self._take_all(self.from_start(self.pts[self.wanted[-1]]), self.pts)
 
-    def _by_count(self, is_timed: bool, last_s: float | None) -> tuple[list[int], dict[int, np.ndarray]]:
-        """Which frames are taken, and these frames, by their order alone; all are decoded to count them."""
+    def _by_count(self, is_timed: bool, last_s: float | None) -> None:
+        """Takes frames by their order alone; all are decoded to count them."""
         stamps = [frame.pts for frame in self.from_start()]
         if not is_timed and None not in self.decoding_stamps and len(stamps) == len(self.decoding_stamps):
             stamps = list(self.decoding_stamps)  # one frame is shown each time that one is decoded
@@ -625,16 +641,34 @@ class _VideoTrack(_Track):
         for stamp in stamps:
             follows_s = times_s[-1] + 1 / self._rate(1) if times_s else 0.0
             times_s.append(follows_s if stamp is None else max([self.seconds(stamp), *times_s[-1:]]))
-        wanted = self._choose(times_s, 1 / self._rate(1), last_s)
-        chosen = set(wanted)
-        frames = itertools.islice(self.from_start(), max(wanted) + 1)
-        return wanted, {i: self.to_rgb(frame) for i, frame in enumerate(frames) if i in chosen}
+        self._choose(times_s, 1 / self._rate(1), last_s)
+        if not self._take_all(itertools.islice(self.from_start(), self.wanted[-1] + 1)):
+            raise InputError(f"{self.name}: frames of the video are decoded once and not again. The file is corrupt.")
+
+    def _take_all(self, frames: Iterable[Any], stamps: Sequence[int] | None = None) -> bool:
+        """Takes what is wanted of the file's frames; whether all of it was there, with these time stamps."""
+        wanted, found = set(self.wanted), set()
+        for index, frame in enumerate(frames):
+            # AVI stores no times of display, and FFmpeg guesses some in a wrong order.
+            if stamps is not None and (index == len(stamps) or frame.pts != stamps[index]):
+                return False
+            if index in wanted:
+                self._take(index, frame)
+                found.add(index)
+        return found == wanted
+
+    def _take(self, index: int, frame) -> None:
+        """Sets what is made of the file's frame of this index."""
+        image = self.to_rgb(frame)
+        if self.frames is None:
+            self.frames = np.empty((len(self.wanted), *image.shape), np.uint8)
+        self.frames[bisect.bisect_left(self.wanted, index) : bisect.bisect_right(self.wanted, index)] = image
 
     def _rate(self, frames: int, seconds: float = 0.0) -> float:
         return self.mean_rate or frames / max(seconds, 1e-3)
 
-    def _choose(self, times_s: list[float], last_frame_s: float, last_s: float | None) -> list[int]:
-        """Which of the frames shown from `times_s` on are taken. Sets the metadata."""
+    def _choose(self, times_s: list[float], last_frame_s: float, last_s: float | None) -> None:
+        """Sets which of the frames shown from `times_s` on are taken, and the metadata."""
         if not times_s:
             raise InputError(f"{self.name}: no frame of the video can be decoded. The file is corrupt or truncated.")
         rate = self._rate(len(times_s), times_s[-1] - times_s[0])
@@ -642,23 +676,22 @@ class _VideoTrack(_Track):
         end_s = times_s[-1] + (last_frame_s or (times_s[-1] - times_s[-2] if len(times_s) > 1 else 0.0) or 1 / rate)
         if len(times_s) == 1 and last_s is not None:  # one image throughout
             end_s = max(end_s, last_s)
-        wanted, self.metadata = spread_frames(
+        self.frames = None
+        self.wanted, self.metadata = spread_frames(
             times_s, rate, self.low, min(end_s, self.high), self.num_frames, self.fps, self.name, self.size_px
         )
-        return wanted
 
-    def _by_seeks(self, container, targets: Sequence[int]) -> dict[int, np.ndarray] | None:
-        """The frames by seeks to the key frames before them; None where a seek lands elsewhere.
+    def _by_seeks(self, container) -> bool:
+        """Takes the frames by seeks to the key frames before them; False where a seek lands elsewhere.
 
         A seek pays off only when it jumps over a key frame: between two key frames everything in between must be
         decoded anyway, and one seek per frame is three times slower on files with long groups.
         """
-        images: dict[int, np.ndarray] = {}
         position, frames, is_exact = -1, None, False
-        for target in targets:
+        for target in dict.fromkeys(self.wanted):
             before = bisect.bisect_right(self.keys, target)
             if not before:
-                return None
+                return False
             key = self.keys[before - 1]
             if frames is None or key > position + 1:
                 container.seek(self.pts[key], stream=self.stream, backward=True)
@@ -669,11 +702,12 @@ class _VideoTrack(_Track):
                 if frame.pts is None or frame.pts >= self.pts[target]:
                     break
             else:
-                return None
+                return False
             if frame.pts != self.pts[target] or not is_exact or frame.is_corrupt:
-                return None
-            images[target], position = self.to_rgb(frame), target
-        return images
+                return False
+            self._take(target, frame)
+            position = target
+        return True
 
     def from_start(self, last_pts: int | None = None) -> Iterator[Any]:
         """Frames from the first key frame on, in the order of display, as far as `last_pts`."""
@@ -738,79 +772,3 @@ def _shown(streams):
     """Of several audio or video streams the one that players take: the default, and the cover of an album last."""
     default = av.stream.Disposition.default
     return max(streams, key=lambda stream: (not _is_cover(stream), bool(stream.disposition & default)))
-
-
-# ---- audio
-
-
-def _samples_of(frame) -> np.ndarray:
-    """One decoded audio frame as float32 (channels, samples); of more than two channels their mean."""
-    block = frame.to_ndarray()  # planar: (channels, samples); packed: (1, samples * channels)
-    if not frame.format.is_planar:
-        block = block.reshape(-1, frame.layout.nb_channels).T
-    block = scaled(block)
-    if len(block) <= 2:
-        return block
-    shares = np.array([_SHARES.get(channel.name, _SHARE_OF_OTHERS) for channel in frame.layout.channels], np.float32)
-    return (shares / max(shares.sum(), 1e-6) @ block)[None]
-
-
-def scaled(samples: np.ndarray) -> np.ndarray:
-    """Samples of floats, or of integers scaled to [-1, 1) by their type, as float32."""
-    if samples.dtype.kind == "f":
-        return samples.astype(np.float32, copy=False)
-    if samples.dtype == np.uint8:  # the only unsigned sample format
-        return (samples.astype(np.float32) - 128.0) / 128.0
-    return samples.astype(np.float32) / -float(np.iinfo(samples.dtype).min)
-
-
-def mix(samples: np.ndarray, name: str) -> np.ndarray:
-    """The mean of the channels, float32 (channels, samples) -> (samples,); half the difference of two that cancel."""
-    if len(samples) == 1:
-        return samples[0]
-    mono = (samples[0] + samples[1]) * np.float32(0.5) if len(samples) == 2 else samples.mean(0)
-    if len(samples) == 2 and np.dot(mono, mono) < _CANCELLED * np.dot(samples[0], samples[0]):
-        logger.warning(
-            "%s: the two channels cancel each other (one is the other with its sign turned); half their difference is "
-            "used in place of their mean.",
-            name,
-        )
-        mono = (samples[0] - samples[1]) * np.float32(0.5)
-    return mono
-
-
-def check_samples(waveform: np.ndarray, name: str) -> np.ndarray:
-    """A waveform (samples,) as it is.
-
-    Raises:
-        InputError: samples that are no audio.
-    """
-    if not np.isfinite(waveform).all():
-        raise InputError(f"{name}: the audio holds NaN or infinite samples. Export the file again.")
-    if (peak := float(np.abs(waveform).max())) > LOUDEST:
-        raise InputError(
-            f"{name}: samples reach {peak:.0f}, and floats lie in [-1, 1]; divide what was read as 16-bit integers by "
-            "32768, or give the integers."
-        )
-    return waveform
-
-
-def resample(waveform: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
-    """A waveform, float32 (samples,) or (channels, samples), at another rate.
-
-    By FFmpeg's libswresample, whose filter bank is bounded: torchaudio's grows with the product of the reduced rates,
-    to 22 GB for 44,099 Hz to 16 kHz.
-    """
-    if from_hz == to_hz:
-        return waveform
-    if waveform.ndim == 2:
-        return np.stack([resample(channel, from_hz, to_hz) for channel in waveform])
-    resampler = av.AudioResampler(format="flt", layout="mono", rate=to_hz)
-    resampled = []
-    for begin in range(0, len(waveform), _RESAMPLED_AT_ONCE):
-        part = np.ascontiguousarray(waveform[None, begin : begin + _RESAMPLED_AT_ONCE])
-        frame = av.AudioFrame.from_ndarray(part, format="flt", layout="mono")
-        frame.sample_rate, frame.pts = from_hz, begin
-        resampled += resampler.resample(frame)
-    resampled += resampler.resample(None)
-    return np.concatenate([frame.to_ndarray()[0] for frame in resampled]) if resampled else waveform[:0]

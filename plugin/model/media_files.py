@@ -138,7 +138,7 @@ def _raw_stream(head: bytes) -> str | None:
     """The demuxer of what has no header: transport streams, MP3, ADTS; behind what is no audio."""
     for size in (188, 192, 204):
         for begin in range(min(size, len(head) - 4 * size)):
-            if all(head[begin + i * size] == 0x47 for i in range(5)):
+            if head[begin : begin + 4 * size + 1 : size] == b"\x47" * 5:
                 return "mpegts"
     for start in range(len(head) - 4):
         if head[start] == 0xFF and head[start + 1] >= 0xE0:

@@ -13,7 +13,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from .inputs import InputError
-from .media import check_samples, end_of_track_s, load_audio, load_video, mix, resample, scaled
+from .media import end_of_track_s, load_audio, load_video
+from .media_audio import check_samples, mix, resample, scaled
 from .media_images import load_image
 
 # Keys of a media item in a conversation that may hold the medium, in the order in which they are looked at.

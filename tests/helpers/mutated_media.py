@@ -98,7 +98,7 @@ def work(folder: Path, seed: int, begin: int, end: int) -> None:
     """Decodes the files of these numbers and prints a line before and after each."""
     import av
 
-    from vaemotionllm.model.media import resample
+    from vaemotionllm.model.media_audio import resample
 
     for rate_hz in (44_100, 44_099):  # what it imports, before the limit of memory
         resample(np.zeros(1000, np.float32), rate_hz, 16_000)
