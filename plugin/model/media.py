@@ -49,6 +49,8 @@ _GAP_S = 0.1
 _JUMP_S = 10.0
 # The last frame of a codec may go over the end by what fills it up.
 _ENDING_S = 0.1
+# Where neither time stamps nor a rate say how long a frame is shown.
+_UNKNOWN_FRAME_S = 1e-3
 # Decoders of audio need what comes before a part: AAC and Opus to settle, MP3 its reservoir of bits.
 _SETTLING_S = 1.0
 
@@ -282,9 +284,10 @@ def _read(source, name: str, start_s: float | None, end_s: float | None, audio=N
     low, high = start_s or 0.0, math.inf if end_s is None else end_s
     tracks = [track for track in (audio, video) if track is not None]
     check_data_size(source, name)
-    can_seek = low > _SETTLING_S and high < math.inf and demuxer_of(source, name) in _SEEKABLE
-    for seek_s in (low - _SETTLING_S, None) if can_seek else (None,):
+    for seek_s in (low - _SETTLING_S, None) if low > _SETTLING_S and high < math.inf else (None,):
         with open_av(source, name) as container:
+            if seek_s is not None and _demuxer(container) not in _SEEKABLE:
+                seek_s = None
             if seek_s is not None:
                 try:
                     container.seek(round((_zero(container) + seek_s) * av.time_base))
@@ -637,11 +640,12 @@ class _VideoTrack(_Track):
             stamps = list(self.decoding_stamps)  # one frame is shown each time that one is decoded
         if None not in stamps:
             stamps.sort()  # frames come in the order in which they are shown, whatever was guessed of each
+        frame_s = 1 / self.mean_rate if self.mean_rate else _UNKNOWN_FRAME_S
         times_s: list[float] = []
         for stamp in stamps:
-            follows_s = times_s[-1] + 1 / self._rate(1) if times_s else 0.0
+            follows_s = times_s[-1] + frame_s if times_s else 0.0
             times_s.append(follows_s if stamp is None else max([self.seconds(stamp), *times_s[-1:]]))
-        self._choose(times_s, 1 / self._rate(1), last_s)
+        self._choose(times_s, frame_s, last_s)
         if not self._take_all(itertools.islice(self.from_start(), self.wanted[-1] + 1)):
             raise InputError(f"{self.name}: frames of the video are decoded once and not again. The file is corrupt.")
 
@@ -664,14 +668,11 @@ class _VideoTrack(_Track):
             self.frames = np.empty((len(self.wanted), *image.shape), np.uint8)
         self.frames[bisect.bisect_left(self.wanted, index) : bisect.bisect_right(self.wanted, index)] = image
 
-    def _rate(self, frames: int, seconds: float = 0.0) -> float:
-        return self.mean_rate or frames / max(seconds, 1e-3)
-
     def _choose(self, times_s: list[float], last_frame_s: float, last_s: float | None) -> None:
         """Sets which of the frames shown from `times_s` on are taken, and the metadata."""
         if not times_s:
             raise InputError(f"{self.name}: no frame of the video can be decoded. The file is corrupt or truncated.")
-        rate = self._rate(len(times_s), times_s[-1] - times_s[0])
+        rate = self.mean_rate or len(times_s) / max(times_s[-1] - times_s[0], _UNKNOWN_FRAME_S)
         # Where it is not written how long the last frame is shown: as long as the one before.
         end_s = times_s[-1] + (last_frame_s or (times_s[-1] - times_s[-2] if len(times_s) > 1 else 0.0) or 1 / rate)
         if len(times_s) == 1 and last_s is not None:  # one image throughout
