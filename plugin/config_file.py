@@ -27,17 +27,23 @@ def read_config(path: str, overrides: Sequence[str] = (), kind: str = "train") -
         kind: folder of the shipped configs.
 
     Raises:
-        InputError: no such file or no YAML, or the name of a model that is a path, where no folder is there.
+        InputError: no such file or no YAML.
     """
     file = shipped_file(kind, path, (".yaml", ".yml"))
     values = read_yaml(file) or {}
     if not isinstance(values, dict):
         raise InputError(f"{file} must hold `field: value` lines, found {type(values).__name__}.")
-    values |= parse_overrides(overrides)
-    for name in ("model", "vlm", "audio"):
-        if isinstance(values.get(name), str):
-            values[name] = folder_or_hub_name(values[name], f"config field `{name}`")
-    return values
+    return values | parse_overrides(overrides)
+
+
+def with_models_found(values: dict[str, Any]) -> dict[str, Any]:
+    """The values, with `~` in the names of models read.
+
+    Raises:
+        InputError: a name that is a path, where no folder is.
+    """
+    names = {name: values[name] for name in ("model", "vlm", "audio") if isinstance(values.get(name), str)}
+    return values | {name: folder_or_hub_name(value, f"config field `{name}`") for name, value in names.items()}
 
 
 def read_yaml(file: Path) -> Any:

@@ -31,10 +31,10 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
 
 def _values_of(args: argparse.Namespace) -> dict[str, Any]:
     """The fields of a training config. What a mistyped path says waits for no import of torch."""
-    from ..config_file import read_config
+    from ..config_file import read_config, with_models_found
     from ..data.manifest import manifest_file
 
-    values = read_config(args.config, args.overrides)
+    values = with_models_found(read_config(args.config, args.overrides))
     if isinstance(values.get("manifest"), str):
         manifest_file(values["manifest"])
     return values

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..config_file import build_config, read_config, shipped_file
+from ..config_file import build_config, read_config, shipped_file, with_models_found
 from ..model.audio_projector import (
     encoder_samples_per_position,
     num_placeholders,
@@ -50,7 +50,7 @@ def read_plan_config(name: str, overrides: list[str]) -> tuple[Stage1Config, int
     Raises:
         InputError: a config that is not for stage 1, or that cannot be used.
     """
-    values = read_config(name, overrides)
+    values = with_models_found(read_config(name, overrides))
     if values.get("stage") != 1:
         raise InputError(f"config field `stage` is {values.get('stage')!r}; only stage 1 can be planned.")
     zero_stage = 0

@@ -1,7 +1,7 @@
 """Tensors that compute on the CPU and say that they are on a CUDA device.
 
 An operation on tensors of two devices raises, as on a GPU. What would make the host wait for the device is counted
-with the file and line that asked for it: an `item`, a boolean index, a blocking copy between devices.
+with the file and line that made it: an `item`, a boolean index, a blocking copy between devices.
 
     with Cuda() as cuda:
         cuda.move(model)
@@ -42,27 +42,27 @@ class OtherDevice(RuntimeError):
 
 
 class CudaTensor(torch.Tensor):
-    """A tensor on the meta device whose values are those of `plain`, on the CPU, and whose device is `said`."""
+    """A tensor on the meta device whose values are those of `plain`, on the CPU, and whose device is `_on`."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl
     plain: torch.Tensor
-    said: torch.device
+    _on: torch.device
     anywhere = False  # a constant that torch's own code has made, for whatever device it computes on
 
     @staticmethod
-    def __new__(cls, plain, said, requires_grad=False):
+    def __new__(cls, plain, device, requires_grad=False):
         with _disable_current_modes():
             meta = torch.empty_strided(plain.shape, plain.stride(), dtype=plain.dtype, device="meta")
             made = torch.Tensor._make_subclass(cls, meta, requires_grad)
-        made.plain, made.said = plain, _device(said)
+        made.plain, made._on = plain, _device(device)
         return made
 
-    device = property(lambda self: self.said)
+    device = property(lambda self: self._on)
     is_cuda = property(lambda self: True)
     is_meta = property(lambda self: False)
 
     def get_device(self):
-        return self.said.index
+        return self._on.index
 
     def to(self, *args, **kwargs):
         """As `Tensor.to`, whose own parser would look at the meta tensor."""
@@ -74,29 +74,29 @@ class CudaTensor(torch.Tensor):
                 dtype = value
             elif not isinstance(value, bool):
                 device = value
-        device = self.said if device is None else _device(device)
+        device = self._on if device is None else _device(device)
         dtype = self.dtype if dtype is None else dtype
-        if (device, dtype) == (self.said, self.dtype):
+        if (device, dtype) == (self._on, self.dtype):
             return self
         return Move.apply(self, device, dtype, kwargs.get("non_blocking", False))
 
     def __setitem__(self, index, value):
         if not isinstance(value, torch.Tensor):
-            value = CudaTensor(torch.tensor(value, dtype=self.dtype), self.said)
+            value = CudaTensor(torch.tensor(value, dtype=self.dtype), self._on)
         return torch.Tensor.__setitem__(self, index, value)
 
     def cpu(self):
         return self.to("cpu")
 
     def __repr__(self):
-        return f"CudaTensor({self.plain!r}, {self.said})"
+        return f"CudaTensor({self.plain!r}, {self._on})"
 
     def tolist(self):
         Cuda.current.count("tolist")
         return self.plain.tolist()
 
     def numpy(self):
-        raise TypeError(f"a tensor on {self.said} has no numpy array")
+        raise TypeError(f"a tensor on {self._on} has no numpy array")
 
     def __array__(self, *args, **kwargs):
         return self.numpy()
@@ -195,9 +195,9 @@ class Cuda(TorchDispatchMode):
     def run(self, function, args, kwargs):
         """Runs an operation on the CPU, and gives its result the device that it would have."""
         if function is torch.ops.prim.device.default:
-            return args[0].said
+            return args[0]._on
         on_device = [tensor for tensor in _tensors(args, kwargs) if isinstance(tensor, CudaTensor)]
-        self.latest = on_device[0].said if on_device else self.latest
+        self.latest = on_device[0]._on if on_device else self.latest
         anywhere = all(tensor.anywhere for tensor in on_device)
         if kwargs.get("device") is not None and torch.device(kwargs["device"]).type == "meta":
             kwargs = {**kwargs, "device": self.latest}  # torch's own code, which sees what the tensors really are
@@ -285,12 +285,12 @@ _plain_to, _plain_tensor = torch.Tensor.to, torch.tensor
 
 def _to(self, *args, **kwargs):
     if args and isinstance(args[0], CudaTensor) and not isinstance(self, CudaTensor):
-        return _plain_to(self, device=args[0].said, dtype=args[0].dtype)
+        return _plain_to(self, device=args[0]._on, dtype=args[0].dtype)
     return _plain_to(self, *args, **kwargs)
 
 
 def _tensor(data, *args, **kwargs):
-    """`torch.tensor` of a list that holds tensors: reading them waits."""
+    """`torch.tensor` of a list that holds tensors, for which the host waits."""
 
     def read(value):
         if isinstance(value, CudaTensor):

@@ -31,8 +31,8 @@ def _attention(queries, keys, values, causal: bool, scale: float | None) -> torc
     q, k, v = (states.float().transpose(0, 1) for states in (queries, keys, values))
     scores = q @ k.transpose(-1, -2) * (scale or queries.shape[-1] ** -0.5)
     if causal:
-        seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device)
-        scores = scores.masked_fill(~seen.tril(scores.shape[-1] - scores.shape[-2]), float("-inf"))
+        visible = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device)
+        scores = scores.masked_fill(~visible.tril(scores.shape[-1] - scores.shape[-2]), float("-inf"))
     return (scores.softmax(-1) @ v).transpose(0, 1).to(queries.dtype)
 
 
