@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -274,12 +273,8 @@ def test_bad_input_ends_all_ranks_with_code_2_and_one_line(setup, tmp_path):
     manifest = tmp_path / "manifest.jsonl"
     manifest.write_text('{"id": "a", "split": "train", "source": "s"}\n')
     values = sharded(tmp_path, stage1_values(setup[0], manifest, tmp_path / "run"))
-    port = fork_server.free_port()
-    launcher = ["deepspeed", "--num_gpus", "2", "--master_port", port, "--module", "vaemotionllm.cli.train"]
-    result = subprocess.run(
-        [*launcher, "--config", write_config(tmp_path / "c.yaml", values)], capture_output=True, text=True,
-        env=process_environment(DS_ACCELERATOR="cpu"), timeout=fork_server.HANG_S,
-    )  # fmt: skip
+    words = ["-m", "vaemotionllm.cli.train", "--config", write_config(tmp_path / "c.yaml", values)]
+    result = fork_server.run_ranks(words, process_environment())
     assert result.returncode == 2
     assert result.stderr.count("vaemotionllm train: error:") + result.stdout.count("vaemotionllm train: error:") == 1
     assert not (tmp_path / "run").exists()
