@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import fork_server
 import media_files
 import pytest
 import tiny
@@ -117,7 +118,9 @@ def test_the_same_with_the_package_and_as_remote_code_without_it(folder):
     said = run(REMOTE, folder, {"trust_remote_code": True}, "-S")  # -S: without the package's start-up line
     assert said["modules"] == ["transformers_modules"]
     assert said["names"] == ["VAEmotionLLMForConditionalGeneration", "VAEmotionLLMProcessor", "VAEmotionLLMConfig"]
-    modules = run(PACKAGE, folder, {}, PYTHONPATH=os.environ.get("PYTHONPATH", ""))
+    done = fork_server.run(["-c", USE + PACKAGE, folder, "{}"])
+    assert done.returncode == 0, done.stderr
+    modules = json.loads(done.stdout.splitlines()[-1])
     assert all(name.startswith("vaemotionllm.model.") for name in modules)
     remote, package = load_file(folder / "remote.safetensors"), load_file(folder / "package.safetensors")
     assert remote.keys() == package.keys() == {"logits", "tokens", "emotion"}

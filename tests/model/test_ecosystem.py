@@ -171,10 +171,20 @@ def test_pipelines_take_text_and_media_apart(folder, processor, media):
     assert answer["generated_text"]
 
 
-def test_a_process_that_imports_transformers_alone_has_the_pipelines(folder, media):
+def test_a_process_that_imports_transformers_alone_has_the_auto_classes_and_the_pipelines(folder, media):
     chat = [{"role": "user", "content": [media["image"], media["audio"], TEXT]}]
     code = f"""
-from transformers import pipeline
+import sys
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor, pipeline
+from transformers.models.auto import modeling_auto
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+assert "vaemotionllm.model" not in sys.modules, "nothing of ours is imported before its name is given"
+config = AutoConfig.for_model("vaemotionllm")
+assert type(config).__name__ == "VAEmotionLLMConfig"
+assert "vaemotionllm.model.modeling_vaemotionllm" not in sys.modules
+mappings = modeling_auto.MODEL_MAPPING, modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, PROCESSOR_MAPPING
+model = "VAEmotionLLMForConditionalGeneration"
+assert [mapping[type(config)].__name__ for mapping in mappings] == [model, model, "VAEmotionLLMProcessor"]
 for task in ("image-text-to-text", "any-to-any"):
     pipe = pipeline(task, model={str(folder)!r})
     [answer] = pipe(text={chat!r}, max_new_tokens=6, return_full_text=False)
