@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -169,6 +169,7 @@ class Stage2Collator:
         repeats: whether clips come more than once in an epoch: an instruction is then drawn for each step, and not
             for each epoch.
         emotion_labels: names of the K emotions, in the model's order.
+        media_token_ids: what no answer may hold.
 
     The samples of a batch carry the media of one modality, which is the batch's.
 
@@ -183,9 +184,10 @@ class Stage2Collator:
         seed: int,
         repeats: bool = False,
         emotion_labels: Sequence[str] = (),
+        media_token_ids: Sequence[int] = (),
     ):
         self.processor, self.instruction, self.seed, self.repeats = processor, instruction, seed, repeats
-        self.emotion_labels = list(emotion_labels)
+        self.emotion_labels, self.media_token_ids = list(emotion_labels), media_token_ids
         self.renderer = ConversationRenderer(processor)
 
     def __call__(self, samples: Sequence[Sample | Failure]) -> Batch:
@@ -195,6 +197,9 @@ class Stage2Collator:
         drawn = [self._draw(sample, modality) for sample in samples]
         prompts = [instruction.prompt for instruction in drawn]
         tokens = [self.renderer.answer_ids(instruction.answer) for instruction in drawn]
+        for sample, ids in zip(samples, tokens):
+            if found := placeholder_in(ids, self.media_token_ids, self.processor.tokenizer):
+                return {"error": f"clip {sample.clip.id!r}: its answer holds {found}, which stands for a medium."}
         return {
             "modality": modality,
             "ids": [s.clip.id for s in samples],
@@ -226,6 +231,11 @@ def emotion_target(emotion: str | Mapping[str, float] | None, labels: Sequence[s
     _, exponent = math.frexp(total_of(shares, "a clip"))
     target = torch.tensor([math.ldexp(shares.get(label, 0.0), -exponent) for label in labels])
     return target / target.sum()
+
+
+def placeholder_in(tokens: Sequence[int], media_token_ids: Collection[int], tokenizer) -> str | None:
+    """The first token of a response that stands for a medium or frames one; None where it is text alone."""
+    return next((tokenizer.convert_ids_to_tokens(token) for token in tokens if token in media_token_ids), None)
 
 
 def first_failure(samples: Sequence[Any]) -> Batch | None:

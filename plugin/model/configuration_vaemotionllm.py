@@ -12,6 +12,9 @@ FORMAT_VERSION = 1
 """Of the folders that this code writes; it reads this one and older ones. Raise it with any change of the files that
 older code would misread."""
 
+# What names of a backbone's special tokens begin with; `boi` and `eoi` are the ends of an image.
+_MEDIA_NAMES = ("image", "video", "vision", "audio", "boi", "eoi", "boa", "eoa")
+
 
 @strict
 class VAEmotionLLMConfig(PreTrainedConfig):
@@ -114,6 +117,16 @@ class VAEmotionLLMConfig(PreTrainedConfig):
         names = ("image_token_id", "video_token_id", "image_token_index", "video_token_index")
         ids = (getattr(self.vlm_config, name, None) for name in names)
         return sorted({token_id for token_id in ids if token_id is not None})
+
+    @property
+    def media_token_ids(self) -> list[int]:
+        """Ids that no response may hold: placeholders of image, video and audio, and what frames them in a prompt."""
+        found = {self.audio_token_id}
+        for name, value in vars(self.vlm_config).items():
+            kind, _, rest = name.partition("_")
+            if kind in _MEDIA_NAMES and rest.endswith(("token_id", "token_index")) and value is not None:
+                found.update(value if isinstance(value, list) else [value])
+        return sorted(found)
 
 
 VAEmotionLLMConfig.register_for_auto_class()

@@ -463,6 +463,12 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             **self._emotion(injection),
         )
 
+    @property
+    def suppressed_tokens(self) -> list[int]:
+        """For `generate(suppress_tokens=...)`: what the generation config suppresses, and the placeholders of media,
+        which would be taken for media that nobody gave as soon as a response is read again."""
+        return sorted({*(self.generation_config.suppress_tokens or ()), *self.config.media_token_ids})
+
     @torch.no_grad()
     def generate(
         self,

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -67,6 +68,9 @@ class StageConfig(TrainingArguments):
     save_total_limit: PositiveInt | None = HfArg(default=2, help="Keep this many checkpoints.")
     lr_scheduler_type: str = HfArg(default="cosine", help="Schedule of the learning rate.")
     report_to: None | str | list[str] = HfArg(default="none", help="Where else to log: tensorboard, wandb, ...")
+    ddp_timeout: int = HfArg(
+        default=86_400, help="Seconds that a rank waits for the others, which may have hours of work left."
+    )
     remove_unused_columns: bool = HfArg(default=False, help="Always false: batches are not columns.")
 
     def __post_init__(self):
@@ -269,6 +273,6 @@ def join_cpu_ranks(config: TrainingArguments) -> None:
     if config.deepspeed:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
-    PartialState(backend="gloo", cpu=not config.deepspeed)
+    PartialState(backend="gloo", cpu=not config.deepspeed, timeout=timedelta(seconds=config.ddp_timeout))
     os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
     config.accelerator_config = {"use_configured_state": True}

@@ -279,7 +279,7 @@ class Stage2Data:
             sampler["weights"] = class_weights([emotion_of(clip) for clip in self.clips], config.class_balance)
         collator = Stage2Collator(
             processor, self.source, config.seed, repeats=bool(config.class_balance),
-            emotion_labels=config.emotion_labels or (),
+            emotion_labels=config.emotion_labels or (), media_token_ids=model.config.media_token_ids,
         )  # fmt: skip
         return self.dataset, collator, {"sampler_options": sampler}
 

@@ -95,7 +95,7 @@ def generate_responses(
     header = teacher_header(model, processor, source, config, states)
     store = ShardStore(folder, header, config.process_index)
     todo = list(missing_rows(store.rows, dataset.clips, config))[config.process_index :: config.world_size]
-    teacher, size = _Teacher(model, processor, dataset, source, config, states), config.generation_batch_size
+    teacher, size = Teacher(model, processor, dataset, source, config, states), config.generation_batch_size
     with tqdm(total=len(todo), desc="teacher", disable=config.disable_tqdm or config.process_index > 0) as bar:
         for begin in range(0, len(todo), size):
             store.add(teacher.answer(todo[begin : begin + size]))
@@ -144,7 +144,7 @@ def read_responses(header: dict[str, Any], clips: Sequence[Clip], config, folder
     return [rows[clip.id, slot] for clip in clips for slot in range(config.responses_per_clip)]
 
 
-class _Teacher:
+class Teacher:
     """Queries the frozen visual pathway."""
 
     def __init__(self, model, processor, dataset: ClipDataset, source: PromptSource, config, states: bool):
@@ -171,6 +171,7 @@ class _Teacher:
         generated = self.model.generate(
             **inputs, use_adapter=False, do_sample=False, num_beams=1,
             max_new_tokens=self.config.max_response_tokens, logits_processor=self._sampling(chunk),
+            suppress_tokens=self.model.suppressed_tokens,
         )  # (B, width + new)  # fmt: skip
         answers = [self._until_end(row) for row in generated[:, inputs["input_ids"].shape[1] :].tolist()]
         states, scores = self._states_and_scores(samples, prompts, answers)
@@ -349,8 +350,9 @@ def compare(
     for who in modalities:
         inputs = inputs_of(who, None)
         generated = model.generate(
-            **inputs, use_adapter=False, do_sample=False, num_beams=1, max_new_tokens=max_response_tokens
-        )
+            **inputs, use_adapter=False, do_sample=False, num_beams=1, max_new_tokens=max_response_tokens,
+            suppress_tokens=model.suppressed_tokens,
+        )  # fmt: skip
         answers[who] = generated[0, inputs["input_ids"].shape[1] :].tolist()
     states = {
         who: model(**inputs_of(who, answers["teacher"]), use_adapter=False, response_fn=states_of).response

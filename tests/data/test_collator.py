@@ -121,6 +121,19 @@ def test_stage2_labels_and_modality(clips, processor):
     assert batch["valence"][0] == pytest.approx(0.54) and torch.isnan(batch["valence"][1])
 
 
+def test_an_answer_that_holds_a_placeholder_is_refused_with_its_clip(clips, processor, model_path):
+    ids = VAEmotionLLMForConditionalGeneration.config_class.from_pretrained(model_path).media_token_ids
+    tokens = processor.tokenizer.convert_ids_to_tokens(ids)
+    assert {"<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", processor.audio_token} == {*tokens}
+    dataset = make_dataset(clips, processor)
+    for token in tokens:
+        collator = Stage2Collator(
+            processor, lambda *given, answer=f"A {token} b": Instruction("", "Which?", answer), 0, media_token_ids=ids
+        )
+        error = collator([dataset[SampleKey(1, 0, 0)]])["error"]
+        assert "'train-1'" in error and token in error
+
+
 def test_a_bad_clip_becomes_an_error_in_the_batch(tmp_path, clips, processor):
     broken = tmp_path / "broken.wav"
     broken.write_bytes(b"RIFF")

@@ -21,11 +21,13 @@ from training import (
     train,
     write_config,
 )
+from transformers import LogitsProcessor
 
 from vaemotionllm import InputError, VAEmotionLLMForConditionalGeneration, VAEmotionLLMProcessor, utils
 from vaemotionllm.cli.main import main
 from vaemotionllm.config_file import build_config
 from vaemotionllm.data.samplers import SampleKey
+from vaemotionllm.train import teacher
 from vaemotionllm.train.config import Stage1Config
 from vaemotionllm.train.data import Stage1Data
 from vaemotionllm.train.model import load_model
@@ -47,6 +49,10 @@ def fill(values):
     assert main(["cache-teacher", "--config", str(write_config_beside(values)), "disable_tqdm=true"]) == 0
     lines = [json.loads(line) for line in open(os.path.join(folder, "responses.jsonl"))]
     return lines[0], lines[1:]
+
+
+def rows_of(folder):
+    return [json.loads(line) for line in open(folder / "responses.jsonl")][1:]
 
 
 def write_config_beside(values):
@@ -188,6 +194,28 @@ def test_sampled_responses_depend_on_seed_and_clip_alone(setup, tmp_path):
     _, greedy = fill(cache_values(setup, tmp_path / "d", max_clips=6))
     said = [[row["tokens"] for row in rows] for rows in (one, two, other, greedy)]
     assert said[0] == said[1] and said[0] != said[2] and said[0] != said[3]
+
+
+class Eager(LogitsProcessor):
+    """Makes some tokens likelier than all others."""
+
+    def __init__(self, tokens):
+        self.tokens = tokens
+
+    def __call__(self, input_ids, scores):
+        scores[:, self.tokens] += 1e4
+        return scores
+
+
+def test_no_response_holds_a_placeholder(setup, tmp_path, monkeypatch):
+    values = cache_values(setup, tmp_path, max_clips=4)
+    config = build_config(Stage1Config, values)
+    model, processor = load_model(config)
+    ids = model.config.media_token_ids
+    monkeypatch.setattr(teacher.Teacher, "_sampling", lambda self, chunk: [Eager([*ids, 70])])
+    Stage1Data(config).fill_teacher_cache(model, processor)
+    tokens = [row["tokens"] for row in rows_of(tmp_path / "cache")]
+    assert not {*sum(tokens, [])} & {*ids} and all(70 in row for row in tokens)
 
 
 # ---- unhappy paths
@@ -375,21 +403,20 @@ def test_two_ranks_fill_one_cache(setup, tmp_path, filled):
 
 def test_a_response_that_is_nothing_but_its_end_is_empty_and_teaches_nothing(setup, tmp_path):
     """A teacher that is made to end at once on half of the clips."""
-    from vaemotionllm.train import teacher
 
     class Silent(teacher.SeededSampling):
         def __call__(self, input_ids, scores):
             scores[::2, 2] = 1e4  # the end token
             return scores
 
-    class Half(teacher._Teacher):
+    class Half(teacher.Teacher):
         def _sampling(self, chunk):
             return [Silent([])]
 
     values = cache_values(setup, tmp_path, max_clips=4, generation_batch_size=4, responses_per_clip=1)
     config = build_config(Stage1Config, values)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(teacher, "_Teacher", Half)
+        patch.setattr(teacher, "Teacher", Half)
         Stage1Data(config).fill_teacher_cache(*load_model(config))
     rows = [json.loads(line) for line in open(tmp_path / "cache" / "responses.jsonl")][1:]
     assert [row["empty"] for row in rows] == [True, False, True, False] and rows[0]["tokens"] == [2]
