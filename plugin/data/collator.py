@@ -72,8 +72,12 @@ def build_inputs(
         the processor's tensors; with responses also `response_mask` (B, T) bool, True on the responses' tokens.
     """
     inputs = dict(processor.assemble(texts, media, padding_side="left"))
-    if responses is None:
-        return inputs
+    return inputs if responses is None else with_responses(processor, inputs, responses)
+
+
+def with_responses(processor, inputs: Mapping[str, Any], responses: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """Inputs of prompts, padded on the left, with the responses behind them, see `build_inputs`."""
+    inputs = dict(inputs)
     prompts = inputs["attention_mask"].bool()  # (B, P)
     inputs["response_mask"] = torch.zeros_like(prompts)
     # What stands behind the prompts, by tensor: the response's tokens are attended to, and are no medium.

@@ -2,7 +2,7 @@
 
 import contextlib
 import copy
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -83,21 +83,36 @@ class ClipEncoder:
         Raises:
             InputError: naming the clip's id and the file.
         """
-        part, found = (clip.start_s, clip.end_s), {}
         with self._naming(clip):
-            waveform = frames = None
-            if {"audio", "visual"} <= set(media) and clip.video is not None and clip.audio == clip.video:
-                rate_hz = self.processor.sampling_rate
-                waveform, *frames = load_audio_and_video(clip.video, self.num_frames, rate_hz, self.max_audio_s, *part)
-            for medium in media:
-                if medium == "audio":
-                    found[medium] = self.processor.encode_audio(self.waveform(clip) if waveform is None else waveform)
-                elif clip.video is not None:
-                    pixels, about = frames or load_video(clip.video, self.num_frames, *part)
-                    found[medium] = self.processor.encode_video(pixels, about.fps, about.indices)
-                else:
-                    found[medium] = self.processor.encode_image(load_image(clip.image))
-        return found
+            return {
+                medium: self.processor.encode_audio(found) if medium == "audio" else found
+                for medium, found in self._decode(clip, media)
+            }
+
+    def visual_and_waveform(self, clip: Clip) -> tuple[Any, np.ndarray]:
+        """`MediaFeatures` of the visual and the audio itself, see `waveform`. A file of both is read once.
+
+        Raises:
+            InputError: naming the clip's id and the file.
+        """
+        with self._naming(clip):
+            found = dict(self._decode(clip, ("visual", "audio")))
+        return found["visual"], found["audio"]
+
+    def _decode(self, clip: Clip, media: Sequence[str]) -> Iterator[tuple[str, Any]]:
+        """(medium, the waveform of "audio" or the features of "visual") in the order of `media`."""
+        part, waveform, frames = (clip.start_s, clip.end_s), None, None
+        if {"audio", "visual"} <= set(media) and clip.video is not None and clip.audio == clip.video:
+            rate_hz = self.processor.sampling_rate
+            waveform, *frames = load_audio_and_video(clip.video, self.num_frames, rate_hz, self.max_audio_s, *part)
+        for medium in media:
+            if medium == "audio":
+                yield medium, self.waveform(clip) if waveform is None else waveform
+            elif clip.video is not None:
+                pixels, about = frames or load_video(clip.video, self.num_frames, *part)
+                yield medium, self.processor.encode_video(pixels, about.fps, about.indices)
+            else:
+                yield medium, self.processor.encode_image(load_image(clip.image))
 
     @contextlib.contextmanager
     def _naming(self, clip: Clip):
@@ -155,6 +170,12 @@ class ClipDataset(Dataset):
         if missing:
             self.cache |= {(clip.id, medium): found for medium, found in self.encoder.encode(clip, missing).items()}
         return {medium: self.cache[clip.id, medium] for medium in media}
+
+    def visual_and_waveform(self, index: int) -> tuple[Any, np.ndarray]:
+        """See `ClipEncoder`; the visual comes from the cache where it is there."""
+        clip = self.clips[index]
+        cached = (self.cache or {}).get((clip.id, "visual"))
+        return self.encoder.visual_and_waveform(clip) if cached is None else (cached, self.encoder.waveform(clip))
 
     def only(self, ids: Collection[str]) -> "ClipDataset":
         """The data set of these clips, with the same cache."""

@@ -7,9 +7,8 @@ anything is written, and `batches`, once the run's folder is open.
 import logging
 import math
 import shutil
-import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,10 @@ from ..model.configuration_vaemotionllm import VAEmotionLLMConfig
 from ..utils import InputError, write_json, write_json_lines
 from .checkpoint import QUALITY
 from .config import Stage1Config, Stage2Config
-from .distributed import barrier
+from .distributed import barrier, from_first_rank
 from .instructions import emotion_of, instruction_source, prompt_source
 from .teacher import generate_responses, read_responses, teacher_header
-from .teacher_cache import RESPONSES, Row, ShardReader
+from .teacher_cache import RESPONSES, SCORES, ResponsesOfClips, Row, Rows, ShardReader
 
 logger = logging.getLogger(__name__)
 
@@ -52,11 +51,13 @@ class Stage1Data:
         self.source = prompt_source(config.prompts)
         clips = read_manifest(config.manifest, config.split, ("audio", "visual"), config.max_clips)
         self.clips = [clip.without_labels() for clip in clips]
-        # Clip id -> the manifest's own columns that rules name.
+        # Clip id -> the manifest's own columns that rules name, where it has any.
         self.columns = {
-            clip.id: {name: value for name, value in clip.extra.items() if name in config.quality} for clip in clips
+            clip.id: {name: clip.extra[name] for name in named}
+            for clip in clips
+            if (named := config.quality.keys() & clip.extra.keys())
         }
-        self.rows: list[Row] | None = None
+        self.rows: Rows | None = None
 
     def prepare(self, model, processor) -> None:
         """Read the cache that the config names, and decode what is kept in memory.
@@ -68,7 +69,7 @@ class Stage1Data:
         self.dataset = self._dataset(processor)
         if config.teacher_cache is not None:
             header = teacher_header(model, processor, self.source, config, states=True)
-            self.rows = read_responses(header, self.clips, config, Path(config.teacher_cache))
+            self.rows = read_responses(header, self.clips, config, Path(config.teacher_cache), model, processor)
         visual = self.rows is None or config.student_modalities.get("av", 0) > 0
         media = ("visual", "audio") if visual else ("audio",)
         self.dataset.fill_cache(media, progress=config.process_index == 0 and not config.disable_tqdm)
@@ -88,8 +89,7 @@ class Stage1Data:
         else:
             states = ShardReader(Path(config.teacher_cache))
         responses = self.select(self.rows)
-        self.rows = None  # large, and the loader's workers would hold them as well
-        dataset = self.dataset.only(responses.keys())
+        dataset = self.dataset.only({*responses})
         collator = Stage1Collator(processor, responses, config.student_modalities, config.seed, states)
         options: dict[str, Any] = {}
         if config.train_sampling_strategy == "group_by_length":
@@ -99,14 +99,17 @@ class Stage1Data:
             }
         return dataset, collator, options
 
-    def select(self, rows: Sequence[Row]) -> dict[str, list[Row]]:
-        """Clip id -> what batches need of the rows that pass the filter `quality`. The report goes into output_dir.
+    def select(self, rows: Rows) -> ResponsesOfClips:
+        """Clip id -> the rows that pass the filter `quality`, which rank 0 judges. Its report goes into output_dir.
 
         Raises:
             InputError: see `judge`; nothing is left.
         """
-        folder, verdicts = Path(self.config.output_dir), judge(rows, self.columns, self.config.quality)
-        if self.config.process_index == 0:
+        folder = Path(self.config.output_dir)
+
+        def kept() -> np.ndarray:
+            judged = Rows(rows.table.select(["id", "slot", "empty", *SCORES]), rows.numbers)
+            verdicts = judge(judged, self.columns, self.config.quality)
             found = summary(verdicts, self.config.quality)
             write_json(folder / QUALITY, found)
             write_json_lines(folder / f"{QUALITY}l", verdicts)
@@ -114,13 +117,11 @@ class Stage1Data:
                 logger.warning(
                     "The filter `quality` dropped %s of %s responses: see %s.", dropped, len(rows), folder / QUALITY
                 )
-        kept: dict[str, list[Row]] = {}
-        for row, verdict in zip(rows, verdicts):
-            if verdict["kept"]:
-                kept.setdefault(row["id"], []).append(_lean(row))
-        if not kept:
-            raise InputError(f"the filter `quality` dropped every response; see {folder / QUALITY}. Loosen it.")
-        return kept
+            if not (mask := np.array([verdict["kept"] for verdict in verdicts])).any():
+                raise InputError(f"the filter `quality` dropped every response; see {folder / QUALITY}. Loosen it.")
+            return mask
+
+        return ResponsesOfClips(Rows(rows.table, rows.numbers[from_first_rank(kept)]))
 
     def fill_teacher_cache(self, model, processor) -> None:
         """Make what `config.teacher_cache` lacks. Every rank takes part.
@@ -149,20 +150,11 @@ class Stage1Data:
         config = self.config
 
         def media(step: int, clip: Clip) -> tuple[str, ...]:
-            if step < 0:  # the teacher generates
-                return ("visual",)
             needed = MEDIA_OF_MODALITY[modality_of_step(config.seed, step, config.student_modalities)]
             return needed if config.teacher_cache is not None or "visual" in needed else ("visual", *needed)
 
         encoder = ClipEncoder(processor, config.num_frames, config.max_audio_s)
         return ClipDataset(self.clips, encoder, media, config.cache_media)
-
-
-def _lean(row: Row) -> Row:
-    """What batches need of a row. Every rank and each of its workers holds all rows, which may be millions."""
-    lean = {name: row[name] for name in ("id", "slot", "text_tokens", "visual_tokens", "audio_tokens")}
-    lean |= {name: sys.intern(row[name]) for name in ("kind", "prompt", "shard") if name in row}  # shared by many
-    return lean | {"tokens": np.asarray(row["tokens"], dtype=np.int32)}
 
 
 # ---- the filter of stage 1: clips whose audio has nothing to do with the visual teach wrong audio. A rule names a
@@ -173,12 +165,12 @@ def _lean(row: Row) -> Row:
 #       entropy: {max: 4.0}
 
 
-def judge(rows: Sequence[Row], columns: Mapping[str, Mapping[str, Any]], rules: Rules) -> list[dict[str, Any]]:
+def judge(rows: Iterable[Row], columns: Mapping[str, Mapping[str, Any]], rules: Rules) -> list[dict[str, Any]]:
     """Verdicts on the teacher's rows: id, slot, kept, reasons (the rules that dropped it), scores.
 
     Args:
         rows: see `teacher`.
-        columns: clip id -> the manifest's own columns that rules name.
+        columns: clip id -> the manifest's own columns that rules name, where it has any.
         rules: score -> {min or max: threshold}.
 
     A rule whose column a clip does not have does not drop it and is counted in the report. An empty response is
@@ -189,7 +181,9 @@ def judge(rows: Sequence[Row], columns: Mapping[str, Mapping[str, Any]], rules: 
     """
     verdicts: list[dict[str, Any]] = []
     for row in rows:
-        scores = {name: value for name, value in {**columns[row["id"]], **row["scores"]}.items() if value is not None}
+        scores = {
+            name: value for name, value in {**columns.get(row["id"], {}), **row["scores"]}.items() if value is not None
+        }
         reasons = [EMPTY] if row["empty"] else []
         for name, rule in rules.items():
             value = scores.get(name, math.nan)

@@ -1,13 +1,15 @@
 """Ranks and devices of a run: reductions, attention, DeepSpeed, modules that all ranks run."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from transformers.modeling_flash_attention_utils import FLASH_ATTENTION_COMPATIBILITY_MATRIX
+
+from ..utils import InputError
 
 # ---- ranks; everything is valid in one process as well
 
@@ -33,6 +35,22 @@ def max_over_ranks(values: tuple[int, ...], device: torch.device) -> tuple[int, 
     tensor = torch.tensor(values, device=device)
     torch.distributed.all_reduce(tensor, op=torch.distributed.ReduceOp.MAX)
     return tuple(tensor.tolist())
+
+
+def from_first_rank(make: Callable[[], Any]) -> Any:
+    """What `make` returns on rank 0, or the `InputError` that it raises there, on every rank; each must call it."""
+    if not torch.distributed.is_initialized():
+        return make()
+    found: list[Any] = [None, None]
+    if torch.distributed.get_rank() == 0:
+        try:
+            found[0] = make()
+        except InputError as error:
+            found[1] = str(error)
+    torch.distributed.broadcast_object_list(found)
+    if found[1] is not None:
+        raise InputError(found[1])
+    return found[0]
 
 
 # ---- devices

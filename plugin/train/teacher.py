@@ -1,6 +1,6 @@
 """The teacher of stage 1: its responses to the visual, its states at them, scores of how far it can be trusted.
 
-Its responses and states are constant, so they are made once. Rows of `responses.jsonl`, one a clip and slot:
+Its responses and states are constant, so they are made once. Rows of `responses.arrow`, one a clip and slot:
 
     id, slot, kind, prompt, response, tokens    the prompt, and the teacher's answer as text and token ids
     empty                                       whether it is nothing but its end
@@ -17,42 +17,50 @@ Scores (the paper names none: all are ours):
     audio_dbfs   level of the audio, root mean square over full scale, dB: low where there is silence
 """
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
-from ..data.collator import ConversationRenderer, modality_inputs
+from ..data.collator import ConversationRenderer, modality_inputs, with_responses
 from ..data.dataset import MEDIA_OF_MODALITY, ClipDataset, ClipEncoder, Failure, Sample
 from ..data.manifest import Clip
 from ..data.samplers import SampleKey, seeded_random
 from ..model.audio_projector import num_placeholders
 from ..utils import ClipError, InputError
 from .chunked_divergence import entropy
+from .distributed import from_first_rank
 from .instructions import Prompt, PromptSource
 from .losses import divergence
 from .teacher_cache import (
+    FILES,
     RESPONSES,
-    Key,
+    WORK,
+    PartStore,
     Row,
-    ShardStore,
-    audio_hash,
+    Rows,
     broken_shards,
+    clip_hashes,
     header_of,
     processor_hash,
-    read_rows,
-    row_key,
-    visual_hash,
+    read_table,
     weights_hash,
 )
 
-_FORMAT = 2
+# Of a pass over the clips: a part is decoded before it is sorted by length, so it is bounded by memory.
+_BATCHES_OF_PART = 4
+_FORMAT = 3
 SILENCE_DBFS = -120.0
 """What digital silence scores: below the noise of 16 bits."""
 
@@ -79,7 +87,7 @@ def teacher_header(model, processor, source: PromptSource, config, states: bool)
 
 def generate_responses(
     model, processor, dataset: ClipDataset, source: PromptSource, config, folder: Path, states: bool
-) -> list[Row]:
+) -> Rows:
     """Rows of all clips of the data set; what is not in `folder` yet is made, shared among the ranks.
 
     Args:
@@ -92,56 +100,134 @@ def generate_responses(
         InputError: the folder holds rows of another backbone, of other prompts or settings (both hashes are named), or
             cannot be written; a clip cannot be decoded, or its prompt does not fit the backbone's context.
     """
-    header = teacher_header(model, processor, source, config, states)
-    store = ShardStore(folder, header, config.process_index)
-    todo = list(missing_rows(store.rows, dataset.clips, config))[config.process_index :: config.world_size]
-    teacher, size = Teacher(model, processor, dataset, source, config, states), config.generation_batch_size
-    with tqdm(total=len(todo), desc="teacher", disable=config.disable_tqdm or config.process_index > 0) as bar:
-        for begin in range(0, len(todo), size):
-            store.add(teacher.answer(todo[begin : begin + size]))
-            bar.update(min(size, len(todo) - begin))
-    wanted = {clip.id for clip in dataset.clips}
-    return [row for row in store.close() if row["id"] in wanted and row["slot"] < config.responses_per_clip]
+    clips, size = dataset.clips, config.generation_batch_size
+    store = PartStore(folder, teacher_header(model, processor, source, config, states))
+
+    def missing(table) -> np.ndarray:
+        found = missing_rows(table, clips, config, folder)
+        return np.array([work for work, _ in found], WORK)
+
+    plan = store.plan(missing, clips, _BATCHES_OF_PART * size)
+    mine = [number for number in range(len(plan.parts)) if number not in plan.done]
+    mine = mine[config.process_index :: config.world_size]
+    teacher, made = Teacher(model, processor, dataset, source, config, states), 0
+    decoded = teacher.decoded([plan.parts[number] for number in mine])
+    total = sum(len(plan.parts[number]) for number in mine)
+    with tqdm(total=total, desc="teacher", disable=config.disable_tqdm or config.process_index > 0) as bar:
+        for number in mine:
+            rows = []
+            for batch in teacher.batches(plan.parts[number], decoded):
+                rows += teacher.answer(batch)
+                bar.update(len(batch))
+            store.add(plan, number, rows)
+            made += len(rows)
+    return _rows_of(store.close(plan, made, config.device), clips, config)
 
 
-def missing_rows(rows: Mapping[Key, Row], clips: Sequence[Clip], config) -> dict[tuple[int, int], str]:
-    """(clip number, slot) of what is to be made, and why."""
-    missing = {}
-    for index, clip in enumerate(clips):
-        files = {"visual_hash": visual_hash(clip), "audio_hash": audio_hash(clip)}
+def _rows_of(table, clips: Sequence[Clip], config) -> Rows:
+    """The rows of these clips, of a table that may hold more clips and responses."""
+    ids = pa.array([clip.id for clip in clips], table["id"].type)
+    wanted = pc.and_(pc.is_in(table["id"], ids), pc.less(table["slot"], config.responses_per_clip))
+    return Rows(table, np.flatnonzero(wanted.to_numpy()))
+
+
+def missing_rows(table, clips: Sequence[Clip], config, folder: Path) -> list[tuple[tuple, str]]:
+    """`WORK` that is to be done, and why, in the order of the clips.
+
+    Args:
+        table: of the rows that are there.
+        clips: the clips.
+        config: `Stage1Config`.
+        folder: of the cache, which keeps the hashes of files.
+    """
+    number_of = {key: n for n, key in enumerate(zip(table["id"].to_pylist(), table["slot"].to_pylist()))}
+    hashes_of = list(zip(table["visual_hash"].to_pylist(), table["audio_hash"].to_pylist()))
+    scored = np.ones(len(table), bool)
+    for name in config.teacher_scores:
+        scored &= ~np.isnan(table[name].to_numpy())
+    missing = []
+    for index, (clip, hashes) in enumerate(zip(clips, clip_hashes(clips, folder / FILES), strict=True)):
         for slot in range(config.responses_per_clip):
-            row = rows.get((clip.id, slot))
-            if row is None:
-                missing[index, slot] = "is not there"
-            elif not files.items() <= row.items():
-                missing[index, slot] = "is of other files"
-            elif not set(config.teacher_scores) <= row["scores"].keys():
-                missing[index, slot] = "has not all of `teacher_scores`"
+            number = number_of.get((clip.id, slot))
+            if number is None:
+                reason = "is not there"
+            elif hashes_of[number] != hashes:
+                reason = "is of other files"
+            elif not scored[number]:
+                reason = "has not all of `teacher_scores`"
+            else:
+                continue
+            missing.append(((index, slot, *hashes), reason))
     return missing
 
 
-def read_responses(header: dict[str, Any], clips: Sequence[Clip], config, folder: Path) -> list[Row]:
-    """Rows of the clips from a finished cache.
+def read_responses(header: dict[str, Any], clips: Sequence[Clip], config, folder: Path, model, processor) -> Rows:
+    """Rows of the clips from a finished cache, which rank 0 checks. Every rank must call it.
 
     Raises:
         InputError: none is there, it is of another backbone, preprocessing, prompts or settings (both hashes are
-            named), or it does not hold every clip as it is.
+            named), it does not hold every clip as it is, or a response holds a placeholder.
     """
-    file = folder / f"{RESPONSES}.jsonl"
+    file = folder / f"{RESPONSES}.arrow"
     again = "Run `vaemotionllm cache-teacher` with this config."
-    if not file.is_file():
-        raise InputError(f"config field `teacher_cache`: {folder} holds no finished cache of the teacher. {again}")
-    rows = {row_key(row): row for row in read_rows(file, header)}
-    if missing := missing_rows(rows, clips, config):
-        (index, slot), reason = next(iter(missing.items()))
-        raise InputError(
-            f"{file} lacks {len(missing)} of {len(clips) * config.responses_per_clip} responses; the first, of clip "
-            f"{clips[index].id!r}, response {slot}, {reason}. {again}"
-        )
-    if broken := broken_shards(folder, rows.values()):
-        shard, reason = next(iter(broken.items()))
-        raise InputError(f"{folder / shard} is missing or damaged ({reason}). {again} It makes what is damaged again.")
-    return [rows[clip.id, slot] for clip in clips for slot in range(config.responses_per_clip)]
+
+    def check() -> None:
+        if not file.is_file():
+            raise InputError(f"config field `teacher_cache`: {folder} holds no finished cache of the teacher. {again}")
+        table = read_table(file, header)
+        if missing := missing_rows(table, clips, config, folder):
+            (index, slot, *_), reason = missing[0]
+            raise InputError(
+                f"{file} lacks {len(missing)} of {len(clips) * config.responses_per_clip} responses; the first, of "
+                f"clip {clips[index].id!r}, response {slot}, {reason}. {again}"
+            )
+        if broken := broken_shards(folder, table):
+            shard, reason = next(iter(broken.items()))
+            raise InputError(
+                f"{folder / shard} is missing or damaged ({reason}). {again} It makes what is damaged again."
+            )
+        for batch in table.select(["id", "tokens"]).to_batches(65_536):
+            tokens = np.asarray(batch["tokens"].flatten())
+            if len(found := np.flatnonzero(np.isin(tokens, model.config.media_token_ids))):
+                row = pc.list_parent_indices(batch["tokens"])[int(found[0])].as_py()
+                token = processor.tokenizer.convert_ids_to_tokens(int(tokens[found[0]]))
+                raise InputError(
+                    f"{file}: a response to clip {batch['id'][row].as_py()!r} holds {token}, a placeholder of media."
+                )
+
+    from_first_rank(check)
+    return _rows_of(read_table(file, header), clips, config)
+
+
+class Decoded(NamedTuple):
+    """What is decoded of a clip, once for all its responses: the features of its visual, and its audio's length in
+    samples and level."""
+
+    visual: Any
+    audio_samples: int
+    audio_dbfs: float
+
+
+class _Decoder(Dataset):
+    """Maps a clip's number to what is `Decoded` of it, in a worker process of a loader, or to a `Failure`."""
+
+    def __init__(self, dataset: ClipDataset):
+        self.dataset = dataset
+
+    def __getitem__(self, index: int) -> Decoded | Failure:
+        try:
+            visual, waveform = self.dataset.visual_and_waveform(index)
+        except InputError as error:
+            return Failure(str(error))
+        return Decoded(visual, len(waveform), level_dbfs(waveform))
+
+
+def _as_it_is(found: Any) -> Any:
+    return found
+
+
+Query = tuple[tuple, Decoded]
+"""`WORK`, and what is decoded of its clip."""
 
 
 class Teacher:
@@ -151,80 +237,125 @@ class Teacher:
         self.model, self.processor, self.dataset = model.eval(), processor, dataset
         self.source, self.config, self.states = source, config, states
         self.renderer = ConversationRenderer(processor)
+        self.prompt_tokens = functools.cache(lambda text: len(processor.tokenizer(text)["input_ids"]))
         end_ids = model.generation_config.eos_token_id
         end_ids = end_ids if isinstance(end_ids, list) else [end_ids]
         self.end_ids = {*end_ids, processor.tokenizer.eos_token_id, processor.tokenizer.pad_token_id}
 
+    def decoded(self, parts: Sequence[np.ndarray]) -> Iterator[Decoded]:
+        """The clips of all parts one by one, each decoded once, by the loader's workers ahead of the teacher.
+
+        Raises:
+            ClipError: one cannot be decoded.
+        """
+        order = [index for part in parts for index in dict.fromkeys(part["clip"].tolist())]
+        workers = min(self.config.dataloader_num_workers, len(order))
+        loader = DataLoader(
+            _Decoder(self.dataset), batch_size=None, sampler=order, num_workers=workers, collate_fn=_as_it_is,
+            prefetch_factor=self.config.dataloader_prefetch_factor if workers else None,
+        )  # fmt: skip
+        for found in loader:
+            if isinstance(found, Failure):
+                raise ClipError(found.message)
+            if workers:  # else each tensor would keep a part of the shared memory, and a file, open
+                inputs = {name: tensor.clone() for name, tensor in found.visual.inputs.items()}
+                found = found._replace(visual=replace(found.visual, inputs=inputs))
+            yield found
+
+    def batches(self, part: np.ndarray, decoded: Iterator[Decoded]) -> Iterator[list[Query]]:
+        """The work of a part in batches of prompts that are about equally long, so that little is padded.
+
+        Args:
+            part: `WORK`.
+            decoded: its clips, in their order, and those of later parts.
+        """
+        clips = {index: next(decoded) for index in dict.fromkeys(part["clip"].tolist())}
+        queries = [(work, clips[work[0]]) for work in part.tolist()]
+        queries.sort(key=self._length)
+        for begin in range(0, len(queries), self.config.generation_batch_size):
+            yield queries[begin : begin + self.config.generation_batch_size]
+
+    def _length(self, query: Query) -> int:
+        (index, slot, *_), clip = query
+        visual = clip.visual.replacement.count(clip.visual.placeholder)
+        return visual + self.prompt_tokens(self._prompt(index, slot).text)
+
     @torch.no_grad()
-    def answer(self, chunk: Sequence[tuple[int, int]]) -> list[tuple[Row, torch.Tensor | None]]:
-        """A row, and states (R, D) where they are kept, for each (clip number, slot)."""
-        samples = [self.dataset[SampleKey(index, 0, -1)] for index, _ in chunk]
-        for sample in samples:
-            if isinstance(sample, Failure):
-                raise ClipError(sample.message)
-        prompts = [self._prompt(index, slot) for index, slot in chunk]
-        inputs = modality_inputs(self.processor, self.renderer, samples, "visual", [p.text for p in prompts], None)
+    def answer(self, batch: Sequence[Query]) -> list[tuple[Row, torch.Tensor | None]]:
+        """A row, and states (R, D) where they are kept, for each query."""
+        keys = [work[:2] for work, _ in batch]
+        samples = [
+            Sample(SampleKey(index, 0, -1), self.dataset.clips[index], {"visual": clip.visual})
+            for (index, _), (_, clip) in zip(keys, batch)
+        ]
+        prompts = [self._prompt(index, slot) for index, slot in keys]
+        texts = [prompt.text for prompt in prompts]
+        inputs = modality_inputs(self.processor, self.renderer, samples, "visual", texts, None)
         self._check_context(samples, inputs)
         visual = torch.isin(inputs["input_ids"], torch.tensor(self.model.config.visual_token_ids))
         visual_tokens, all_tokens = visual.sum(1).tolist(), inputs["attention_mask"].sum(1).tolist()
-        inputs = self._to_device(inputs)
+        moved = self._to_device(inputs)
         generated = self.model.generate(
-            **inputs, use_adapter=False, do_sample=False, num_beams=1,
-            max_new_tokens=self.config.max_response_tokens, logits_processor=self._sampling(chunk),
+            **moved, use_adapter=False, do_sample=False, num_beams=1,
+            max_new_tokens=self.config.max_response_tokens, logits_processor=self._sampling(keys),
             suppress_tokens=self.model.suppressed_tokens,
         )  # (B, width + new)  # fmt: skip
         answers = [self._until_end(row) for row in generated[:, inputs["input_ids"].shape[1] :].tolist()]
-        states, scores = self._states_and_scores(samples, prompts, answers)
+        states, scores = self._states_and_scores(samples, texts, inputs, moved, answers)
         rows: list[tuple[Row, torch.Tensor | None]] = []
-        for number, (index, slot) in enumerate(chunk):
-            clip, prompt, tokens = self.dataset.clips[index], prompts[number], answers[number]
-            try:
-                waveform = self.dataset.encoder.waveform(clip)
-            except InputError as error:
-                raise ClipError(str(error)) from error
+        for number, ((_, slot, *hashes), clip) in enumerate(batch):
+            prompt, tokens = prompts[number], answers[number]
             if "audio_dbfs" in self.config.teacher_scores:
-                scores[number]["audio_dbfs"] = level_dbfs(waveform)
+                scores[number]["audio_dbfs"] = clip.audio_dbfs
             row = {
-                "id": clip.id, "slot": slot, "visual_hash": visual_hash(clip), "audio_hash": audio_hash(clip),
+                "id": samples[number].clip.id, "slot": slot,
+                **{name: found.decode() for name, found in zip(("visual_hash", "audio_hash"), hashes)},
                 "kind": prompt.kind, "prompt": prompt.text,
                 "response": self.processor.tokenizer.decode(tokens, skip_special_tokens=True), "tokens": tokens,
                 "empty": self.end_ids.issuperset(tokens),
                 "text_tokens": all_tokens[number] - visual_tokens[number], "visual_tokens": visual_tokens[number],
                 "audio_tokens": num_placeholders(
-                    len(waveform), self.processor.window_samples, self.processor.samples_per_token
+                    clip.audio_samples, self.processor.window_samples, self.processor.samples_per_token
                 ),
                 "scores": scores[number],
             }  # fmt: skip
-            rows.append((row, states[number] if self.states else None))
+            # A copy, or each answer's states would keep those of its whole batch in memory.
+            rows.append((row, states[number].cpu().clone() if self.states else None))
         return rows
 
     def _prompt(self, index: int, slot: int) -> Prompt:
         rng = seeded_random(self.config.teacher_seed, "prompt", self.dataset.clips[index].id)
         return self.source.draw(rng, slot + 1)[slot]
 
-    def _states_and_scores(self, samples, prompts: list[Prompt], answers: list[list[int]]):
-        """States (R, D) and scores of each answer, from the teacher's forward pass over it."""
+    def _states_and_scores(self, samples, texts: list[str], inputs, moved, answers: list[list[int]]):
+        """States (R, D) and scores of each answer, from the teacher's forward pass over it.
+
+        Args:
+            inputs, moved: of the prompts, and the same on the model's device.
+        """
         wanted = set(self.config.teacher_scores)
         if not self.states and not wanted & {"entropy", "grounding"}:
             return [None] * len(samples), [{} for _ in samples]
-        texts = [prompt.text for prompt in prompts]
-        variants = {"own": modality_inputs(self.processor, self.renderer, samples, "visual", texts, answers)}
+        own = with_responses(self.processor, inputs, answers)
+        kept = {name: moved[name] for name, tensor in inputs.items() if own[name] is tensor}  # the media
+        variants = {"own": self._to_device({name: own[name] for name in own.keys() - kept.keys()}) | kept}
         if "grounding" in wanted:
-            variants["blind"] = modality_inputs(self.processor, self.renderer, samples, "text", texts, answers)
+            blind = modality_inputs(self.processor, self.renderer, samples, "text", texts, answers)
+            variants["blind"] = self._to_device(blind)
         states = {
-            name: self.model(**self._to_device(inputs), use_adapter=False, response_fn=states_of).response
-            for name, inputs in variants.items()
+            name: self.model(**given, use_adapter=False, response_fn=states_of).response
+            for name, given in variants.items()
         }  # (N, D) each
         lengths, head = [len(answer) for answer in answers], self.model.get_output_embeddings()
         return states["own"].split(lengths), response_scores(states, head, lengths, wanted)
 
-    def _sampling(self, chunk: Sequence[tuple[int, int]]) -> LogitsProcessorList:
+    def _sampling(self, keys: Sequence[tuple[int, int]]) -> LogitsProcessorList:
         config = self.config
         if config.teacher_temperature == 0:
             return LogitsProcessorList()
         seeds = [
             int(seeded_random(config.teacher_seed, "sampling", self.dataset.clips[index].id, slot).integers(2**62))
-            for index, slot in chunk
+            for index, slot in keys
         ]
         return LogitsProcessorList([
             TemperatureLogitsWarper(config.teacher_temperature), TopPLogitsWarper(config.teacher_top_p),

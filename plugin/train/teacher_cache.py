@@ -1,126 +1,300 @@
-"""The teacher cache: rows with tensors that many ranks write, and hashes of what they depend on.
+"""The teacher cache: rows with tensors that many ranks make part by part, and hashes of what they depend on.
 
-    responses.jsonl                     when the work is done: a header, then one row a line
-    responses.parts/rank00000.jsonl     until then: the rows of each rank
-    responses-00000-00003.safetensors   tensors of rows, by rank and number
+    responses.arrow                             when the work is done: the rows, sorted by id and slot; memory-mapped
+    responses.parts/PASS-00000.arrow            until then: the rows of each part
+    responses-PASS-00000.safetensors            tensors of a part's rows
+    responses.files.arrow                       hashes of media, known by path, size and time of modification
 
-A shard is written under another name and renamed, and only then do its rows enter a part file: what a row names is on
-disk whole. A killed run loses what it had not written yet, at most a shard of each rank.
+A pass makes what is missing. Its parts, and with them every byte, depend on what is missing alone: neither on the
+number of ranks and workers nor on what was killed. A part's tensors are written under another name and renamed, and
+only then its rows: the parts that are there are done. A killed run loses the part that each rank was in.
 """
 
+import bisect
+import contextlib
 import functools
 import hashlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 from ..data.manifest import Clip
-from ..utils import InputError, atomic_file, reported_writing, sha256_of_json, write_json_lines
-from .checkpoint import complete_rows
-from .distributed import barrier
+from ..utils import InputError, RankError, atomic_file, reported_writing, sha256_of_json
+from .distributed import from_first_rank, sum_over_ranks
 
 logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
-Key = tuple[str, int]
 
 RESPONSES = "responses"
+FILES = f"{RESPONSES}.files.arrow"
+SCORES = ("entropy", "grounding", "audio_dbfs")
 _BLOCK_BYTES = 65_536
 _OPEN_SHARDS = 64
+_READERS = 16
+# Of network file systems: how long a file of another node may stay out of sight, and how coarse a file's time may be.
+_SIGHT_S, _CLOCK_S = 60, 2
+
+# No column holds nulls, whose bytes are not defined: a score that is not there is NaN, a shard "".
+_SCHEMA = pa.schema([
+    ("id", pa.large_string()), ("slot", pa.int32()), ("kind", pa.large_string()), ("prompt", pa.large_string()),
+    ("response", pa.large_string()), ("tokens", pa.large_list(pa.int32())), ("empty", pa.bool_()),
+    ("visual_hash", pa.large_string()), ("audio_hash", pa.large_string()), ("text_tokens", pa.int32()),
+    ("visual_tokens", pa.int32()), ("audio_tokens", pa.int32()), ("shard", pa.large_string()),
+    *((name, pa.float64()) for name in SCORES),
+])  # fmt: skip
+
+WORK = np.dtype([("clip", "i8"), ("slot", "i8"), ("visual_hash", "S16"), ("audio_hash", "S16")])
+"""What is to be made: the response number `slot` to clip number `clip`, and the hashes of its files."""
 
 
 # ---- rows and shards
 
 
-class ShardStore:
-    """Collects rows, each with an `id`, a `slot` and perhaps a tensor.
+class Rows(Sequence[Row]):
+    """Rows of a memory-mapped table, of which each is read when it is taken.
 
     Args:
-        folder: where; made if it is not there.
-        header: {"hash", "depends_on"}: what the rows depend on. Rows of another header are refused.
-        rank: of this process. Every rank makes a store, adds its share of the rows and closes it.
-        shard_bytes: size at which a shard is closed.
-
-    Raises:
-        InputError: the folder holds rows of another header (both hashes and what changed are named).
+        table: sorted by id and slot.
+        numbers: of the rows in it; None for all.
     """
 
-    def __init__(self, folder: Path, header: dict[str, Any], rank: int = 0, shard_bytes: int = 2**28):
-        self.folder, self.header, self.rank, self.shard_bytes = folder, header, rank, shard_bytes
-        self._final, self._parts = folder / f"{RESPONSES}.jsonl", folder / f"{RESPONSES}.parts"
-        self._part = self._parts / f"rank{rank:05d}.jsonl"
-        self._waiting: list[tuple[Row, torch.Tensor]] = []
-        self.rows = self._read()
-        barrier()  # everybody has read before anybody writes
-        if rank == 0:
-            # What was left of a killed run is put together, so that parts hold rows of this run alone.
-            with reported_writing(folder):
-                if self._parts.is_dir():
-                    write_json_lines(self._final, [header, *self.rows.values()])
-                    shutil.rmtree(self._parts)
-                self._parts.mkdir(parents=True)
-                # A kill between a shard and its rows leaves a shard that nobody names.
-                named = {row.get("shard") for row in self.rows.values()}
-                for path in folder.glob(f"{RESPONSES}-*.safetensors*"):
-                    if path.name not in named:
+    def __init__(self, table: pa.Table, numbers: np.ndarray | None = None):
+        self.table, self.numbers = table, np.arange(len(table)) if numbers is None else numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return Rows(self.table, self.numbers[index])
+        return _row(self.table.slice(int(self.numbers[index]), 1).to_pylist()[0])
+
+    def __iter__(self) -> Iterator[Row]:
+        for begin in range(0, len(self), 4096):
+            yield from map(_row, self.table.take(self.numbers[begin : begin + 4096]).to_pylist())
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        return self.table[name].take(self.numbers)
+
+
+class ResponsesOfClips(Mapping[str, Rows]):
+    """Clip id -> its rows. Ranks and workers share the table's memory, whatever its length."""
+
+    def __init__(self, rows: Rows):
+        self.rows = rows
+
+    def __getitem__(self, clip_id: str) -> Rows:
+        ids, numbers = self.rows.table["id"], self.rows.numbers
+        bounds = (side(numbers, clip_id, key=lambda n: ids[n].as_py()) for side in _SIDES)
+        if not (found := self.rows[slice(*bounds)]):
+            raise KeyError(clip_id)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys(self.rows.column("id").to_pylist()))
+
+    def __len__(self) -> int:
+        return len(pc.unique(self.rows.column("id")))
+
+
+_SIDES = (bisect.bisect_left, bisect.bisect_right)
+
+
+def _row(values: Row) -> Row:
+    """A row with its scores in a dictionary, and without what it does not have."""
+    found = {name: values.pop(name) for name in SCORES if name in values}
+    if not values.get("shard", True):
+        del values["shard"]
+    return values | {"scores": {name: value for name, value in found.items() if value == value}}
+
+
+class Plan(NamedTuple):
+    """The work of a pass, the same on all ranks.
+
+    Args:
+        name: hash of what decides the pass's bytes.
+        parts: `WORK` of each part, the responses of a clip together.
+        done: numbers of the parts that are there.
+    """
+
+    name: str
+    parts: list[np.ndarray]
+    done: frozenset[int]
+
+
+class PartStore:
+    """Rows with an `id` and a `slot` each, and perhaps a tensor, that all ranks make.
+
+    Args:
+        folder: where; made if it is not there. All ranks, on whatever node, see the same folder.
+        header: {"hash", "depends_on"}: what the rows depend on. Rows of another header are refused.
+    """
+
+    def __init__(self, folder: Path, header: dict[str, Any]):
+        self.folder, self.header = folder, header
+        self.file, self.parts = folder / f"{RESPONSES}.arrow", folder / f"{RESPONSES}.parts"
+
+    def plan(self, missing: Callable[[pa.Table], np.ndarray], clips: Sequence[Clip], size: int) -> Plan:
+        """What is to be made. Every rank must call it; rank 0 alone reads the folder.
+
+        Args:
+            missing: table of the rows that are there -> `WORK`, sorted.
+            clips: that its numbers mean.
+            size: responses in a part, at least.
+
+        Raises:
+            InputError: the folder holds rows of another header (both hashes and what changed are named).
+        """
+
+        def make() -> Plan:
+            with reported_writing(self.folder):
+                self.parts.mkdir(parents=True, exist_ok=True)
+                work = missing(self._whole(self._read(self.file)))
+                name, found = self._name(work, clips, size), sorted(self.parts.glob("*.arrow"))
+                if any(not file.name.startswith(f"{name}-") for file in found):
+                    # Of a pass over other work that was killed: what it has made is kept.
+                    self._write(self._whole(self._read(self.file)), *map(self._part, found))
+                    for file in found:
+                        file.unlink()
+                    work = missing(self._whole(self._read(self.file)))
+                    name, found = self._name(work, clips, size), []
+                done = [int(file.stem.rsplit("-", 1)[1]) for file in found if len(self._part(file))]
+            return Plan(name, _cut(work, size), frozenset(done))
+
+        return from_first_rank(make)
+
+    def _name(self, work: np.ndarray, clips: Sequence[Clip], size: int) -> str:
+        digest = hashlib.sha256(f"{self.header['hash']}\n{size}\n".encode())
+        digest.update("\n".join(clips[number].id for number in work["clip"].tolist()).encode())
+        for field in WORK.names[1:]:
+            digest.update(np.ascontiguousarray(work[field]).tobytes())
+        return digest.hexdigest()[:8]
+
+    def add(self, plan: Plan, number: int, rows: Sequence[tuple[Row, torch.Tensor | None]]) -> None:
+        """Write a part: first its tensors, then its rows."""
+        file = self.parts / f"{plan.name}-{number:05d}.arrow"
+        tensors = {tensor_name(row): tensor.contiguous() for row, tensor in rows if tensor is not None}
+        shard = self.folder / f"{RESPONSES}-{plan.name}-{number:05d}.safetensors"
+        if tensors:
+            with reported_writing(shard), atomic_file(shard) as temporary:
+                save_file(tensors, temporary)
+        with reported_writing(file), atomic_file(file) as temporary:
+            _write_table(temporary, table_of([row for row, _ in rows], shard.name if tensors else ""), self.header)
+
+    def close(self, plan: Plan, made: int, device: torch.device) -> pa.Table:
+        """Put all parts together, once all ranks have made theirs. Every rank must call it.
+
+        Args:
+            plan: of the pass.
+            made: rows that this rank has added.
+            device: for the reduction.
+
+        Returns:
+            all rows, sorted by id and slot.
+
+        Raises:
+            RankError: a rank does not see what another has written.
+        """
+        expected = int(sum_over_ranks(torch.tensor(made, device=device)))
+        expected += sum(len(plan.parts[number]) for number in plan.done)
+
+        def put_together() -> int:
+            assert expected == sum(map(len, plan.parts)), "a part was not made, or twice"
+            files = [self.parts / f"{plan.name}-{number:05d}.arrow" for number in range(len(plan.parts))]
+            # What another node has written may not be in sight yet: nothing is deleted before every row is read.
+            parts = _seen(lambda: list(map(self._part, files)), lambda parts: sum(map(len, parts)) == expected, self)
+            if not parts and self.file.is_file():
+                shutil.rmtree(self.parts)
+                return len(self._read(self.file))
+            with reported_writing(self.file):
+                table = self._write(self._whole(self._read(self.file)), *parts)
+                shutil.rmtree(self.parts)
+                named = {*pc.unique(table["shard"]).to_pylist()}
+                for path in self.folder.glob(f"{RESPONSES}-*.safetensors*"):
+                    if path.name not in named:  # of a killed run, or of rows that were made again
                         path.unlink()
-        barrier()
-        with reported_writing(folder):
-            write_json_lines(self._part, [header])
-        numbers = [int(path.stem.rsplit("-", 1)[1]) for path in folder.glob(f"{RESPONSES}-{rank:05d}-*.safetensors")]
-        self._number = max(numbers, default=-1) + 1
+            return len(table)
 
-    def add(self, rows: Sequence[tuple[Row, torch.Tensor | None]]) -> None:
-        """Take rows: those without a tensor are written at once, others when their shard is large enough."""
-        self._write([row for row, tensor in rows if tensor is None])
-        self._waiting += [(row, tensor.detach().cpu().contiguous()) for row, tensor in rows if tensor is not None]
-        if sum(tensor.nbytes for _, tensor in self._waiting) >= self.shard_bytes:
-            self._flush()
+        count = from_first_rank(put_together)
+        return _seen(lambda: self._read(self.file), lambda table: len(table) == count, self)
 
-    def close(self) -> list[Row]:
-        """Write the rest, wait for all ranks, make the final file of all parts. Returns all rows, sorted by key."""
-        self._flush()
-        barrier()
-        rows = self._read()
-        order = [rows[key] for key in sorted(rows)]
-        barrier()
-        if self.rank == 0:
-            with reported_writing(self._final):
-                write_json_lines(self._final, [self.header, *order])
-                shutil.rmtree(self._parts)
-        barrier()
-        return order
+    def _write(self, *tables: pa.Table) -> pa.Table:
+        """Write the file of all rows; of two for the same response the later one."""
+        table = pa.concat_tables(tables).combine_chunks()
+        table = table.take(pc.sort_indices(table, [("id", "ascending"), ("slot", "ascending")]))  # a stable sort
+        if len(table):
+            first, second = table.slice(0, len(table) - 1), table.slice(1)
+            again = pc.and_(pc.equal(first["id"], second["id"]), pc.equal(first["slot"], second["slot"]))
+            if pc.any(again).as_py():
+                table = table.filter(pa.array([*(not same for same in again.to_pylist()), True]))
+        with atomic_file(self.file) as temporary:
+            _write_table(temporary, table.combine_chunks(), self.header)
+        return table
 
-    def _flush(self) -> None:
-        if not self._waiting:
-            return
-        shard = self.folder / f"{RESPONSES}-{self.rank:05d}-{self._number:05d}.safetensors"
-        with reported_writing(shard), atomic_file(shard) as temporary:
-            save_file({tensor_name(row): tensor for row, tensor in self._waiting}, temporary)
-        self._write([row | {"shard": shard.name} for row, _ in self._waiting])
-        self._waiting, self._number = [], self._number + 1
+    def _read(self, file: Path) -> pa.Table:
+        if (old := self.folder / f"{RESPONSES}.jsonl").is_file():
+            raise InputError(f"{old} was written by an older version. Take another folder, or overwrite=true.")
+        return read_table(file, self.header)
 
-    def _write(self, rows: Iterable[Row]) -> None:
-        with reported_writing(self._part), open(self._part, "a", encoding="utf-8") as out:
-            out.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    def _part(self, file: Path) -> pa.Table:
+        """The rows of a part; none where it, or its shard, is not whole."""
+        try:
+            return self._whole(read_table(file, self.header))
+        except pa.ArrowInvalid as error:
+            logger.warning("%s is damaged (%s); its rows are made again.", file, error)
+            return _SCHEMA.empty_table()
 
-    def _read(self) -> dict[Key, Row]:
-        """Rows of all files whose shard is whole. Parts come last: a row that was made again replaces the old one."""
-        files = (self._final, *sorted(self._parts.glob("*.jsonl")))
-        rows = [row for file in files for row in read_rows(file, self.header)]
-        broken = broken_shards(self.folder, rows)
-        for shard, reason in broken.items() if self.rank == 0 else ():
+    def _whole(self, table: pa.Table) -> pa.Table:
+        """The rows whose shard is whole."""
+        broken = broken_shards(self.folder, table)
+        for shard, reason in broken.items():
             logger.warning("%s is not whole (%s); its rows are made again.", self.folder / shard, reason)
-        return {row_key(row): row for row in rows if row.get("shard") not in broken}
+        return (
+            table.filter(pc.invert(pc.is_in(table["shard"], pa.array(broken, pa.large_string())))) if broken else table
+        )
+
+
+def _cut(work: np.ndarray, size: int) -> list[np.ndarray]:
+    """Parts of at least `size` responses each, but for the last; those of a clip stay together."""
+    ends = np.append(np.flatnonzero(np.diff(work["clip"])) + 1, len(work))
+    parts, begin = [], 0
+    while begin < len(work):
+        end = int(ends[min(np.searchsorted(ends, begin + size), len(ends) - 1)])
+        parts.append(work[begin:end])
+        begin = end
+    return parts
+
+
+def _seen(read: Callable[[], Any], complete: Callable[[Any], bool], store: PartStore) -> Any:
+    """What `read` gives once it is complete.
+
+    Raises:
+        RankError: it stays incomplete.
+    """
+    deadline = time.monotonic() + _SIGHT_S
+    while not complete(found := read()):
+        if time.monotonic() > deadline:
+            raise RankError(
+                f"{store.folder} lacks rows that another rank has written. All nodes need the same folder, on a "
+                "shared file system; nothing was deleted, and the same command resumes."
+            )
+        time.sleep(1)
+    return found
 
 
 class ShardReader:
@@ -150,35 +324,52 @@ class ShardReader:
             ) from error
 
 
-def row_key(row: Row) -> Key:
-    return row["id"], row["slot"]
-
-
 def tensor_name(row: Row) -> str:
     return f"{row['slot']}/{row['id']}"
 
 
-def read_rows(path: Path, header: dict[str, Any]) -> list[Row]:
-    """Complete rows of a row file without its header; none of a missing file.
+def table_of(rows: Sequence[Row], shard: str) -> pa.Table:
+    """Rows as columns.
+
+    Args:
+        rows: each with its `scores` in a dictionary.
+        shard: name of the file with their tensors, or "".
+    """
+    lacking = dict.fromkeys(SCORES, float("nan"))
+    return pa.Table.from_pylist([{**row, **lacking, **row["scores"], "shard": shard} for row in rows], _SCHEMA)
+
+
+def _write_table(path: Path, table: pa.Table, header: dict[str, Any]) -> None:
+    table = table.replace_schema_metadata({"header": json.dumps(header, sort_keys=True)})
+    with pa.OSFile(str(path), "wb") as out, pa.ipc.new_file(out, table.schema) as writer:
+        writer.write_table(table)
+
+
+def read_table(path: Path, header: dict[str, Any]) -> pa.Table:
+    """The rows of a file, mapped into memory; none of a missing file.
 
     Raises:
         InputError: the file's header is not `header`.
+        pyarrow.ArrowInvalid: it is damaged.
     """
-    rows = complete_rows(path)
-    if rows and rows[0].get("hash") != header["hash"]:
-        old, new = rows[0].get("depends_on", {}), header["depends_on"]
+    if not path.is_file():
+        return _SCHEMA.empty_table()
+    table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    found = json.loads(table.schema.metadata[b"header"])
+    if found["hash"] != header["hash"]:
+        old, new = found["depends_on"], header["depends_on"]
         changed = [name for name in new if old.get(name) != new[name]] or ["format"]
         raise InputError(
-            f"{path} holds rows with hash {str(rows[0].get('hash'))[:12]}, this run needs {header['hash'][:12]}: "
+            f"{path} holds rows with hash {found['hash'][:12]}, this run needs {header['hash'][:12]}: "
             f"{', '.join(changed)} changed. Take another folder, or overwrite=true to make them again."
         )
-    return rows[1:]
+    return table.replace_schema_metadata(None)
 
 
-def broken_shards(folder: Path, rows: Iterable[Row]) -> dict[str, str]:
+def broken_shards(folder: Path, table: pa.Table) -> dict[str, str]:
     """Shards that rows name and that are missing or not whole, each with what is wrong."""
     broken = {}
-    for shard in sorted({row["shard"] for row in rows if "shard" in row}):
+    for shard in filter(None, pc.unique(table["shard"]).to_pylist()):
         try:
             # Opening compares the file's length with what its header promises.
             with safe_open(folder / shard, "pt"):
@@ -234,29 +425,53 @@ def processor_hash(processor) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def visual_hash(clip: Clip) -> str:
-    """Hash of the part of the file that the teacher is given."""
-    return _clip_hash(clip, clip.video if clip.video is not None else clip.image)
+def clip_hashes(clips: Sequence[Clip], index: Path) -> list[tuple[str, str]]:
+    """Hashes of what the teacher and the student are given of each clip: the visual, the audio.
 
+    A file is read once, and afterwards known by its size and its time of modification.
 
-def audio_hash(clip: Clip) -> str:
-    """Hash of the part of the file that the student is given."""
-    return _clip_hash(clip, clip.audio)
-
-
-def _clip_hash(clip: Clip, source: str | bytes | None) -> str:
-    """Hash of a clip's times, and of the file's size and its first, middle and last bytes.
-
-    A whole video would take longer to read than to hash; embedded bytes are in memory and hashed whole.
+    Args:
+        clips: the clips.
+        index: file that keeps the hashes of files. Where it cannot be written they are made again another time.
     """
-    digest = hashlib.sha256(f"{clip.start_s}\n{clip.end_s}\n".encode())
-    if isinstance(source, bytes):
-        digest.update(source)
-    elif source is not None:
-        size = os.path.getsize(source)
-        digest.update(str(size).encode())
-        with open(source, "rb") as file:
-            for begin in (0, size // 2, size - _BLOCK_BYTES):
-                file.seek(max(begin, 0))
-                digest.update(file.read(_BLOCK_BYTES))
-    return digest.hexdigest()[:16]
+    known: dict[str, tuple[int, int, str]] = {}
+    if index.is_file():
+        with contextlib.suppress(pa.ArrowInvalid):
+            columns = pa.ipc.open_file(pa.memory_map(str(index))).read_all().to_pydict()
+            known = dict(zip(columns["path"], zip(columns["size"], columns["mtime_ns"], columns["hash"])))
+    sources = [(clip.video if clip.video is not None else clip.image, clip.audio) for clip in clips]
+    files = dict.fromkeys(source for pair in sources for source in pair if isinstance(source, str))
+    now_ns, new = time.time_ns(), []
+    with ThreadPoolExecutor(_READERS) as pool:
+        for path, status in zip(files, pool.map(os.stat, files, chunksize=256)):
+            if known.get(path, ())[:2] != (status.st_size, status.st_mtime_ns):
+                new.append((path, status))
+        for (path, status), found in zip(new, pool.map(_file_hash, [path for path, _ in new])):
+            known[path] = status.st_size, status.st_mtime_ns, found
+    if new:
+        # A file that changed this moment may change again within the same tick of its clock.
+        kept = [
+            {"path": path, "size": size, "mtime_ns": mtime_ns, "hash": found}
+            for path, (size, mtime_ns, found) in known.items()
+            if now_ns - mtime_ns > _CLOCK_S * 1e9
+        ]
+        fields = [("path", pa.large_string()), ("size", pa.int64()), ("mtime_ns", pa.int64()), ("hash", pa.string())]
+        with contextlib.suppress(OSError), atomic_file(index) as temporary:
+            _write_table(temporary, pa.Table.from_pylist(kept, pa.schema(fields)), {})
+
+    def part_hash(clip: Clip, source: str | bytes | None) -> str:
+        found = known[source][2] if isinstance(source, str) else hashlib.sha256(source or b"").hexdigest()
+        return hashlib.sha256(f"{clip.start_s}\n{clip.end_s}\n{found}".encode()).hexdigest()[:16]
+
+    return [(part_hash(clip, pair[0]), part_hash(clip, pair[1])) for clip, pair in zip(clips, sources)]
+
+
+def _file_hash(path: str) -> str:
+    """Hash of a file's size and its first, middle and last bytes: a whole video would take long to read."""
+    size = os.path.getsize(path)
+    digest = hashlib.sha256(str(size).encode())
+    with open(path, "rb") as file:
+        for begin in (0, size // 2, size - _BLOCK_BYTES):
+            file.seek(max(begin, 0))
+            digest.update(file.read(_BLOCK_BYTES))
+    return digest.hexdigest()

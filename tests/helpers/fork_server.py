@@ -127,6 +127,7 @@ def run_ranks(words: Sequence, env=None, cwd=None, ranks: int = 2, timeout_s=HAN
 def _become(words: list[str], env: dict[str, str], cwd: str, stdout: str, stderr: str) -> None:
     """In the fork: turns it into the process that was requested."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which the server ignores
+    multiprocessing.set_start_method("fork", force=True)  # Linux's own, which the server has changed
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)

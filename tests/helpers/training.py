@@ -89,6 +89,19 @@ def losses_of(output_dir: Path) -> list[dict]:
     ]
 
 
+def responses_of(folder: Path) -> tuple[dict, list[dict]]:
+    """(header, rows) of a teacher cache, or of a run without one."""
+    import json
+
+    import pyarrow as pa
+
+    from vaemotionllm.train.teacher_cache import Rows, read_table
+
+    path = Path(folder) / "responses.arrow"
+    header = json.loads(pa.ipc.open_file(path).schema.metadata[b"header"])
+    return header, list(Rows(read_table(path, header)))
+
+
 def make_setup(folder: Path, clips: int = 12, **config_fields) -> tuple[Path, Path]:
     """(model folder, manifest)"""
     return make_model(folder / "models", **config_fields), write_world(folder / "world", clips=clips)

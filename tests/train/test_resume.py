@@ -8,6 +8,7 @@ import signal
 import time
 
 import fork_server
+import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -16,6 +17,7 @@ from training import (
     losses_of,
     make_setup,
     process_environment,
+    responses_of,
     stage1_values,
     stage2_values,
     train,
@@ -88,13 +90,12 @@ def test_a_killed_run_goes_on_with_the_same_losses(setup, tmp_path, values_of, s
 
 # In step 3 the second rank and its worker get the signal, as SLURM sends it.
 RANK = """
-import multiprocessing, os, subprocess, sys
+import os, subprocess, sys
 import psutil
 from vaemotionllm.cli.train import end_rank
 from vaemotionllm.cli.main import main
 from vaemotionllm.train.trainer import StageTrainer
 
-multiprocessing.set_start_method("fork", force=True)  # Linux's own, which the server of these forks has changed
 whole = StageTrainer.compute_loss
 
 def compute_loss(self, *args, **kwargs):
@@ -123,23 +124,22 @@ def test_all_ranks_end_after_the_step_in_which_one_is_terminated(setup, tmp_path
 def test_responses_are_not_generated_twice(setup, tmp_path):
     run = tmp_path / "run"
     values = stage1_values(*setup, run, generation_batch_size=2, responses_per_clip=8, max_steps=2)
-    part = run / "responses.parts" / "rank00000.jsonl"
-
-    def lines():
-        return part.read_text().splitlines() if part.is_file() else []
-
-    kill_when(values, tmp_path / "c.yaml", lambda: len(lines()) >= 9)
-    with open(part, "a") as out:
-        out.write('{"id": "train-0", "slot": 7, "tok')  # the line that the kill cut short
-    kept = [json.loads(line) for line in lines()[1:-1]]
-    assert 8 <= len(kept) < 96
-    marked = [row | {"prompt": row["prompt"] + " (kept)"} for row in kept]
-    part.write_text(lines()[0] + "\n" + "".join(json.dumps(row) + "\n" for row in marked) + lines()[-1])
+    parts = run / "responses.parts"
+    kill_when(values, tmp_path / "c.yaml", lambda: len(list(parts.glob("*.arrow"))) >= 3)
+    kept = sorted(parts.glob("*.arrow"))
+    assert len(kept) < 12
+    with pa.ipc.open_file(kept[0]) as file:  # marked, to be known again
+        table = file.read_all()
+    kinds = pa.array(["kept"] * len(table), pa.large_string())
+    marked = table.set_column(table.schema.get_field_index("kind"), "kind", kinds)
+    with pa.OSFile(str(kept[0]), "wb") as out, pa.ipc.new_file(out, marked.schema) as writer:
+        writer.write_table(marked)
+    (parts / f"{kept[-1].name}.1.tmp").write_bytes(b"a part that the kill cut short")
     train(values)
-    rows = [json.loads(line) for line in (run / "responses.jsonl").read_text().splitlines()[1:]]
+    _, rows = responses_of(run)
     assert len({(row["id"], row["slot"]) for row in rows}) == len(rows) == 96
-    assert sum(row["prompt"].endswith("(kept)") for row in rows) == len(kept)
-    assert not (run / "responses.parts").exists()
+    assert sum(row["kind"] == "kept" for row in rows) == len(table) == 8
+    assert not parts.exists()
 
 
 def test_a_checkpoint_that_is_half_written_or_damaged_is_passed_over(setup, tmp_path, caplog, capsys):

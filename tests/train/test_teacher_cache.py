@@ -7,6 +7,7 @@ import shutil
 import time
 
 import fork_server
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -17,6 +18,7 @@ from training import (
     make_model,
     make_setup,
     process_environment,
+    responses_of,
     stage1_values,
     train,
     write_config,
@@ -26,12 +28,15 @@ from transformers import LogitsProcessor
 from vaemotionllm import InputError, VAEmotionLLMForConditionalGeneration, VAEmotionLLMProcessor, utils
 from vaemotionllm.cli.main import main
 from vaemotionllm.config_file import build_config
+from vaemotionllm.data.dataset import ClipEncoder
+from vaemotionllm.data.manifest import Clip
 from vaemotionllm.data.samplers import SampleKey
-from vaemotionllm.train import teacher
+from vaemotionllm.train import teacher, teacher_cache
 from vaemotionllm.train.config import Stage1Config
 from vaemotionllm.train.data import Stage1Data
 from vaemotionllm.train.model import load_model
-from vaemotionllm.train.teacher_cache import ShardReader, ShardStore, processor_hash
+from vaemotionllm.train.teacher_cache import FILES, WORK, PartStore, Rows, ShardReader, processor_hash
+from vaemotionllm.utils import RankError
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +52,16 @@ def fill(values):
     """Fills the cache in this process; returns its rows."""
     folder = values["teacher_cache"]
     assert main(["cache-teacher", "--config", str(write_config_beside(values)), "disable_tqdm=true"]) == 0
-    lines = [json.loads(line) for line in open(os.path.join(folder, "responses.jsonl"))]
-    return lines[0], lines[1:]
+    return responses_of(folder)
+
+
+def bytes_of(folder):
+    """Name -> content of the cache's files, but for what is known of media."""
+    return {path.name: path.read_bytes() for path in folder.glob("responses*") if path.name != FILES}
 
 
 def rows_of(folder):
-    return [json.loads(line) for line in open(folder / "responses.jsonl")][1:]
+    return responses_of(folder)[1]
 
 
 def write_config_beside(values):
@@ -134,7 +143,7 @@ def test_training_by_the_cache_follows_training_by_the_teacher(setup, filled, tm
 
 def test_the_cache_holds_the_teacher_s_states_at_its_own_responses(setup, filled):
     folder, _ = filled
-    rows = [json.loads(line) for line in open(folder / "cache" / "responses.jsonl")][1:]
+    rows = rows_of(folder / "cache")
     assert len(rows) == 24 and not any(row["empty"] for row in rows)
     model = VAEmotionLLMForConditionalGeneration.from_pretrained(setup[0]).eval()
     processor = VAEmotionLLMProcessor.from_pretrained(setup[0])
@@ -164,7 +173,7 @@ def test_the_cache_holds_the_teacher_s_states_at_its_own_responses(setup, filled
 
 def test_scores_say_what_they_promise(setup, filled):
     folder, _ = filled
-    rows = [json.loads(line) for line in open(folder / "cache" / "responses.jsonl")][1:]
+    rows = rows_of(folder / "cache")
     for row in rows:
         scores = row["scores"]
         assert scores["grounding"] >= 0 and -120 <= scores["audio_dbfs"] < 0
@@ -229,8 +238,7 @@ def test_a_cache_of_another_backbone_or_preprocessing_is_refused_with_both_hashe
     with torch.no_grad():
         model.get_decoder().layers[0].mlp.up_proj.weight.mul_(1.01)
     model.save_pretrained(other)
-    header = json.loads(open(folder / "cache" / "responses.jsonl").readline())
-    found = header["hash"][:12]
+    found = responses_of(folder / "cache")[0]["hash"][:12]
     pattern = rf"holds rows with hash {found}, this run needs (?!{found})\w{{12}}: "
     with pytest.raises(InputError, match=pattern + "backbone changed"):
         train(values | {"model": str(other)})
@@ -295,7 +303,7 @@ def test_a_damaged_shard_is_refused_and_made_again(setup, tmp_path):
         file.truncate(shard.stat().st_size - 10)
     with pytest.raises(InputError, match=f"{shard.name} is missing or damaged .*cache-teacher"):
         train(values)
-    (tmp_path / "cache" / "responses-00000-00009.safetensors").write_bytes(b"written by nobody")
+    (tmp_path / "cache" / "responses-00000000-00009.safetensors").write_bytes(b"written by nobody")
     fill(values)
     again = {}
     for path in sorted((tmp_path / "cache").glob("responses-*.safetensors")):
@@ -309,47 +317,86 @@ def test_a_damaged_shard_is_refused_and_made_again(setup, tmp_path):
 def test_a_killed_cache_goes_on(setup, tmp_path):
     values = cache_values(setup, tmp_path, responses_per_clip=8, generation_batch_size=2)
     config = write_config(tmp_path / "c.yaml", values)
-    code = (  # small shards, so that some are written before the kill
-        "import sys; from vaemotionllm.train.teacher_cache import ShardStore; from vaemotionllm.cli.main import main;"
-        "ShardStore.__init__.__defaults__ = (0, 0); sys.exit(main(sys.argv[1:]))"
-    )
-    process = fork_server.start(["-c", code, "cache-teacher", "--config", config], process_environment())
-    part, deadline = tmp_path / "cache" / "responses.parts" / "rank00000.jsonl", time.monotonic() + fork_server.HANG_S
-    while not (part.is_file() and len(part.read_text().splitlines()) > 9):
+    words = ["-m", "vaemotionllm.cli.main", "cache-teacher", "--config", config]
+    process = fork_server.start(words, process_environment())
+    parts, deadline = tmp_path / "cache" / "responses.parts", time.monotonic() + fork_server.HANG_S
+    while len(kept := list(parts.glob("*.arrow"))) < 3:
         assert process.exitcode is None and time.monotonic() < deadline
         time.sleep(0.002)
     process.kill()
     process.join()
-    kept = [json.loads(line) for line in part.read_text().splitlines(keepends=True)[1:] if line.endswith("\n")]
-    assert 8 <= len(kept) < 96
-    (tmp_path / "cache" / "responses-00000-00099.safetensors.tmp").write_bytes(b"half a shard")
+    assert len(kept) < 12
+    made_ns = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("responses-*.safetensors")}
+    (tmp_path / "cache" / "responses-00000000-00099.safetensors.tmp").write_bytes(b"half a shard")
     _, rows = fill(values)
     assert len({(row["id"], row["slot"]) for row in rows}) == len(rows) == 96
-    assert all(row in rows for row in kept)
-    assert not list((tmp_path / "cache").glob("*.tmp")) and not part.exists()
+    assert not list((tmp_path / "cache").glob("*.tmp")) and not parts.exists()
+    again_ns = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("responses-*.safetensors")}
+    assert made_ns.items() <= again_ns.items()  # what was made is kept
+    fill(values | {"teacher_cache": str(tmp_path / "whole" / "cache"), "output_dir": str(tmp_path / "whole" / "run")})
+    assert bytes_of(tmp_path / "cache") == bytes_of(tmp_path / "whole" / "cache")  # as if nobody had killed it
     reader = ShardReader(tmp_path / "cache")
     assert all(reader(row).shape == (len(row["tokens"]), 32) for row in rows)
 
 
+HEADER = {"hash": "h", "depends_on": {}}
+
+
+def add_rows(folder, rows, write=True):
+    """Makes rows, (id, slot) -> (score, tensor), one a part; returns the store and its plan."""
+    clips = [Clip(id=name, split="train", source="s", license="l") for name in sorted({name for name, _ in rows})]
+    index = {clip.id: n for n, clip in enumerate(clips)}
+
+    def missing(table):
+        there = dict(zip(zip(table["id"].to_pylist(), table["slot"].to_pylist()), table["entropy"].to_pylist()))
+        return np.array([(index[k[0]], k[1], "v", "a") for k in sorted(rows) if there.get(k) != rows[k][0]], WORK)
+
+    store = PartStore(folder, HEADER)
+    plan = store.plan(missing, clips, 1)
+    for number in {*range(len(plan.parts))} - plan.done if write else ():
+        for n, slot, *_ in plan.parts[number].tolist():
+            score, tensor = rows[clips[n].id, slot]
+            row = dict.fromkeys(("kind", "prompt", "response", "visual_hash", "audio_hash"), "")
+            row |= dict.fromkeys(("text_tokens", "visual_tokens", "audio_tokens"), 0) | {"empty": False, "tokens": [1]}
+            row |= {"id": clips[n].id, "slot": slot, "scores": {"entropy": score}}
+            store.add(plan, number, [(row, tensor)])
+    return store, plan
+
+
+def closed(folder, rows):
+    store, plan = add_rows(folder, rows)
+    made = sum(len(part) for number, part in enumerate(plan.parts) if number not in plan.done)
+    return list(Rows(store.close(plan, made, torch.device("cpu"))))
+
+
 def test_a_full_disk_is_told_and_nothing_half_written_stays(tmp_path):
-    store = ShardStore(tmp_path, {"hash": "h", "depends_on": {}}, shard_bytes=0)
-    store.add([({"id": "a", "slot": 0}, torch.zeros(10))])
+    rows = {("a", 0): (1.0, torch.zeros(10)), ("b", 0): (1.0, torch.ones(100_000))}
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
     try:
-        with pytest.raises(
-            InputError, match=r"cannot write responses-00000-00001.*GiB are free.*run the same command"
-        ):
-            store.add([({"id": "b", "slot": 0}, torch.zeros(100_000))])
+        with pytest.raises(InputError, match=r"cannot write responses-\w+-00001.*GiB are free.*run the same command"):
+            add_rows(tmp_path, rows)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    found = sorted(path.name for path in tmp_path.glob("responses*"))
-    assert found == ["responses-00000-00000.safetensors", "responses.parts"]
-    again = ShardStore(tmp_path, {"hash": "h", "depends_on": {}}, shard_bytes=0)
-    assert list(again.rows) == [("a", 0)]
-    again.add([({"id": "b", "slot": 0}, torch.ones(100_000))])
-    rows = again.close()
+    found = sorted(path.name.rsplit("-")[-1] for path in tmp_path.glob("responses*"))
+    assert found == ["00000.safetensors", "responses.parts"]
+    assert add_rows(tmp_path, rows, write=False)[1].done == {0}
+    rows = closed(tmp_path, rows)
     assert [row["id"] for row in rows] == ["a", "b"] and ShardReader(tmp_path)(rows[1]).sum() == 100_000
+
+
+def test_nothing_is_deleted_before_every_row_is_in_sight(tmp_path, monkeypatch):
+    """As on a node that does not see yet, or never, what another has written."""
+    monkeypatch.setattr(teacher_cache, "_SIGHT_S", 0)
+    store, plan = add_rows(tmp_path, {("a", 0): (1.0, torch.zeros(2)), ("b", 0): (1.0, torch.ones(2))})
+    part = store.parts / f"{plan.name}-00001.arrow"
+    hidden = part.rename(tmp_path / "hidden")
+    before = {path.name for path in tmp_path.rglob("*")}
+    with pytest.raises(RankError, match="lacks rows that another rank has written"):
+        store.close(plan, 2, torch.device("cpu"))
+    assert {path.name for path in tmp_path.rglob("*")} == before
+    hidden.rename(part)
+    assert len(store.close(plan, 2, torch.device("cpu"))) == 2
 
 
 def test_a_reader_names_a_shard_that_vanished(tmp_path):
@@ -388,17 +435,18 @@ def test_a_cache_is_filled_by_one_process_at_a_time(setup, tmp_path, monkeypatch
 
 
 def test_two_ranks_fill_one_cache(setup, tmp_path, filled):
-    values = cache_values(setup, tmp_path, generation_batch_size=4)
+    values = cache_values(setup, tmp_path, generation_batch_size=4, dataloader_num_workers=1, cache_media=False)
     config = write_config(tmp_path / "c.yaml", values)
     words = ["-m", "vaemotionllm.cli.train", "cache-teacher", "--config", config]
     result = fork_server.run_ranks(words, process_environment())
     assert result.returncode == 0, result.stderr[-3000:]
-    rows = [json.loads(line) for line in open(tmp_path / "cache" / "responses.jsonl")][1:]
-    alone = [json.loads(line) for line in open(filled[0] / "cache" / "responses.jsonl")][1:]
+    rows = rows_of(tmp_path / "cache")
+    alone = rows_of(filled[0] / "cache")
     assert [(row["id"], row["slot"], row["tokens"]) for row in rows] == [
         (row["id"], row["slot"], row["tokens"]) for row in alone
     ]
-    assert {row["shard"].split("-")[1] for row in rows} == {"00000", "00001"}
+    fill(cache_values(setup, tmp_path / "alone", generation_batch_size=4))
+    assert bytes_of(tmp_path / "cache") == bytes_of(tmp_path / "alone" / "cache")
 
 
 def test_a_response_that_is_nothing_but_its_end_is_empty_and_teaches_nothing(setup, tmp_path):
@@ -418,7 +466,7 @@ def test_a_response_that_is_nothing_but_its_end_is_empty_and_teaches_nothing(set
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(teacher, "Teacher", Half)
         Stage1Data(config).fill_teacher_cache(*load_model(config))
-    rows = [json.loads(line) for line in open(tmp_path / "cache" / "responses.jsonl")][1:]
+    rows = rows_of(tmp_path / "cache")
     assert [row["empty"] for row in rows] == [True, False, True, False] and rows[0]["tokens"] == [2]
     train(values | {"max_steps": 1})
     report = json.loads((tmp_path / "run" / "quality.json").read_text())
@@ -426,26 +474,20 @@ def test_a_response_that_is_nothing_but_its_end_is_empty_and_teaches_nothing(set
 
 
 def test_rows_that_were_made_again_replace_those_of_a_killed_run(tmp_path):
-    """Whatever rank had them: a part of a killed run holds an old row, a lower rank makes it anew."""
-    header = {"hash": "h", "depends_on": {}}
-    killed = ShardStore(tmp_path, header, shard_bytes=0)
-    for name in ("a", "b"):
-        killed.add([({"id": name, "slot": 0, "score": None}, torch.zeros(3))])
-    (tmp_path / "responses-00000-00001.safetensors").write_bytes(b"lost")
-    parts = tmp_path / "responses.parts"
-    (parts / "rank00000.jsonl").rename(parts / "rank00001.jsonl")
-    store = ShardStore(tmp_path, header, shard_bytes=0)
-    assert list(store.rows) == [("a", 0)]
-    for name in ("a", "b"):
-        store.add([({"id": name, "slot": 0, "score": 1.0}, torch.ones(3))])
-    rows = store.close()
-    assert [(row["id"], row["score"]) for row in rows] == [("a", 1.0), ("b", 1.0)]
-    assert all(ShardReader(tmp_path)(row).sum() == 3 for row in rows)
+    """Of a killed pass over other work what is whole is kept, and a row that is made anew replaces the old one."""
+    add_rows(tmp_path, {("a", 0): (1.0, torch.zeros(3)), ("b", 0): (1.0, torch.zeros(3))})
+    next(tmp_path.glob("responses-*-00001.safetensors")).write_bytes(b"lost")
+    rows = {("a", 0): (1.0, torch.ones(3)), ("b", 0): (2.0, torch.ones(3)), ("c", 0): (3.0, torch.ones(3))}
+    rows = closed(tmp_path, rows)
+    assert [(row["id"], row["scores"]["entropy"]) for row in rows] == [("a", 1.0), ("b", 2.0), ("c", 3.0)]
+    assert [int(ShardReader(tmp_path)(row).sum()) for row in rows] == [0, 3, 3]
+    rows = closed(tmp_path, {("a", 0): (5.0, torch.ones(3)), ("b", 0): (2.0, None)})
+    assert [(row["id"], row["scores"]["entropy"]) for row in rows] == [("a", 5.0), ("b", 2.0), ("c", 3.0)]
+    named = {row["shard"] for row in rows}
+    assert {path.name for path in tmp_path.glob("*.safetensors*")} == named
 
 
 def test_a_bad_sound_is_told_by_the_rank_that_meets_it(setup, tmp_path):
-    from vaemotionllm.utils import RankError
-
     shutil.copytree(setup[1].parent, tmp_path / "world")
     (tmp_path / "world" / "train-2.wav").write_bytes(b"RIFF")
     values = cache_values((setup[0], tmp_path / "world" / "manifest.jsonl"), tmp_path)
@@ -454,14 +496,39 @@ def test_a_bad_sound_is_told_by_the_rank_that_meets_it(setup, tmp_path):
         Stage1Data(config).fill_teacher_cache(*load_model(config))
 
 
-def test_a_file_of_equal_size_with_other_content_is_another_file(tmp_path):
-    from vaemotionllm.data.manifest import Clip
-    from vaemotionllm.train.teacher_cache import audio_hash
-
-    file, found = tmp_path / "a.wav", []
-    for change in (0, 150_000, 299_999):
+def test_a_file_is_read_once_and_again_when_it_changed(tmp_path, monkeypatch):
+    file, found, read = tmp_path / "a.wav", [], []
+    real = teacher_cache._file_hash
+    monkeypatch.setattr(teacher_cache, "_file_hash", lambda path: read.append(path) or real(path))
+    clips = [
+        Clip(id=str(n), split="train", source="s", license="l", audio=str(file), video=str(file), start_s=float(n))
+        for n in range(2)
+    ]
+    for number, change in enumerate((0, 150_000, 299_999)):
         content = bytearray(300_000)
         content[change] = 1
         file.write_bytes(content)
-        found.append(audio_hash(Clip(id="a", split="train", source="s", license="l", audio=str(file))))
-    assert len(set(found)) == 3
+        os.utime(file, (1_000_000 + number,) * 2)
+        found += [teacher_cache.clip_hashes(clips, tmp_path / "index") for _ in range(2)]
+    assert len(read) == 3  # of 24
+    assert found[0] == found[1] != found[2] and len({pair for pairs in found for pair in pairs}) == 6
+
+
+def test_what_is_of_equal_length_shares_a_batch_and_a_clip_is_decoded_once(setup, tmp_path, monkeypatch):
+    values = cache_values(setup, tmp_path, generation_batch_size=4, cache_media=False, responses_per_clip=2)
+    config = build_config(Stage1Config, values)
+    decoded, widths = [], []
+    real, answer = ClipEncoder.visual_and_waveform, teacher.Teacher.answer
+    monkeypatch.setattr(ClipEncoder, "visual_and_waveform", lambda s, clip: decoded.append(clip.id) or real(s, clip))
+
+    def watched(self, batch):
+        rows = answer(self, batch)
+        widths.append([row["text_tokens"] + row["visual_tokens"] for row, _ in rows])
+        return rows
+
+    monkeypatch.setattr(teacher.Teacher, "answer", watched)
+    Stage1Data(config).fill_teacher_cache(*load_model(config))
+    assert sorted(decoded) == sorted(f"train-{i}" for i in range(12))
+    parts = [sum(widths[i : i + 4], []) for i in range(0, len(widths), 4)]
+    assert [len(part) for part in parts] == [16, 8] and all(part == sorted(part) for part in parts)
+    assert all(len({*part}) > 1 for part in parts)

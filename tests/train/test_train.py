@@ -6,7 +6,7 @@ import torch
 from media_files import write_png, write_video, write_wav
 from safetensors.torch import load_file
 from torch._dynamo.utils import counters
-from training import command, losses_of, make_setup, stage1_values, stage2_values, train, write_config
+from training import command, losses_of, make_setup, responses_of, stage1_values, stage2_values, train, write_config
 
 from vaemotionllm import InputError, VAEmotionLLMForConditionalGeneration, VAEmotionLLMProcessor
 from vaemotionllm.cli.main import main
@@ -59,8 +59,7 @@ def test_the_result_loads_as_a_model_and_says_that_it_is_finished(setup, stage1)
 
 
 def test_responses_are_the_teacher_s_own_from_the_picture_alone(setup, stage1):
-    lines = [json.loads(line) for line in (stage1 / "responses.jsonl").read_text().splitlines()]
-    header, rows = lines[0], lines[1:]
+    header, rows = responses_of(stage1)
     assert header["hash"] and {"backbone", "preprocessing", "prompts", "num_frames"} <= header["depends_on"].keys()
     assert sorted((row["id"], row["slot"]) for row in rows) == sorted(
         (f"train-{i}", s) for i in range(12) for s in (0, 1)
