@@ -101,7 +101,15 @@ def add_cache_teacher_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = """Training with the same config then reads `teacher_cache` in place of running the teacher in each
     step. What was stopped is resumed; more clips or responses are added to what is there."""
     _add_config(parser)
-    parser.add_argument("--estimate", action="store_true", help="print what it will take on disk, and end")
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--estimate", action="store_true", help="print what it will take on disk, and end")
+    group.add_argument(
+        "--prompts-only", type=Path, metavar="FILE", help="write the prompts in OpenAI's batch format, and end"
+    )
+    group.add_argument(
+        "--answers", type=Path, metavar="FILE",
+        help="take the responses from JSON lines of {id, prompt, response}, or OpenAI's batch output",
+    )  # fmt: skip
 
 
 def run_cache_teacher(args: argparse.Namespace) -> None:
@@ -113,14 +121,20 @@ def run_cache_teacher(args: argparse.Namespace) -> None:
     if not values.get("teacher_cache"):
         raise InputError("config field `teacher_cache` is missing: name the folder that is to be filled.")
     # An engine shards what it trains; here nothing is trained, and the teacher is whole on each rank.
-    # A rank that is done waits for the slowest, which in a pass of a day may be hours behind.
-    values = {"output_dir": values["teacher_cache"], "ddp_timeout": 86_400, **values, "deepspeed": None}
+    values = {"output_dir": values["teacher_cache"], **values, "deepspeed": None}
     from ..train.config import Stage1Config
     from ..train.data import Stage1Data
     from ..train.model import load_model
 
     config = build_config(Stage1Config, values)
     data, is_main = Stage1Data(config), config.process_index == 0
+    if args.prompts_only:
+        from ..train.answers import write_prompts
+
+        if is_main:
+            count = write_prompts(args.prompts_only, data.clips, data.source, config)
+            print(f"{args.prompts_only}: {count} prompts")
+        return
     fills = is_main and not args.estimate
     with shown_log(is_main), owned(Path(config.teacher_cache), "teacher_cache") if fills else contextlib.nullcontext():
         model, processor = load_model(config)
@@ -131,10 +145,12 @@ def run_cache_teacher(args: argparse.Namespace) -> None:
             if sizes["states"] > sizes["free"]:
                 print("WARNING: it may not fit. Lower responses_per_clip or max_response_tokens, or use another disk.")
         if not args.estimate:
-            data.fill_teacher_cache(model, processor)
+            made = data.fill_teacher_cache(model, processor, args.answers)
     if fills:
         used = sum(file.stat().st_size for file in Path(config.teacher_cache).iterdir() if file.is_file())
-        print(f"{config.teacher_cache}: {responses} responses, {_size(used)}")
+        print(f"{config.teacher_cache}: {made} responses, {_size(used)}")
+        if made < responses:
+            print(f"{responses - made} have no answer yet; without --answers the same command generates them.")
 
 
 def _size(count: int) -> str:

@@ -21,6 +21,7 @@ from ..data.manifest import Clip, read_manifest
 from ..data.samplers import class_weights, modality_of_step
 from ..model.configuration_vaemotionllm import VAEmotionLLMConfig
 from ..utils import InputError, write_json, write_json_lines
+from .answers import read_answers
 from .checkpoint import QUALITY
 from .config import Stage1Config, Stage2Config
 from .distributed import barrier, from_first_rank
@@ -123,19 +124,32 @@ class Stage1Data:
 
         return ResponsesOfClips(Rows(rows.table, rows.numbers[from_first_rank(kept)]))
 
-    def fill_teacher_cache(self, model, processor) -> None:
+    def fill_teacher_cache(self, model, processor, answers: Path | None = None) -> int:
         """Make what `config.teacher_cache` lacks. Every rank takes part.
 
+        Args:
+            model, processor: of the run.
+            answers: file of responses from elsewhere; None to generate them.
+
+        Returns:
+            how many responses the cache then has of those of the run.
+
         Raises:
-            InputError: see `generate_responses`.
+            InputError: see `generate_responses` and `read_answers`.
         """
         config, folder = self.config, Path(self.config.teacher_cache)
+        given = None
+        if answers is not None:
+            tokens = processor.tokenizer.convert_ids_to_tokens(model.config.media_token_ids)
+            given = read_answers(answers, self.clips, self.source, config, [token for token in tokens if token])
         folder.mkdir(parents=True, exist_ok=True)
         if config.overwrite and config.process_index == 0:
             for path in folder.glob(f"{RESPONSES}*"):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         barrier()
-        generate_responses(model, processor, self._dataset(processor), self.source, config, folder, states=True)
+        return len(generate_responses(
+            model, processor, self._dataset(processor), self.source, config, folder, states=True, answers=given
+        ))  # fmt: skip
 
     def estimate_bytes(self, model) -> dict[str, int]:
         """The cache's size on disk: "states" if every response is as long as it may be, "free" on that disk."""

@@ -16,6 +16,7 @@ from ..benchmark import prompts as benchmark_prompts
 from ..benchmark import schema
 from ..config_file import read_yaml, shipped_file
 from ..data.manifest import LABEL_FIELDS, Clip
+from ..data.samplers import seeded_random
 from ..model.inputs import MODALITIES
 from ..nano import language, select
 from ..utils import InputError, decoded, sha256_of_file
@@ -65,6 +66,10 @@ class PromptSource(NamedTuple):
 
     draw: Callable[[np.random.Generator, int], list[Prompt]]
     identity: str
+
+    def prompt(self, seed: int, clip_id: str, slot: int) -> Prompt:
+        """The prompt of a clip's response number `slot`, which depends on nothing but these."""
+        return self.draw(seeded_random(seed, "prompt", clip_id), slot + 1)[slot]
 
 
 def prompt_source(prompts: str | Sequence[str] | Mapping[str, Sequence[str]]) -> PromptSource:

@@ -39,6 +39,7 @@ from ..data.manifest import Clip
 from ..data.samplers import SampleKey, seeded_random
 from ..model.audio_projector import num_placeholders
 from ..utils import ClipError, InputError
+from .answers import Answers
 from .chunked_divergence import entropy
 from .distributed import from_first_rank
 from .instructions import Prompt, PromptSource
@@ -86,7 +87,14 @@ def teacher_header(model, processor, source: PromptSource, config, states: bool)
 
 
 def generate_responses(
-    model, processor, dataset: ClipDataset, source: PromptSource, config, folder: Path, states: bool
+    model,
+    processor,
+    dataset: ClipDataset,
+    source: PromptSource,
+    config,
+    folder: Path,
+    states: bool,
+    answers: Answers | None = None,
 ) -> Rows:
     """Rows of all clips of the data set; what is not in `folder` yet is made, shared among the ranks.
 
@@ -95,6 +103,7 @@ def generate_responses(
         config: `Stage1Config`.
         folder: of the rows.
         states: whether the teacher's states are kept.
+        answers: responses from elsewhere. Those that are not in the folder yet are added, and nothing is generated.
 
     Raises:
         InputError: the folder holds rows of another backbone, of other prompts or settings (both hashes are named), or
@@ -105,12 +114,12 @@ def generate_responses(
 
     def missing(table) -> np.ndarray:
         found = missing_rows(table, clips, config, folder)
-        return np.array([work for work, _ in found], WORK)
+        return np.array([work for work, _ in found if answers is None or work[:2] in answers], WORK)
 
     plan = store.plan(missing, clips, _BATCHES_OF_PART * size)
     mine = [number for number in range(len(plan.parts)) if number not in plan.done]
     mine = mine[config.process_index :: config.world_size]
-    teacher, made = Teacher(model, processor, dataset, source, config, states), 0
+    teacher, made = Teacher(model, processor, dataset, source, config, states, answers), 0
     decoded = teacher.decoded([plan.parts[number] for number in mine])
     total = sum(len(plan.parts[number]) for number in mine)
     with tqdm(total=total, desc="teacher", disable=config.disable_tqdm or config.process_index > 0) as bar:
@@ -233,7 +242,11 @@ Query = tuple[tuple, Decoded]
 class Teacher:
     """Queries the frozen visual pathway."""
 
-    def __init__(self, model, processor, dataset: ClipDataset, source: PromptSource, config, states: bool):
+    def __init__(
+        self, model, processor, dataset: ClipDataset, source: PromptSource, config, states: bool,
+        answers: Answers | None = None,
+    ):  # fmt: skip
+        self.answers = answers
         self.model, self.processor, self.dataset = model.eval(), processor, dataset
         self.source, self.config, self.states = source, config, states
         self.renderer = ConversationRenderer(processor)
@@ -294,13 +307,15 @@ class Teacher:
         self._check_context(samples, inputs)
         visual = torch.isin(inputs["input_ids"], torch.tensor(self.model.config.visual_token_ids))
         visual_tokens, all_tokens = visual.sum(1).tolist(), inputs["attention_mask"].sum(1).tolist()
-        moved = self._to_device(inputs)
-        generated = self.model.generate(
-            **moved, use_adapter=False, do_sample=False, num_beams=1,
-            max_new_tokens=self.config.max_response_tokens, logits_processor=self._sampling(keys),
-            suppress_tokens=self.model.suppressed_tokens,
-        )  # (B, width + new)  # fmt: skip
-        answers = [self._until_end(row) for row in generated[:, inputs["input_ids"].shape[1] :].tolist()]
+        moved, longest = self._to_device(inputs), self.config.max_response_tokens
+        if self.answers is None:
+            generated = self.model.generate(
+                **moved, use_adapter=False, do_sample=False, num_beams=1, max_new_tokens=longest,
+                logits_processor=self._sampling(keys), suppress_tokens=self.model.suppressed_tokens,
+            )[:, inputs["input_ids"].shape[1] :]  # (B, new)  # fmt: skip
+            answers = [self._until_end(row) for row in generated.tolist()]
+        else:  # with the end of the turn, which generation reaches where its limit does not come first
+            answers = [self.renderer.answer_ids(self.answers[key])[:longest] for key in keys]
         states, scores = self._states_and_scores(samples, texts, inputs, moved, answers)
         rows: list[tuple[Row, torch.Tensor | None]] = []
         for number, ((_, slot, *hashes), clip) in enumerate(batch):
@@ -324,8 +339,7 @@ class Teacher:
         return rows
 
     def _prompt(self, index: int, slot: int) -> Prompt:
-        rng = seeded_random(self.config.teacher_seed, "prompt", self.dataset.clips[index].id)
-        return self.source.draw(rng, slot + 1)[slot]
+        return self.source.prompt(self.config.teacher_seed, self.dataset.clips[index].id, slot)
 
     def _states_and_scores(self, samples, texts: list[str], inputs, moved, answers: list[list[int]]):
         """States (R, D) and scores of each answer, from the teacher's forward pass over it.

@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import resource
 import shutil
 import time
 
 import fork_server
 import numpy as np
+import pyarrow as pa
 import pytest
 import tiny
 import torch
@@ -32,6 +34,7 @@ from vaemotionllm.data.dataset import ClipEncoder
 from vaemotionllm.data.manifest import Clip
 from vaemotionllm.data.samplers import SampleKey
 from vaemotionllm.train import teacher, teacher_cache
+from vaemotionllm.train.answers import read_answers, write_prompts
 from vaemotionllm.train.config import Stage1Config
 from vaemotionllm.train.data import Stage1Data
 from vaemotionllm.train.model import load_model
@@ -225,6 +228,119 @@ def test_no_response_holds_a_placeholder(setup, tmp_path, monkeypatch):
     Stage1Data(config).fill_teacher_cache(model, processor)
     tokens = [row["tokens"] for row in rows_of(tmp_path / "cache")]
     assert not {*sum(tokens, [])} & {*ids} and all(70 in row for row in tokens)
+
+
+# ---- answers from elsewhere
+
+
+class Scripted(LogitsProcessor):
+    """Makes a teacher say given tokens, a list for each row."""
+
+    def __init__(self, texts):
+        self.texts, self.step = texts, 0
+
+    def __call__(self, input_ids, scores):
+        for row, tokens in enumerate(self.texts):
+            scores[row, tokens[min(self.step, len(tokens) - 1)]] += 1e4
+        self.step += 1
+        return scores
+
+
+def write_lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_answers_from_elsewhere_give_the_cache_of_the_same_text(setup, tmp_path, monkeypatch, capsys):
+    """To the last bit: some end by themselves, some at the limit."""
+    values = cache_values(setup, tmp_path / "own", generation_batch_size=4)
+    texts = ("Joy.", "A sea", "Gloomy", "no", "a longer one")
+
+    def scripted(self, keys):
+        ids = self.renderer.answer_ids
+        return [Scripted([ids(texts[(2 * index + slot) % len(texts)]) for index, slot in keys])]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(teacher.Teacher, "_sampling", scripted)
+        _, rows = fill(values)
+    assert {row["response"] for row in rows} == {*texts[:4], "a long"}  # 6 tokens are the limit
+    own = bytes_of(tmp_path / "own" / "cache")
+
+    def given(name, file, *words):
+        values = cache_values(setup, tmp_path / name, generation_batch_size=4)
+        config = str(write_config_beside(values))
+        return main(["cache-teacher", "--config", config, *words, str(file)])
+
+    lines = [{"id": row["id"], "prompt": row["prompt"], "response": row["response"]} for row in rows]
+    assert given("lines", write_lines(tmp_path / "lines.jsonl", lines[::-1]), "--answers") == 0
+    assert bytes_of(tmp_path / "lines" / "cache") == own
+    # The same by a server that takes batch files: half of the answers first.
+    assert given("batch", tmp_path / "prompts.jsonl", "--prompts-only") == 0
+    requests = [json.loads(line) for line in open(tmp_path / "prompts.jsonl")]
+    assert not (tmp_path / "batch" / "cache").exists() and len(requests) == 24
+    text_of = {f"{row['slot']}/{row['id']}": row for row in rows}
+    for request in requests:
+        body, row = request["body"], text_of[request["custom_id"]]
+        medium, text = body["messages"][0]["content"]
+        url = medium[medium["type"]]["url"]
+        assert text["text"] == row["prompt"] and url.startswith("file:///") and row["id"] in url
+        assert (body["max_tokens"], body["temperature"], body["model"]) == (6, 0.0, str(setup[0]))
+    answers = [
+        {"custom_id": request["custom_id"], "error": None, "response": {"status_code": 200, "body": {
+            "choices": [{"message": {"content": text_of[request["custom_id"]]["response"]}}]}}}
+        for request in requests
+    ]  # fmt: skip
+    capsys.readouterr()
+    assert given("batch", write_lines(tmp_path / "half.jsonl", answers[:10]), "--answers") == 0
+    assert "14 have no answer yet" in capsys.readouterr().out
+    assert given("batch", write_lines(tmp_path / "all.jsonl", answers), "--answers") == 0
+    _, again = responses_of(tmp_path / "batch" / "cache")
+    assert [row["tokens"] for row in again] == [row["tokens"] for row in rows]
+
+
+OUTPUT = {"status_code": 200, "body": {"choices": [{"message": {"content": "Joy."}}]}}
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ({"id": "nobody"}, "'nobody' is no clip"),
+        ({"prompt": None}, "`prompt` is missing"),
+        ({"prompt": "Another?"}, "no prompt of this run for clip 'train-1'"),
+        ({"response": " "}, "the response is ' '"),
+        ({"response": None}, "the response is None"),
+        ({"response": "a <|video_pad|> b"}, "'train-1' holds <|video_pad|>"),
+        ({"id": "train-0"}, "already answered in line 1"),
+        ({"custom_id": "7/train-0", "response": OUTPUT}, "no prompt of this run for clip 'train-0'"),
+        ({"custom_id": "0/train-0", "response": {"status_code": 500}, "error": "x"}, "no answer (x)"),
+    ],
+)  # fmt: skip
+def test_a_bad_answer_is_named_with_its_line(setup, tmp_path, line, words):
+    config = build_config(Stage1Config, cache_values(setup, tmp_path, prompts=["Describe it."], responses_per_clip=1))
+    data = Stage1Data(config)
+    good = {"prompt": "Describe it.", "response": "Joy."}
+    file = write_lines(tmp_path / "a.jsonl", [good | {"id": "train-0"}, good | {"id": "train-1"} | line])
+    with pytest.raises(InputError, match=re.escape(f"{file}, line 2: ") + ".*" + re.escape(words)):
+        read_answers(file, data.clips, data.source, config, ["<|video_pad|>"])
+
+
+def test_a_part_of_a_file_is_no_request(setup, tmp_path):
+    config = build_config(Stage1Config, cache_values(setup, tmp_path))
+    clip = Clip(id="a", split="train", source="s", license="l", audio="/a.mp4", video="/a.mp4", start_s=1.0)
+    with pytest.raises(InputError, match="clip 'a' is a part of a file"):
+        write_prompts(tmp_path / "p.jsonl", [clip], Stage1Data(config).source, config)
+
+
+def test_a_cached_response_that_holds_a_placeholder_is_refused(setup, tmp_path):
+    values = cache_values(setup, tmp_path, max_clips=4)
+    header, rows = fill(values)
+    for row in rows:
+        if row["id"] == "train-2":
+            row["tokens"][1] = 6  # <|video_pad|>
+    table = pa.concat_tables([teacher_cache.table_of([row], row["shard"]) for row in rows])
+    teacher_cache._write_table(tmp_path / "cache" / "responses.arrow", table, header)
+    with pytest.raises(InputError, match=r"response to clip 'train-2' holds <\|video_pad\|>"):
+        train(values)
 
 
 # ---- unhappy paths
