@@ -154,7 +154,7 @@ class VAEmotionLLM(lmms):
     ) -> dict[int, GenerationResult]:
         """Answers of a batch by the requests' positions."""
         arguments, until = generation_arguments(batch[0].generation)
-        arguments.setdefault("suppress_tokens", self.model.suppressed_tokens)
+        arguments["suppress_tokens"] = [*(arguments.get("suppress_tokens") or ()), *self.model.suppressed_tokens]
         if self.use_adapter is not None:
             arguments["use_adapter"] = self.use_adapter
         texts = [

@@ -467,7 +467,8 @@ class VAEmotionLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def suppressed_tokens(self) -> list[int]:
         """For `generate(suppress_tokens=...)`: what the generation config suppresses, and the placeholders of media,
         which would be taken for media that nobody gave as soon as a response is read again."""
-        return sorted({*(self.generation_config.suppress_tokens or ()), *self.config.media_token_ids})
+        chosen = getattr(self.generation_config, "suppress_tokens", None) or ()
+        return sorted({*chosen, *self.config.media_token_ids})
 
     @torch.no_grad()
     def generate(

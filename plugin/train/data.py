@@ -27,7 +27,7 @@ from .config import Stage1Config, Stage2Config
 from .distributed import barrier, from_first_rank
 from .instructions import emotion_of, instruction_source, prompt_source
 from .teacher import generate_responses, read_responses, teacher_header
-from .teacher_cache import RESPONSES, SCORES, ResponsesOfClips, Row, Rows, ShardReader
+from .teacher_cache import FILES, RESPONSES, SCORES, ResponsesOfClips, Row, Rows, ShardReader
 
 logger = logging.getLogger(__name__)
 
@@ -144,7 +144,7 @@ class Stage1Data:
             given = read_answers(answers, self.clips, self.source, config, [token for token in tokens if token])
         folder.mkdir(parents=True, exist_ok=True)
         if config.overwrite and config.process_index == 0:
-            for path in folder.glob(f"{RESPONSES}*"):
+            for path in {*folder.glob(f"{RESPONSES}*")} - {folder / FILES}:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         barrier()
         return len(generate_responses(

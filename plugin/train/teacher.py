@@ -116,7 +116,7 @@ def generate_responses(
         found = missing_rows(table, clips, config, folder)
         return np.array([work for work, _ in found if answers is None or work[:2] in answers], WORK)
 
-    plan = store.plan(missing, clips, _BATCHES_OF_PART * size)
+    plan = store.plan(missing, clips, _BATCHES_OF_PART * size, config.teacher_scores)
     mine = [number for number in range(len(plan.parts)) if number not in plan.done]
     mine = mine[config.process_index :: config.world_size]
     teacher, made = Teacher(model, processor, dataset, source, config, states, answers), 0

@@ -58,6 +58,11 @@ _SCHEMA = pa.schema([
     *((name, pa.float64()) for name in SCORES),
 ])  # fmt: skip
 
+
+class Damaged(InputError):
+    """A file of rows that a disk has damaged."""
+
+
 WORK = np.dtype([("clip", "i8"), ("slot", "i8"), ("visual_hash", "S16"), ("audio_hash", "S16")])
 """What is to be made: the response number `slot` to clip number `clip`, and the hashes of its files."""
 
@@ -149,37 +154,41 @@ class PartStore:
         self.folder, self.header = folder, header
         self.file, self.parts = folder / f"{RESPONSES}.arrow", folder / f"{RESPONSES}.parts"
 
-    def plan(self, missing: Callable[[pa.Table], np.ndarray], clips: Sequence[Clip], size: int) -> Plan:
+    def plan(
+        self, missing: Callable[[pa.Table], np.ndarray], clips: Sequence[Clip], size: int, scores: Sequence[str]
+    ) -> Plan:
         """What is to be made. Every rank must call it; rank 0 alone reads the folder.
 
         Args:
             missing: table of the rows that are there -> `WORK`, sorted.
             clips: that its numbers mean.
             size: responses in a part, at least.
+            scores: that the rows are to have.
 
         Raises:
             InputError: the folder holds rows of another header (both hashes and what changed are named).
         """
 
         def make() -> Plan:
-            with reported_writing(self.folder):
-                self.parts.mkdir(parents=True, exist_ok=True)
-                work = missing(self._whole(self._read(self.file)))
-                name, found = self._name(work, clips, size), sorted(self.parts.glob("*.arrow"))
-                if any(not file.name.startswith(f"{name}-") for file in found):
-                    # Of a pass over other work that was killed: what it has made is kept.
+            work = missing(self._whole(self._read(self.file)))
+            name = self._name(work, clips, size, scores)
+            found = sorted(self.parts.glob("*.arrow"))
+            if any(not file.name.startswith(f"{name}-") for file in found):
+                # Of a pass over other work that was killed: what it has made is kept.
+                with reported_writing(self.file):
                     self._write(self._whole(self._read(self.file)), *map(self._part, found))
-                    for file in found:
-                        file.unlink()
-                    work = missing(self._whole(self._read(self.file)))
-                    name, found = self._name(work, clips, size), []
-                done = [int(file.stem.rsplit("-", 1)[1]) for file in found if len(self._part(file))]
+                    shutil.rmtree(self.parts)
+                work, found = missing(self._whole(self._read(self.file))), []
+                name = self._name(work, clips, size, scores)
+            with reported_writing(self.parts):
+                self.parts.mkdir(parents=True, exist_ok=True)
+            done = [int(file.stem.rsplit("-", 1)[1]) for file in found if len(self._part(file))]
             return Plan(name, _cut(work, size), frozenset(done))
 
         return from_first_rank(make)
 
-    def _name(self, work: np.ndarray, clips: Sequence[Clip], size: int) -> str:
-        digest = hashlib.sha256(f"{self.header['hash']}\n{size}\n".encode())
+    def _name(self, work: np.ndarray, clips: Sequence[Clip], size: int, scores: Sequence[str]) -> str:
+        digest = hashlib.sha256(f"{self.header['hash']}\n{size}\n{sorted(scores)}\n".encode())
         digest.update("\n".join(clips[number].id for number in work["clip"].tolist()).encode())
         for field in WORK.names[1:]:
             digest.update(np.ascontiguousarray(work[field]).tobytes())
@@ -255,8 +264,8 @@ class PartStore:
         """The rows of a part; none where it, or its shard, is not whole."""
         try:
             return self._whole(read_table(file, self.header))
-        except pa.ArrowInvalid as error:
-            logger.warning("%s is damaged (%s); its rows are made again.", file, error)
+        except Damaged as error:
+            logger.warning("%s Its rows are made again.", error)
             return _SCHEMA.empty_table()
 
     def _whole(self, table: pa.Table) -> pa.Table:
@@ -350,11 +359,14 @@ def read_table(path: Path, header: dict[str, Any]) -> pa.Table:
 
     Raises:
         InputError: the file's header is not `header`.
-        pyarrow.ArrowInvalid: it is damaged.
+        Damaged: it cannot be read.
     """
     if not path.is_file():
         return _SCHEMA.empty_table()
-    table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    try:
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise Damaged(f"{path} is damaged ({error}): remove it, and what it held is made again.") from error
     found = json.loads(table.schema.metadata[b"header"])
     if found["hash"] != header["hash"]:
         old, new = found["depends_on"], header["depends_on"]
@@ -440,14 +452,10 @@ def clip_hashes(clips: Sequence[Clip], index: Path) -> list[tuple[str, str]]:
             columns = pa.ipc.open_file(pa.memory_map(str(index))).read_all().to_pydict()
             known = dict(zip(columns["path"], zip(columns["size"], columns["mtime_ns"], columns["hash"])))
     sources = [(clip.video if clip.video is not None else clip.image, clip.audio) for clip in clips]
-    files = dict.fromkeys(source for pair in sources for source in pair if isinstance(source, str))
-    now_ns, new = time.time_ns(), []
-    with ThreadPoolExecutor(_READERS) as pool:
-        for path, status in zip(files, pool.map(os.stat, files, chunksize=256)):
-            if known.get(path, ())[:2] != (status.st_size, status.st_mtime_ns):
-                new.append((path, status))
-        for (path, status), found in zip(new, pool.map(_file_hash, [path for path, _ in new])):
-            known[path] = status.st_size, status.st_mtime_ns, found
+    paths = list(dict.fromkeys(source for pair in sources for source in pair if isinstance(source, str)))
+    now_ns, marks = time.time_ns(), dict(zip(paths, _in_threads(_mark_of, paths)))
+    new = [path for path in paths if known.get(path, ())[:2] != marks[path]]
+    known |= {path: (*marks[path], found) for path, found in zip(new, _in_threads(_file_hash, new))}
     if new:
         # A file that changed this moment may change again within the same tick of its clock.
         kept = [
@@ -466,6 +474,19 @@ def clip_hashes(clips: Sequence[Clip], index: Path) -> list[tuple[str, str]]:
     return [(part_hash(clip, pair[0]), part_hash(clip, pair[1])) for clip, pair in zip(clips, sources)]
 
 
+def _in_threads(function: Callable[[str], Any], paths: Sequence[str]) -> list[Any]:
+    """`function` of each path; file systems of clusters answer late and many at a time."""
+    chunks = [paths[begin : begin + 256] for begin in range(0, len(paths), 256)]
+    with ThreadPoolExecutor(_READERS) as pool:
+        return [found for part in pool.map(lambda chunk: list(map(function, chunk)), chunks) for found in part]
+
+
+def _mark_of(path: str) -> tuple[int, int]:
+    """Size and time of modification of a file."""
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns
+
+
 def _file_hash(path: str) -> str:
     """Hash of a file's size and its first, middle and last bytes: a whole video would take long to read."""
     size = os.path.getsize(path)
@@ -474,4 +495,4 @@ def _file_hash(path: str) -> str:
         for begin in (0, size // 2, size - _BLOCK_BYTES):
             file.seek(max(begin, 0))
             digest.update(file.read(_BLOCK_BYTES))
-    return digest.hexdigest()
+    return digest.hexdigest()[:32]

@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,11 +13,24 @@ from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 
 from vaemotionllm import InputError, VAEmotionLLMForConditionalGeneration
 from vaemotionllm.cli.main import main
-from vaemotionllm.train import checkpoint, distributed
+from vaemotionllm.config_file import build_config
+from vaemotionllm.train import checkpoint, config, distributed
 from vaemotionllm.train.model import freeze_all_but
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "deepspeed"
 THRESHOLD = "stage3_param_persistence_threshold"
+
+
+def test_ranks_wait_for_each_other_as_long_as_the_config_says(monkeypatch, tmp_path):
+    values = stage1_values("model", "manifest.jsonl", tmp_path)
+    assert build_config(config.Stage1Config, values).ddp_timeout == 86_400
+    assert build_config(config.Stage1Config, values | {"ddp_timeout": 60}).ddp_timeout == 60
+    given = []
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(config, "PartialState", lambda **options: given.append(options["timeout"]))
+    config.join_cpu_ranks(SimpleNamespace(deepspeed=None, ddp_timeout=60))
+    assert given == [timedelta(minutes=1)]
 
 
 # ---- attention

@@ -468,7 +468,7 @@ def add_rows(folder, rows, write=True):
         return np.array([(index[k[0]], k[1], "v", "a") for k in sorted(rows) if there.get(k) != rows[k][0]], WORK)
 
     store = PartStore(folder, HEADER)
-    plan = store.plan(missing, clips, 1)
+    plan = store.plan(missing, clips, 1, ["entropy"])
     for number in {*range(len(plan.parts))} - plan.done if write else ():
         for n, slot, *_ in plan.parts[number].tolist():
             score, tensor = rows[clips[n].id, slot]
