@@ -46,8 +46,8 @@ SCORES = ("entropy", "grounding", "audio_dbfs")
 _BLOCK_BYTES = 65_536
 _OPEN_SHARDS = 64
 _READERS = 16
-# Of network file systems: how long a file of another node may stay out of sight, and how coarse a file's time may be.
-_SIGHT_S, _CLOCK_S = 60, 2
+# Of network file systems: how long until a file of another node is visible, and how coarse a file's time may be.
+_VISIBLE_S, _CLOCK_S = 60, 2
 
 # No column holds nulls, whose bytes are not defined: a score that is not there is NaN, a shard "".
 _SCHEMA = pa.schema([
@@ -225,8 +225,10 @@ class PartStore:
         def put_together() -> int:
             assert expected == sum(map(len, plan.parts)), "a part was not made, or twice"
             files = [self.parts / f"{plan.name}-{number:05d}.arrow" for number in range(len(plan.parts))]
-            # What another node has written may not be in sight yet: nothing is deleted before every row is read.
-            parts = _seen(lambda: list(map(self._part, files)), lambda parts: sum(map(len, parts)) == expected, self)
+            # What another node has written may not be visible yet: nothing is deleted before every row is read.
+            parts = _complete(
+                lambda: list(map(self._part, files)), lambda parts: sum(map(len, parts)) == expected, self
+            )
             if not parts and self.file.is_file():
                 shutil.rmtree(self.parts)
                 return len(self._read(self.file))
@@ -240,7 +242,7 @@ class PartStore:
             return len(table)
 
         count = from_first_rank(put_together)
-        return _seen(lambda: self._read(self.file), lambda table: len(table) == count, self)
+        return _complete(lambda: self._read(self.file), lambda table: len(table) == count, self)
 
     def _write(self, *tables: pa.Table) -> pa.Table:
         """Write the file of all rows; of two for the same response the later one."""
@@ -289,14 +291,14 @@ def _cut(work: np.ndarray, size: int) -> list[np.ndarray]:
     return parts
 
 
-def _seen(read: Callable[[], Any], complete: Callable[[Any], bool], store: PartStore) -> Any:
+def _complete(read: Callable[[], Any], is_whole: Callable[[Any], bool], store: PartStore) -> Any:
     """What `read` gives once it is complete.
 
     Raises:
         RankError: it stays incomplete.
     """
-    deadline = time.monotonic() + _SIGHT_S
-    while not complete(found := read()):
+    deadline = time.monotonic() + _VISIBLE_S
+    while not is_whole(found := read()):
         if time.monotonic() > deadline:
             raise RankError(
                 f"{store.folder} lacks rows that another rank has written. All nodes need the same folder, on a "

@@ -503,7 +503,7 @@ def test_a_full_disk_is_told_and_nothing_half_written_stays(tmp_path):
 
 def test_nothing_is_deleted_before_every_row_is_in_sight(tmp_path, monkeypatch):
     """As on a node that does not see yet, or never, what another has written."""
-    monkeypatch.setattr(teacher_cache, "_SIGHT_S", 0)
+    monkeypatch.setattr(teacher_cache, "_VISIBLE_S", 0)
     store, plan = add_rows(tmp_path, {("a", 0): (1.0, torch.zeros(2)), ("b", 0): (1.0, torch.ones(2))})
     part = store.parts / f"{plan.name}-00001.arrow"
     hidden = part.rename(tmp_path / "hidden")
