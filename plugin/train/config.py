@@ -52,7 +52,9 @@ class StageConfig(TrainingArguments):
     max_clip_bytes: PositiveInt = HfArg(default=Limits.max_bytes, help="Most bytes of a clip's decoded frames.")
     cache_media: bool = HfArg(default=False, help="Keep decoded features in memory (small data, many epochs).")
     attn_implementation: str | None = HfArg(
-        default="auto", help="Attention of the model; auto = flash_attention_4, 3 or 2 where usable, else sdpa."
+        default="auto",
+        help="Attention of the model; auto = an installed FlashAttention that computes its heads, else sdpa. A kernel "
+        "of the Hub such as kernels-community/flash-attn2 is downloaded where it is named.",
     )
     packing: bool | None = HfArg(
         default=None, help="Run the LLM on the tokens alone, without padding; None = where FlashAttention is used."

@@ -1,15 +1,26 @@
 """Ranks and devices of a run: reductions, attention, DeepSpeed, modules that all ranks run."""
 
+import itertools
+import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from PIL import Image
-from transformers.modeling_flash_attention_utils import FLASH_ATTENTION_COMPATIBILITY_MATRIX
+from torch.nn import functional as F
+from transformers.integrations.flash_attention import flash_attention_forward
+from transformers.modeling_flash_attention_utils import (
+    FLASH_ATTENTION_COMPATIBILITY_MATRIX,
+    FLASH_ATTN_KERNEL_FALLBACK,
+    lazy_import_flash_attention,
+)
 
 from ..utils import InputError
+
+logger = logging.getLogger(__name__)
 
 # ---- ranks; everything is valid in one process as well
 
@@ -56,25 +67,129 @@ def from_first_rank(make: Callable[[], Any]) -> Any:
 # ---- devices
 
 
-def attention_candidates(requested: str | None, dtype: torch.dtype | None) -> list[str | None]:
+def attention_candidates(
+    requested: str | None, dtype: torch.dtype | None, head_dims: Collection[int]
+) -> list[str | None]:
     """Attention implementations to try for a model, the best first; None is the model's own default.
 
-    "auto" is each installed FlashAttention that this process's CUDA device supports, the newest first, and sdpa in any
-    case, for a model that has no FlashAttention at all.
+    "auto" is each installed FlashAttention that this process's CUDA device supports and that computes the model's
+    heads right, and sdpa in any case, for a model that has no FlashAttention at all. The newest comes first; on Hopper
+    it is 3, which was written for it, then 2.
 
     Args:
         requested: "auto", a name that transformers knows, or None.
         dtype: of the weights, None where it is not known. FlashAttention computes in bfloat16 and float16 only.
+        head_dims: of the LLM and the towers.
     """
     if requested != "auto":
         return [requested]
     found: list[str | None] = []
     if torch.cuda.is_available() and dtype in (torch.bfloat16, torch.float16):
         major, _ = torch.cuda.get_device_capability()
-        for version, known in sorted(FLASH_ATTENTION_COMPATIBILITY_MATRIX.items(), reverse=True):
-            if known["general_availability_check"]() and major >= known.get("cuda_min_major_version", 8):
+        order = (3, 2, 4) if major == 9 else sorted(FLASH_ATTENTION_COMPATIBILITY_MATRIX, reverse=True)
+        for version in order:
+            known = FLASH_ATTENTION_COMPATIBILITY_MATRIX[version]
+            if not known["general_availability_check"]() or major < known.get("cuda_min_major_version", 8):
+                continue
+            problem = attention_problem(f"flash_attention_{version}", dtype, head_dims)
+            if problem is None:
                 found.append(f"flash_attention_{version}")
+            else:
+                logger.warning("FlashAttention %s is passed over: %s", version, problem)
     return [*found, "sdpa"]
+
+
+def attention_problem(name: str, dtype: torch.dtype, head_dims: Collection[int], device: str = "cuda") -> str | None:
+    """What is wrong with a FlashAttention on a device; None where nothing is.
+
+    Each head dimension is run forward and backward as models do, over two sequences in one row, and compared with
+    sdpa: a kernel can be missing, or be there for the forward pass alone.
+
+    Args:
+        name: as transformers knows it.
+        dtype: bfloat16 or float16.
+        head_dims: to be computed.
+        device: where.
+    """
+    for head_dim in sorted(head_dims, reverse=True):
+        try:
+            error = max(attention_error(name, dtype, head_dim, causal, device) for causal in (True, False))
+        except Exception as problem:  # of any kind: a package's, a compiler's, the device's
+            return f"head dimension {head_dim}: {type(problem).__name__}: {' '.join(str(problem).split())}"
+        if not error < 0.05:
+            return f"head dimension {head_dim}: output or gradient differs from sdpa by {error:.2g} of its size"
+    return None
+
+
+def attention_error(
+    name: str, dtype: torch.dtype, head_dim: int, causal: bool, device: str, lengths: tuple[int, int] = (40, 24)
+) -> float:
+    """Largest relative difference, in the 2-norm, of a FlashAttention's output and gradients from those of sdpa.
+
+    Args:
+        name, dtype, head_dim, device: see `attention_problem`.
+        causal: with the LLM's mask and with half as many heads of keys and values; else as in a tower.
+        lengths: of the sequences.
+    """
+    draws = torch.Generator().manual_seed(0)
+    heads = (4, 2, 2, 4) if causal else (4, 4, 4, 4)
+    drawn = (torch.randn(1, count, sum(lengths), head_dim, generator=draws) for count in heads)
+    *inputs, outward = (states.to(device, dtype) for states in drawn)  # (1, heads, L, head_dim)
+    for states in inputs:
+        states.requires_grad_()
+    results = []
+    for compute in (flash_attention(name), plain_attention):
+        output = compute(inputs, lengths, causal)  # (1, heads, L, head_dim)
+        results.append([output, *torch.autograd.grad(output, inputs, outward)])
+    errors = [(one.float() - two.float()).norm() / two.float().norm() for one, two in zip(*results)]
+    return max(error.item() for error in errors)
+
+
+def flash_attention(name: str) -> Callable[..., torch.Tensor]:
+    """A FlashAttention as models call it for several sequences in one row; arguments as of `plain_attention`."""
+    lazy_import_flash_attention(name)
+
+    def compute(inputs, lengths, causal):
+        ends = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32).to(inputs[0].device)
+        module = SimpleNamespace(config=SimpleNamespace(_attn_implementation=name), is_causal=causal)
+        output, _ = flash_attention_forward(
+            module,
+            *inputs,
+            None,
+            is_causal=causal,
+            cu_seq_lens_q=ends,
+            cu_seq_lens_k=ends,
+            max_length_q=max(lengths),
+            max_length_k=max(lengths),
+            position_ids=None,
+        )
+        return output.transpose(1, 2)
+
+    return compute
+
+
+def plain_attention(inputs: Sequence[torch.Tensor], lengths: Sequence[int], causal: bool) -> torch.Tensor:
+    """sdpa of several sequences in one row.
+
+    Args:
+        inputs: queries, keys and values, (1, heads, L, head_dim) each, keys and values perhaps of fewer heads.
+        lengths: of the sequences, L in sum.
+        causal: with the LLM's mask.
+
+    Returns:
+        (1, heads, L, head_dim)
+    """
+    parts = zip(*(states.split(list(lengths), 2) for states in inputs))
+    return torch.cat([F.scaled_dot_product_attention(*part, is_causal=causal, enable_gqa=True) for part in parts], 2)
+
+
+def flash_attention_remedy() -> str:
+    """How FlashAttention is had where its package is not installed; transformers fetches a kernel when it is named."""
+    name = FLASH_ATTN_KERNEL_FALLBACK["flash_attention_2"]
+    return (
+        f"install flash-attn (on Hopper flash-attn-3), or `pip install kernels` and set `attn_implementation: {name}`,"
+        " a compiled kernel that transformers downloads from the Hub"
+    )
 
 
 # ---- DeepSpeed

@@ -9,16 +9,21 @@ from torch import nn
 from transformers import AutoConfig, set_seed
 from transformers.integrations import deepspeed as hf_deepspeed
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils.generic import is_flash_attention_requested
+from transformers.vision_utils import get_vision_window_index
 
 from ..model.configuration_vaemotionllm import VAEmotionLLMConfig, check_config_fields
 from ..model.modeling_vaemotionllm import VAEmotionLLMForConditionalGeneration as Model
 from ..model.processing_vaemotionllm import VAEmotionLLMProcessor as Processor
 from ..utils import InputError
 from .config import Stage2Config, StageConfig
-from .distributed import attention_candidates
+from .distributed import attention_candidates, flash_attention_remedy
 from .lora import add_lora
 
 logger = logging.getLogger(__name__)
+
+# Side of the frames that a warning counts with, of the size that video backbones are given them.
+FRAME_PX = 448
 
 
 # ---- the model that a config names
@@ -35,6 +40,17 @@ def load_model(config: StageConfig) -> tuple[Model, Processor]:
         towers = {"vlm": model.vlm, "audio tower": model.audio_tower}
         used = ", ".join(f"{tower.config._attn_implementation} ({name})" for name, tower in towers.items())
         logger.info("Attention: %s.", used)
+        calls = window_calls(model.vlm.config)
+        if calls and config.device.type == "cuda":
+            logger.warning(
+                "Without FlashAttention the vision tower calls attention once for each window: %d calls for each pair "
+                "of frames of %d x %d pixels, where FlashAttention needs %d. To avoid it, %s.",
+                calls,
+                FRAME_PX,
+                FRAME_PX,
+                model.vlm.config.vision_config.depth,
+                flash_attention_remedy(),
+            )
     if model.dtype != torch.float32 and not (config.bf16 or config.fp16 or config.deepspeed):
         raise InputError(
             f"the weights are {str(model.dtype).removeprefix('torch.')}, and what is trained is kept in float32: set "
@@ -57,7 +73,10 @@ def load_untrained(config: StageConfig) -> tuple[Model, Processor]:
         source = VAEmotionLLMConfig if config.model is not None else AutoConfig
         found = source.from_pretrained(config.model or config.vlm)
         dtype = getattr(found, "dtype", None) or getattr(found.get_text_config(), "dtype", None)
-        *better, last = attention_candidates(config.attn_implementation, dtype)
+        head_dims = head_dimensions(found)
+        if config.model is None:
+            head_dims |= head_dimensions(AutoConfig.from_pretrained(config.audio))
+        *better, last = attention_candidates(config.attn_implementation, dtype, head_dims)
         with without_sharding():
             for attention in better:
                 try:
@@ -69,7 +88,39 @@ def load_untrained(config: StageConfig) -> tuple[Model, Processor]:
         raise
     except (ImportError, OSError, ValueError, TypeError) as error:
         where = config.model or f"{config.vlm} and {config.audio}"
-        raise InputError(f"cannot load a model from {where}: {error}") from error
+        remedy = f" To have FlashAttention, {flash_attention_remedy()}." if isinstance(error, ImportError) else ""
+        raise InputError(f"cannot load a model from {where}: {error}{remedy}") from error
+
+
+def head_dimensions(config) -> set[int]:
+    """Sizes of the attention heads of a model's parts, from its config.
+
+    Qwen2.5-VL-7B: 128 of its LLM and 80 of its vision tower; Qwen3-VL-8B: 128 and 72; Whisper-large-v3: 64.
+    """
+    found = set().union(*(head_dimensions(getattr(config, name)) for name in config.sub_configs))
+    heads = getattr(config, "num_attention_heads", None) or getattr(config, "num_heads", None)
+    if heads and getattr(config, "hidden_size", None):
+        found.add(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    return found
+
+
+def window_calls(vlm_config) -> int:
+    """How often a vision tower with windows calls attention for a pair of frames, one window after the other.
+
+    Args:
+        vlm_config: of the loaded backbone; its frames are taken as squares of `FRAME_PX`.
+
+    Returns:
+        the calls of all layers; 0 where the tower has no windows, or FlashAttention for all of them at once.
+    """
+    vision = getattr(vlm_config, "vision_config", None)
+    if not hasattr(vision, "fullatt_block_indexes") or is_flash_attention_requested(vision):
+        return 0
+    side = FRAME_PX // (vision.patch_size * vision.spatial_merge_size) * vision.spatial_merge_size
+    grid = torch.tensor([[1, side, side]])
+    _, ends = get_vision_window_index(grid, vision.spatial_merge_size, vision.window_size, vision.patch_size)
+    whole = len(vision.fullatt_block_indexes)
+    return whole + (vision.depth - whole) * (len(ends) - 1)
 
 
 def _load_parts(config: StageConfig, attention: str | None) -> tuple[Model, Processor]:
