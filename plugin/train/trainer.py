@@ -6,7 +6,6 @@ import os
 import signal
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -323,15 +322,21 @@ class Stage2Trainer(StageTrainer):
     """EmoAdapter: cross entropy on the answers + the Supervisor's losses on each modality that a step carries.
 
     The Supervisor's losses are of the whole step's clips, over ranks and accumulated micro-batches: a correlation of
-    two clips says nothing. With accumulation the micro-batches are therefore predicted once without a gradient before
-    the first of them is trained on, which costs a forward pass; with dropout in LoRA the two predictions differ by it.
-    Where the Supervisor's losses have no weight nothing of this is done.
+    two clips says nothing. A micro-batch's gradient depends on the predictions of all. Those of micro-batches that
+    have been trained on are known; those of the ones to come are made ahead, without a gradient and up to the last
+    media token, for what follows it does not reach the Supervisor. With dropout in LoRA the two predictions of a
+    micro-batch differ by it. Where the Supervisor's losses have no weight nothing of this is done.
+
+    Other exact ways were rejected: the graphs of all micro-batches take the memory that accumulation is there to save,
+    and no engine goes forward several times before it goes backward; the correlation's gradient, linear in a few
+    moments of the step, would need a backward pass for each of them.
     """
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         ahead = len(batches) > 1 and any(self.loss_weights.values())
-        self._micro_batch, self._rows_ahead = 0, self._predict(batches) if ahead else [None] * len(batches)
+        self._micro_batch = 0
+        self._step_rows = [None, *self._predict(batches[1:])] if ahead else [None] * len(batches)
         return batches, num_items
 
     @torch.no_grad()
@@ -339,13 +344,19 @@ class Stage2Trainer(StageTrainer):
         """Predictions and labels of all ranks, see `_rows`, of each micro-batch."""
         set_modes(self.model, ())
         found = []
-        for batch in map(self._prepare_inputs, batches):
-            host = batch["inputs"]["host"]
-            nowhere = replace(host, response_mask=torch.zeros_like(host.response_mask))
+        config = self.model.config
+        media = torch.tensor([config.audio_token_id, *config.visual_token_ids])
+        for batch in batches:
+            ids = batch["inputs"]["input_ids"]
+            last = int(torch.isin(ids, media).any(0).nonzero().max())
+            inputs = {
+                name: value[:, : last + 1] if isinstance(value, torch.Tensor) and value.shape == ids.shape else value
+                for name, value in batch["inputs"].items()
+            }
+            inputs["response_mask"] = torch.zeros_like(inputs["response_mask"])  # no position for the head
+            batch = self._prepare_inputs({**batch, "inputs": inputs})
             with self.compute_loss_context_manager():
-                output = self.model_wrapped(
-                    **batch["inputs"] | {"host": nowhere}, use_adapter=True, packing=self.packing
-                )
+                output = self.model_wrapped(**batch["inputs"], use_adapter=True, packing=self.packing)
             found.append(self._rows(output, batch))
         return found
 
@@ -370,8 +381,8 @@ class Stage2Trainer(StageTrainer):
         if not any(self.loss_weights.values()):
             return terms
         # The gradient reaches this rank's rows of this micro-batch alone.
-        step, self._micro_batch = list(self._rows_ahead), self._micro_batch + 1
-        step[self._micro_batch - 1] = rows
+        step, self._micro_batch = list(self._step_rows), self._micro_batch + 1
+        step[self._micro_batch - 1], self._step_rows[self._micro_batch - 1] = rows, rows.detach()
         found = self._supervision(torch.cat(step))
         return terms | {name: share_of(term, self.args.world_size * len(step)) for name, term in found.items()}
 

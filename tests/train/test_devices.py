@@ -48,7 +48,7 @@ def test_the_host_hardly_waits(flash, tmp_path, family, values_of, most):
     with Cuda() as cuda, mock.patch.object(type(trainer.args), "device", torch.device("cuda:0")):
         cuda.move(trainer.model)
         for batch in batches.values():
-            trainer._micro_batch, trainer._rows_ahead = 0, [None]
+            trainer._micro_batch, trainer._step_rows = 0, [None]
             cuda.syncs.clear()
             inputs = trainer._prepare_inputs(batch)
             assert not cuda.syncs, "copies to the device are not waited for"

@@ -13,6 +13,7 @@ from vaemotionllm import InputError, VAEmotionLLMForConditionalGeneration
 from vaemotionllm.cli.main import main
 from vaemotionllm.data.collator import emotion_target
 from vaemotionllm.train.losses import emotion_loss
+from vaemotionllm.train.trainer import Stage2Trainer
 
 NAN = float("nan")
 TERMS = ("valence", "arousal", "emotion")
@@ -78,16 +79,41 @@ def test_targets_are_distributions_in_the_order_of_the_labels():
 
 
 @pytest.mark.parametrize("size", [1, 2])
-def test_a_step_has_one_correlation_however_it_is_cut(setup, tmp_path, size):
+def test_a_step_has_one_correlation_however_it_is_cut(setup, tmp_path, monkeypatch, size):
     options = dict(max_steps=3, save_steps=10, lora={"rank": 2}, weight_decay=0.0)
+    calls, gradients = [], []
+    forward, norm = VAEmotionLLMForConditionalGeneration.forward, Stage2Trainer._get_grad_norm
+
+    def counted(model, **inputs):
+        calls.append((torch.is_grad_enabled(), inputs["input_ids"].shape[1]))
+        return forward(model, **inputs)
+
+    def recorded(trainer, model, grad_norm=None):
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+        return norm(trainer, model, grad_norm)
+
+    monkeypatch.setattr(VAEmotionLLMForConditionalGeneration, "forward", counted)
+    monkeypatch.setattr(Stage2Trainer, "_get_grad_norm", recorded)
     train(stage2_values(*setup, tmp_path / "whole", **options))
-    cut = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 4 // size}
+    assert [trained for trained, _ in calls] == [True] * 3
+    calls.clear()
+    parts = 4 // size
+    cut = {"per_device_train_batch_size": size, "gradient_accumulation_steps": parts}
     train(stage2_values(*setup, tmp_path / "cut", **options, **cut))
+    # All but the first are predicted ahead, without what follows the media.
+    for _ in range(3):
+        (*ahead,), (*trained,) = calls[: parts - 1], calls[parts - 1 : 2 * parts - 1]
+        del calls[: 2 * parts - 1]
+        assert not any(grad for grad, _ in ahead) and all(grad for grad, _ in trained)
+        assert all(one < two - 10 for (_, one), (_, two) in zip(ahead, trained[1:]))
+    assert not calls
     for one, two in zip(losses_of(tmp_path / "whole"), losses_of(tmp_path / "cut"), strict=True):
         assert one.keys() == two.keys() and any(name.startswith("emotion_") for name in one)
         assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-3)
         for name in (name for name in one if name.endswith("loss")):
             assert one[name] == pytest.approx(two[name], rel=1e-3, abs=1e-5), name
+    for name, gradient in gradients[0].items():  # of the first step, before Adam enlarges what is rounding
+        torch.testing.assert_close(gradients[3][name], gradient, rtol=1e-3, atol=1e-5 * gradient.abs().max().item())
 
 
 def few(number, row):
