@@ -1,6 +1,6 @@
 # setup: a virtual environment with the pinned stack.  demo: everything on the nano world.  test, quality: the checks.
 # docs: the documentation site, in build/site.  dist: what is published, checked in an environment of its own.  compat: the ends of setup.py's version ranges.
-# bench: the performance goals, as ratios measured in one run.  ablation: the nano model without each of its parts.
+# bench: the performance goals, as ratios measured in one run.  gpu-check: what only a GPU can settle.  ablation: the nano model without each of its parts.
 SEED ?= 0
 OUT ?= runs/demo
 SEEDS ?= 0 1 2
@@ -11,7 +11,7 @@ BASE_PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-done
 
-.PHONY: setup demo test bench ablation quality docs dist compat clean
+.PHONY: setup demo test bench gpu-check ablation quality docs dist compat clean
 
 setup: $(STAMP)
 
@@ -37,6 +37,10 @@ BENCHMARKS := kl_loss.py teacher_cache.py kl_peers.py padding.py zero3.py adapte
 	load.py media.py benchmark_build.py eval_throughput.py
 bench: setup
 	@set -e; for script in $(BENCHMARKS); do echo "== benchmarks/$$script"; $(BIN)/python benchmarks/$$script; done
+
+# On a GPU, under 8 minutes: what only hardware settles. Its table goes into benchmarks/RESULTS.md. Without one: tiny sizes.
+gpu-check: setup
+	$(BIN)/python benchmarks/gpu_check.py
 
 # A run for each seed, then the report of all. Runs share nothing: where cores are idle, `make -j3 ablation` makes them
 # side by side. What was stopped goes on.

@@ -1,7 +1,12 @@
+import importlib
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import benchmark_files
@@ -49,6 +54,62 @@ def test_the_benchmark_of_the_adapter_measures_at_tiny_size(tmp_path):
     assert result["questions"] == 6 * 3 and result["different_answers"] > 6
     assert result["equal_answers"] == 1  # the generic adapter's
     assert 0 < result["time_vs_stock"] == pytest.approx(1 / result["samples_per_s_vs_stock"], rel=1e-2)
+
+
+def test_the_check_of_a_gpu_runs_its_steps_at_tiny_size(tmp_path):
+    results = ROOT / "benchmarks" / "RESULTS.md"
+    before = results.read_bytes()
+    done = fork_server.run([ROOT / "benchmarks" / "gpu_check.py", "--tiny"])
+    assert done.returncode == 0, done.stderr[-2000:] + done.stdout
+    steps = json.loads(done.stdout.splitlines()[-1])
+    outcomes = {name: step["outcome"].split(" (")[0] for name, step in steps.items()}
+    no_4bit = outcomes.pop("four_bit")
+    assert no_4bit == ("measured" if find_spec("bitsandbytes") else "not available: bitsandbytes is not installed")
+    assert set(outcomes.values()) == {"measured"} and len(outcomes) == 9, outcomes
+    rows = {name: step["rows"] for name, step in steps.items()}
+    assert any("flash_attention_2" in row for row in rows["kernels"]) and len(rows["training"]) > 3
+    differences = [float(re.search(r"differ by (\S+)", value)[1]) for value in rows["nano"].values()]
+    assert differences == [0, 0]  # what is resumed is what was not stopped
+    assert results.read_bytes() == before
+
+
+@pytest.fixture
+def gpu_check(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module("gpu_check")
+
+
+def fails(size, folder):
+    yield "before", "1"
+    raise RuntimeError("no kernel image")
+
+
+def dies(size, folder):
+    yield "before", "2"
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def hangs(size, folder):
+    yield "before", "3"
+    time.sleep(60)
+
+
+def test_a_step_that_fails_ends_alone(gpu_check, tmp_path, monkeypatch):
+    steps = {"fails": (fails, 10), "dies": (dies, 10), "hangs": (hangs, 1)}
+    monkeypatch.setattr(gpu_check, "STEPS", steps)
+    found = {name: gpu_check.measure(name, gpu_check.Size(), tmp_path) for name in steps}
+    assert [rows for _, rows in found.values()] == [[("before", number)] for number in "123"]
+    outcomes = [outcome for outcome, _ in found.values()]
+    assert outcomes[0].startswith("failed: RuntimeError: no kernel image")
+    assert outcomes[1].startswith("failed: its process ended with code -11")
+    assert outcomes[2].startswith("stopped after its 1 s")
+    file = tmp_path / "RESULTS.md"
+    file.write_text("# A\n\n" + "\n\nold\n\n".join(gpu_check.MARKS) + "\n\n## B\n")
+    for _ in range(2):
+        gpu_check.write_results(file, gpu_check.as_markdown("one GPU", found, 12))
+    text = file.read_text()
+    assert text.startswith("# A\n") and text.endswith("\n## B\n") and "old" not in text
+    assert text.count("no kernel image") == text.count(gpu_check.MARKS[0]) == 1
 
 
 def test_make_bench_names_scripts_that_exist():
