@@ -273,8 +273,8 @@ def imports(size: Size, folder: Path) -> Rows:
         begin = time.monotonic()
         words = [sys.executable, "-c", f"import {module}"]
         done = subprocess.run(words, env=environment, capture_output=True, text=True)
-        said = f"{time.monotonic() - begin:.1f} s" if not done.returncode else done.stderr.strip().splitlines()[-1]
-        yield f"import {module} without CUDA_HOME", said
+        result = f"{time.monotonic() - begin:.1f} s" if not done.returncode else done.stderr.strip().splitlines()[-1]
+        yield f"import {module} without CUDA_HOME", result
 
 
 def kernels(size: Size, folder: Path) -> Rows:
@@ -527,7 +527,7 @@ def generation(size: Size, folder: Path) -> Rows:
 
 
 def nano(size: Size, folder: Path) -> Rows:
-    """Both stages on a small model; resumed at step 2, they must go on as one that was not stopped."""
+    """Both stages on a small model; resumed at step 2, they must equal one that was not stopped."""
     setup = json.loads((folder / "setup.json").read_text())
     for stage, values_of in ((1, small.stage1_values), (2, small.stage2_values)):
         options = {"bf16": True, "use_cpu": DEVICE == "cpu", "save_steps": 2, "lr_scheduler_type": "constant"}
