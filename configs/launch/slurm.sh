@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Training on the nodes of a SLURM job: one task a node, in which torchrun starts a rank for each GPU.
 #
-#   sbatch --nodes 4 slurm.sh --config stage1_qwen2_5_vl_7b manifest=... output_dir=... deepspeed=zero2
+#   sbatch --nodes 4 slurm.sh --config stage1_qwen2_5_vl_7b manifest=... output_dir=...
 #
 # A job that was requeued goes on from the run's last checkpoint. With --dry-run as the first word, or DRY_RUN=1, it
 # prints the command and starts nothing. GPUS_PER_NODE, HEAD_NODE and MASTER_PORT override what SLURM says.

@@ -2,7 +2,7 @@
 
 Under a launcher this module runs `train`, or `cache-teacher` where that is its first word:
 
-    deepspeed --num_gpus 8 --module vaemotionllm.cli.train --config stage1_qwen2_5_vl_7b deepspeed=zero3
+    torchrun --nproc_per_node 8 -m vaemotionllm.cli.train --config stage1_qwen2_5_vl_7b
     torchrun --nproc_per_node 8 -m vaemotionllm.cli.train cache-teacher --config stage1_qwen2_5_vl_7b
 """
 

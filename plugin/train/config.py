@@ -74,6 +74,9 @@ class StageConfig(TrainingArguments):
         default=86_400, help="Seconds that a rank waits for the others, which may have hours of work left."
     )
     remove_unused_columns: bool = HfArg(default=False, help="Always false: batches are not columns.")
+    # Each trained parameter has a gradient in each step, see `SameModules`; buffers are constants.
+    ddp_find_unused_parameters: bool | None = HfArg(default=False, help="Look for parameters without a gradient.")
+    ddp_broadcast_buffers: bool | None = HfArg(default=False, help="Broadcast buffers in each step.")
 
     def __post_init__(self):
         if not self.output_dir:

@@ -32,6 +32,8 @@ _FREE_FIELDS = {
     "teacher_cache",
     "packing",
     "attn_implementation",
+    "ddp_find_unused_parameters",
+    "ddp_broadcast_buffers",
 }
 _FIXED_LIBRARY_FIELDS = (
     "seed",
