@@ -121,7 +121,8 @@ def run_cache_teacher(args: argparse.Namespace) -> None:
     if not values.get("teacher_cache"):
         raise InputError("config field `teacher_cache` is missing: name the folder that is to be filled.")
     # An engine shards what it trains; here nothing is trained, and the teacher is whole on each rank.
-    values = {"output_dir": values["teacher_cache"], **values, "deepspeed": None}
+    values = {"output_dir": values["teacher_cache"], **values, "deepspeed": None, "fsdp": False}
+    os.environ["ACCELERATE_USE_FSDP"] = "false"  # of accelerate launch
     from ..train.config import Stage1Config
     from ..train.data import Stage1Data
     from ..train.model import load_model

@@ -28,6 +28,7 @@ from ..config_file import build_config, own_fields
 from ..data.manifest import LABEL_FIELDS, MEDIA_FIELDS, Clip
 from ..utils import OWNER_FILES, InputError, read_json, reported_writing, sha256_of_json, write_json
 from .config import CONFIGS, StageConfig
+from .distributed import sharded_like, whole
 from .lora import ADAPTER, merge_lora, save_adapter
 from .model import freeze_all_but, keep_trained_in_float32, load_untrained, trained_parts
 
@@ -141,10 +142,13 @@ def rotate(output_dir: Path, keep: int | None) -> None:
 # ---- what a checkpoint holds
 
 
-def save_trainable(model: torch.nn.Module, folder: Path) -> None:
-    """Write the parameters that are trained, and no frozen one."""
+def save_trainable(model: torch.nn.Module, folder: Path, main: bool = True) -> None:
+    """Write the parameters that are trained, and no frozen one; every rank must call it, and the main one writes."""
+    tensors = {name: whole(p.detach()) for name, p in model.named_parameters() if p.requires_grad}
+    if not main:
+        return
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: p.detach().contiguous().cpu() for name, p in model.named_parameters() if p.requires_grad}
+    tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
     save_file(tensors, folder / TRAINABLE, metadata={CHECKSUM: _checksum(tensors)})
 
 
@@ -167,7 +171,7 @@ def load_trainable(model: torch.nn.Module, folder: Path) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                parameter.copy_(tensors[name])
+                parameter.copy_(sharded_like(tensors[name], parameter))
 
 
 def trainable_shapes(model: torch.nn.Module) -> list[list]:

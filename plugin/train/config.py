@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from accelerate import PartialState
+from accelerate import DistributedType, PartialState
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from transformers import Trainer, TrainingArguments
 from transformers.hf_argparser import HfArg
@@ -74,6 +74,7 @@ class StageConfig(TrainingArguments):
         default=86_400, help="Seconds that a rank waits for the others, which may have hours of work left."
     )
     remove_unused_columns: bool = HfArg(default=False, help="Always false: batches are not columns.")
+    fsdp: bool = HfArg(default=False, help="Shard weights, gradients and optimizer by FSDP 2.")
     # Each trained parameter has a gradient in each step, see `SameModules`; buffers are constants.
     ddp_find_unused_parameters: bool | None = HfArg(default=False, help="Look for parameters without a gradient.")
     ddp_broadcast_buffers: bool | None = HfArg(default=False, help="Broadcast buffers in each step.")
@@ -106,6 +107,7 @@ class StageConfig(TrainingArguments):
         for name in ("seed", "data_seed"):
             if (getattr(self, name) or 0) >= 2**32:
                 raise InputError(f"config field `{name}` is {getattr(self, name)!r}; it must be below 2**32.")
+        take_launcher_fsdp(self)
         join_cpu_ranks(self)
         super().__post_init__()
         self._check_library_fields()
@@ -125,6 +127,11 @@ class StageConfig(TrainingArguments):
             raise InputError(
                 f"config field `eval_strategy` is {self.eval_strategy.value!r}; it must be no: a trained model is "
                 "evaluated by lmms-eval and `vaemotionllm evaluate-emotion`."
+            )
+        if self.fsdp and self.world_size == 1:
+            raise InputError(
+                "config field `fsdp` is true, and this is one process alone: start it by torchrun or accelerate "
+                "launch, or set it to false."
             )
         if self.deepspeed:  # which makes its own
             return
@@ -267,6 +274,39 @@ class Stage2Config(StageConfig):
 CONFIGS = {1: Stage1Config, 2: Stage2Config}
 
 
+FSDP_FIELDS = ("version", "reshard_after_forward")
+
+
+def take_launcher_fsdp(config: TrainingArguments) -> None:
+    """Take over what `accelerate launch` says of FSDP in the environment, and check it and the fields.
+
+    Raises:
+        InputError: FSDP 1, a setting that has another field here, or DeepSpeed beside it.
+    """
+    on = lambda name: os.environ.get(name, "").lower() in ("1", "true")
+    if on("ACCELERATE_USE_FSDP") and not config.fsdp:
+        config.fsdp = True
+        config.fsdp_config = {"version": int(os.environ.get("FSDP_VERSION", 1)), **(config.fsdp_config or {})}
+    if not config.fsdp:
+        return
+    given = config.fsdp_config or {}
+    if not isinstance(given, dict):
+        raise InputError(f"config field `fsdp_config` is {given!r}; give a mapping.")
+    if config.deepspeed:
+        raise InputError("config fields `fsdp` and `deepspeed` are both set: a run has one engine.")
+    if unknown := sorted(set(given).difference(FSDP_FIELDS)):
+        raise InputError(f"config field `fsdp_config` has {', '.join(unknown)}; allowed are {', '.join(FSDP_FIELDS)}.")
+    if int(given.get("version", 2)) != 2:
+        raise InputError(
+            f"config field `fsdp_config.version` is {given['version']}; only FSDP 2 is supported (--fsdp_version 2)."
+        )
+    for name, field in (("FSDP_ACTIVATION_CHECKPOINTING", "activation_checkpointing=true"),
+                        ("FSDP_OFFLOAD_PARAMS", "deepspeed=zero3_offload")):  # fmt: skip
+        if on(name):
+            raise InputError(f"{name} is set by the launcher; set it to false there, and give {field} here.")
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # each rank reads the weights itself
+
+
 def join_cpu_ranks(config: TrainingArguments) -> None:
     """Let the ranks of a launcher find each other on a machine without an accelerator.
 
@@ -278,6 +318,9 @@ def join_cpu_ranks(config: TrainingArguments) -> None:
     if config.deepspeed:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
-    PartialState(backend="gloo", cpu=not config.deepspeed, timeout=timedelta(seconds=config.ddp_timeout))
+    timeout = timedelta(seconds=config.ddp_timeout)
+    state = PartialState(backend="gloo", cpu=not config.deepspeed, timeout=timeout)
+    if config.fsdp:  # which the library ignores on anything but accelerators
+        state.distributed_type = DistributedType.MULTI_GPU
     os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
     config.accelerator_config = {"use_configured_state": True}

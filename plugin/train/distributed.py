@@ -1,5 +1,6 @@
-"""Ranks and devices of a run: reductions, attention, DeepSpeed, modules that all ranks run."""
+"""Ranks and devices of a run: reductions, attention, DeepSpeed, FSDP, modules that all ranks run."""
 
+import contextlib
 import itertools
 import logging
 import os
@@ -10,7 +11,9 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn import functional as F
+from torch.utils._pytree import tree_map_only
 from transformers.integrations.flash_attention import flash_attention_forward
 from transformers.modeling_flash_attention_utils import (
     FLASH_ATTENTION_COMPATIBILITY_MATRIX,
@@ -244,6 +247,67 @@ def save_engine(engine, folder: str) -> None:
         hook.remove()
 
 
+# ---- FSDP 2
+
+
+def prepare_fsdp(plugin, model) -> None:
+    """Have accelerate shard each layer of the LLM and of both towers on its own, and the rest together.
+
+    Parameters are gathered in their own dtype and autocast computes, as without an engine; gradients are reduced in
+    float32, which is what is trained.
+
+    Args:
+        plugin: accelerate's `FullyShardedDataParallelPlugin`.
+        model: a VAEmotionLLM.
+    """
+    there = {type(module).__name__ for module in model.modules()}
+    plugin.transformer_cls_names_to_wrap = sorted(there.intersection(model._no_split_modules))
+    plugin.mixed_precision_policy = None
+
+
+@contextlib.contextmanager
+def head_with_the_rest(model):
+    """Keep accelerate from sharding the head apart: a call would gather it, and the loss of stage 1 makes none."""
+    nothing = lambda: None
+    model.get_input_embeddings = model.get_output_embeddings = nothing
+    try:
+        yield
+    finally:
+        del model.get_input_embeddings, model.get_output_embeddings
+
+
+def whole(tree):
+    """A tree of tensors with those that FSDP shards gathered, on the CPU; every rank must call it."""
+    return tree_map_only(DTensor, lambda tensor: tensor.full_tensor().cpu(), tree)
+
+
+def whole_state_dict(model, keep: bool) -> dict[str, torch.Tensor]:
+    """The state dict of a model that FSDP shards, which is not to be trained after it; every rank must call it.
+
+    Args:
+        model: the sharded model.
+        keep: whether this rank wants it; others get an empty one.
+    """
+    parameters, gathered, found = dict(model.named_parameters(remove_duplicate=False)), {}, {}
+    for name, tensor in model.state_dict().items():
+        key = id(parameters.get(name, tensor))  # tied weights stay one
+        if key not in gathered:
+            value = whole(tensor)
+            gathered[key] = value if keep else None
+        if keep:
+            found[name] = gathered[key]
+    model.__class__ = type(model).__bases__[1]  # FSDP's class, made in torch, has another name and no code to save
+    return found
+
+
+def sharded_like(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """This rank's share of a tensor that all ranks have whole, where FSDP shards the parameter that it is of."""
+    if not isinstance(parameter, DTensor) or tensor.shape != parameter.shape:
+        return tensor
+    mesh = parameter.device_mesh
+    return distribute_tensor(tensor.to(mesh.device_type), mesh, parameter.placements, src_data_rank=None)
+
+
 # ---- the same modules on all ranks
 
 
@@ -252,8 +316,8 @@ class SameModules:
 
     - Where audio parameters are trained, a batch without audio would leave their gradients unset: one process would
       skip them, and ZeRO-3 would apply those of an earlier step again.
-    - Under ZeRO-3 every rank must gather the same weights in the same order, or all wait for ever: a rank then runs
-      what any other rank's batch needs.
+    - Under ZeRO-3 and FSDP every rank must gather the same weights in the same order, or all wait for ever: a rank
+      then runs what any other rank's batch needs.
 
     Silence comes first and blank images before the decoder, where the model itself runs these modules. Images and
     videos pass through a backbone's vision tower alike, so only the number of these passes counts.
@@ -272,13 +336,14 @@ class SameModules:
         self.passes: tuple[int, int] | None = None  # through the audio and the vision tower, over all ranks
         self.blanks, self.nothing = 0, None
 
-    def attach(self, coordinator=None) -> None:
+    def attach(self, agree: bool, coordinator=None) -> None:
         """Register the hooks.
 
         Args:
-            coordinator: see `zero3_coordinator`; None where ranks need not agree.
+            agree: whether ranks must run the same modules.
+            coordinator: see `zero3_coordinator`.
         """
-        if coordinator is not None:
+        if agree:
             self.coordinator = coordinator
             # Before DeepSpeed's own hook, which opens the trace of this forward.
             self.model.register_forward_pre_hook(self.before_trace, with_kwargs=True, prepend=True)
@@ -293,6 +358,8 @@ class SameModules:
         with weights of the wrong one already gathered, and gather them again.
         """
         self.passes = max_over_ranks(self.own_passes(kwargs), kwargs["input_ids"].device)
+        if self.coordinator is None:
+            return
         trace = (*self.passes, torch.is_grad_enabled())
         if trace != self.last and not self.coordinator.is_invalid_trace():
             self.coordinator._invalidate_trace()

@@ -9,7 +9,7 @@ from ..utils import InputError, Terminated, owned, reported_writing, sha256_of_f
 from . import checkpoint
 from .config import StageConfig
 from .data import Stage1Data, Stage2Data
-from .distributed import barrier, fill_sizes, max_over_ranks, unlink_shared_buffers
+from .distributed import barrier, fill_sizes, max_over_ranks, unlink_shared_buffers, whole_state_dict
 from .model import count, freeze_all_but, keep_trained_in_float32, load_model, trained_parts
 from .trainer import Stage1Trainer, Stage2Trainer, StageTrainer, StopAtSigterm
 
@@ -32,6 +32,7 @@ _FREE_FIELDS = {
     "teacher_cache",
     "packing",
     "attn_implementation",
+    "fsdp",
     "ddp_find_unused_parameters",
     "ddp_broadcast_buffers",
 }
@@ -150,6 +151,8 @@ def save(trainer: StageTrainer, output_dir: Path) -> None:
     staging = output_dir / "final.tmp"
     if trainer.is_deepspeed_enabled and trainer.args.hf_deepspeed_config.is_zero3():
         state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    elif trainer.is_fsdp_enabled:
+        state_dict = whole_state_dict(trainer.model, trainer.args.should_save)
     else:
         state_dict = trainer.model.state_dict()
     if trainer.args.should_save:

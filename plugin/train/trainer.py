@@ -1,5 +1,6 @@
 """Trainers of both stages: data order, losses, logs and checkpoints, on the HF Trainer."""
 
+import contextlib
 import json
 import math
 import os
@@ -15,13 +16,24 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
-from transformers.trainer import SCHEDULER_NAME
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from ..data.samplers import ScheduledBatchSampler
 from ..model.inputs import MODALITIES
 from ..utils import ClipError, InputError, RankError, reported_writing, write_json, write_json_lines
 from . import checkpoint
-from .distributed import SameModules, barrier, max_over_ranks, save_engine, sum_over_ranks, zero3_coordinator
+from .distributed import (
+    SameModules,
+    barrier,
+    head_with_the_rest,
+    max_over_ranks,
+    prepare_fsdp,
+    save_engine,
+    sharded_like,
+    sum_over_ranks,
+    whole,
+    zero3_coordinator,
+)
 from .host_inputs import with_host_inputs, without_vision_inputs
 from .losses import cross_entropy, divergence, emotion_loss, gather_rows, share_of, total, valence_arousal_loss
 from .model import parameter_groups, set_modes
@@ -50,6 +62,8 @@ class StageTrainer(Trainer):
         self._logged: dict[str, list[float]] = {}  # name -> [sum since the last log, what it is divided by]
         self._step_terms: dict[str, torch.Tensor] = {}
         super().__init__(model, args, **kwargs)
+        if self.is_fsdp_enabled:
+            prepare_fsdp(self.accelerator.state.fsdp_plugin, model)
         if args.torch_compile:
             compile_layers(model, self.accelerator.state.dynamo_plugin)
         model.get_decoder().register_forward_pre_hook(without_vision_inputs, with_kwargs=True)
@@ -152,6 +166,10 @@ class StageTrainer(Trainer):
         # Engines average gradients over ranks; the terms are shares whose sum is wanted.
         return total(terms, self.loss_weights) * self.args.world_size
 
+    def autocast_smart_context_manager(self, cache_enabled=True):
+        # accelerate wraps the forward of each model but those under FSDP 2.
+        return self.accelerator.autocast() if self.is_fsdp_enabled else super().autocast_smart_context_manager()
+
     def _observe(self, name: str, total: float, count: float) -> None:
         """Add to what the next log divides: `total / count` since the last one."""
         entry = self._logged.setdefault(name, [0.0, 0])
@@ -174,7 +192,7 @@ class StageTrainer(Trainer):
         self._step_terms = {}
 
     def _get_grad_norm(self, model, grad_norm=None):
-        norm = super()._get_grad_norm(model, grad_norm)
+        norm = whole(super()._get_grad_norm(model, grad_norm))
         # Under fp16 the loss scaler skips such a step itself.
         if norm is not None and not math.isfinite(norm) and not self.args.fp16:
             self._stop({"grad_norm": float(norm)}, elsewhere=False)
@@ -217,8 +235,8 @@ class StageTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         if not _internal_call:
             super().save_model(output_dir)
-        elif not self.is_deepspeed_enabled and self.args.should_save:
-            checkpoint.save_trainable(self.model, Path(output_dir))
+        elif not self.is_deepspeed_enabled:
+            checkpoint.save_trainable(self.model, Path(output_dir), self.args.should_save)
         else:
             os.makedirs(output_dir, exist_ok=True)  # DeepSpeed writes its own files beside the optimizer's
 
@@ -229,6 +247,11 @@ class StageTrainer(Trainer):
                 shapes = checkpoint.trainable_shapes(self.model)
                 write_json(Path(output_dir) / checkpoint.TRAINABLE_SHAPES, shapes)
             if self.args.should_save and not isinstance(self.lr_scheduler, DeepSpeedSchedulerWrapper):
+                torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, SCHEDULER_NAME))
+        elif self.is_fsdp_enabled:  # in the form of a run without an engine
+            optimizer = whole(self.optimizer.state_dict())
+            if self.args.should_save:
+                torch.save(optimizer, os.path.join(output_dir, OPTIMIZER_NAME))
                 torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, SCHEDULER_NAME))
         else:
             super()._save_optimizer_and_scheduler(output_dir)
@@ -255,8 +278,9 @@ class StageTrainer(Trainer):
 
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
         if not self.is_deepspeed_enabled:
-            self.same_modules.attach()
-            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+            self.same_modules.attach(agree=self.is_fsdp_enabled)
+            with head_with_the_rest(self.model) if self.is_fsdp_enabled else contextlib.nullcontext():
+                return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         if resume_from_checkpoint is not None:
             checkpoint.check_engine_checkpoint(self.model, Path(resume_from_checkpoint))
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
@@ -264,11 +288,23 @@ class StageTrainer(Trainer):
             # The library loads strictly unless the model is a PeftModel; our checkpoints hold no frozen weights.
             deepspeed_load_checkpoint(self.model_wrapped, resume_from_checkpoint, load_module_strict=False)
             self._load_optimizer_and_scheduler(resume_from_checkpoint)
-        self.same_modules.attach(zero3_coordinator(self.model_wrapped))
+        coordinator = zero3_coordinator(self.model_wrapped)
+        self.same_modules.attach(coordinator is not None, coordinator)
         return prepared
 
     def _load_optimizer_and_scheduler(self, folder):
-        super()._load_optimizer_and_scheduler(folder)
+        if folder is not None and self.is_fsdp_enabled:
+            optimizer, schedule = (
+                torch.load(os.path.join(folder, name), map_location="cpu", weights_only=True)
+                for name in (OPTIMIZER_NAME, SCHEDULER_NAME)
+            )
+            parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+            for number, state in optimizer["state"].items():
+                optimizer["state"][number] = {k: sharded_like(v, parameters[number]) for k, v in state.items()}
+            self.optimizer.load_state_dict(optimizer)
+            self.lr_scheduler.load_state_dict(schedule)
+        else:
+            super()._load_optimizer_and_scheduler(folder)
         scheduler = self.lr_scheduler
         if folder is not None and isinstance(scheduler, LambdaLR):
             # A run that is made longer has another schedule than the one that the saved learning rates are of.

@@ -14,13 +14,15 @@ HERE = Path(__file__).parent
 def test_ranks_with_different_media_train_alike_under_each_engine(tmp_path, values_of):
     """DDP does not look for parameters without a gradient: it raises where one is without in a step."""
     setup, media = make_setup(tmp_path), {}
-    for engine in ("ddp", "zero2", "zero3"):
+    for engine in ("ddp", "fsdp", "zero2", "zero3"):
         folder = tmp_path / engine
         folder.mkdir()
         values = values_of(
             *setup, folder / "run", max_steps=6, save_steps=6, per_device_train_batch_size=2, cache_media=True,
         )  # fmt: skip
-        if engine != "ddp":
+        if engine == "fsdp":
+            values["fsdp"] = True
+        elif engine != "ddp":
             config = json.loads((HERE.parents[1] / "configs" / "deepspeed" / f"{engine}.json").read_text())
             config["zero_optimization"] |= {"stage3_param_persistence_threshold": 0} if engine == "zero3" else {}
             (folder / "engine.json").write_text(json.dumps(config))
@@ -36,7 +38,7 @@ def test_ranks_with_different_media_train_alike_under_each_engine(tmp_path, valu
     if values_of is stage2_values:
         assert any("input_features" in one and "input_features" not in two for one, two in zip(first, second))
     expected = losses_of(tmp_path / "ddp" / "run")
-    for engine in ("zero2", "zero3"):
+    for engine in ("fsdp", "zero2", "zero3"):
         found = losses_of(tmp_path / engine / "run")
         assert len(expected) == len(found) == 6
         for left, right in zip(expected, found):
