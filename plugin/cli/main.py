@@ -15,7 +15,7 @@ COMMANDS = {
     "cache-teacher": ("train", "query the teacher of stage 1 once, so that training need not run it in each step"),
     "plan": (
         "train",
-        "what a stage-1 run will need: parameters, memory in each ZeRO stage, FLOPs, clips a second, disk",
+        "what a stage-1 run will need: parameters, memory by engine, FLOPs, clips a second, disk",
     ),
     "train": ("train", "train stage 1 (VG-Align) or stage 2 (EmoAdapter) from a YAML config"),
     "export": ("train", "make a model folder that from_pretrained loads from a checkpoint of a training run"),

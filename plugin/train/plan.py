@@ -1,4 +1,4 @@
-"""Plan of a stage-1 run from its config alone: parameters, memory by ZeRO stage, FLOPs, clips a second, disk.
+"""Plan of a stage-1 run from its config alone: parameters, memory by engine, FLOPs, clips a second, disk.
 
 The model is made at full size on the meta device, where a tensor has no memory, and torch counts the FLOPs of its
 parts on one clip: matrix products and convolutions, 2 for each multiply-add. Activations are not estimated: they
@@ -42,10 +42,14 @@ TIME_TOKENS = 8
 PROMPT_TOKENS = 64
 # Gathered weights that ZeRO-3 may keep at once: stage3_max_live_parameters in configs/deepspeed/zero3.json.
 MAX_LIVE_PARAMETERS = 1_000_000_000
+# Of a GPU's memory, what an engine must leave for activations to be recommended. Our choice: the shipped configs take
+# half of 80 GB for them, and a quarter with a smaller batch and activation_checkpointing.
+LEFT_SHARE = 0.25
+TEACHER_LEFT_SHARE = 0.1  # it keeps no activations
 
 
-def read_plan_config(name: str, overrides: list[str]) -> tuple[Stage1Config, int]:
-    """The config, and the ZeRO stage of its `deepspeed` file (0 without one).
+def read_plan_config(name: str, overrides: list[str]) -> tuple[Stage1Config, str]:
+    """The config, and its engine, one of `memory_by_engine`.
 
     Raises:
         InputError: a config that is not for stage 1, or that cannot be used.
@@ -53,13 +57,14 @@ def read_plan_config(name: str, overrides: list[str]) -> tuple[Stage1Config, int
     values = with_models_found(read_config(name, overrides))
     if values.get("stage") != 1:
         raise InputError(f"config field `stage` is {values.get('stage')!r}; only stage 1 can be planned.")
-    zero_stage = 0
+    engine = "fsdp" if values.pop("fsdp", None) else "ddp"
     if values.get("deepspeed"):
         # Read here and not given to the config, which would start an engine.
         file = shipped_file("deepspeed", values.pop("deepspeed"), (".json",))
-        zero_stage = read_json(file, "a DeepSpeed config").get("zero_optimization", {}).get("stage", 0)
+        zero = read_json(file, "a DeepSpeed config").get("zero_optimization", {})
+        engine = f"zero{zero.get('stage', 0)}" + ("_offload" if "offload_param" in zero else "")
     # A plan needs no clips, no output folder and no device.
-    return build_config(Stage1Config, {**values, "manifest": "-", "output_dir": "-", "use_cpu": True}), zero_stage
+    return build_config(Stage1Config, {**values, "manifest": "-", "output_dir": "-", "use_cpu": True}), engine
 
 
 def make_plan(name: str, overrides: list[str], assumed: Mapping[str, float]) -> dict[str, Any]:
@@ -77,7 +82,7 @@ def make_plan(name: str, overrides: list[str], assumed: Mapping[str, float]) -> 
     for flag, value in assumed.items():
         if not value > 0 or (flag == "mfu" and value > 1):
             raise InputError(f"--{flag.replace('_', '-')} is {value}; it must be above 0, and --mfu at most 1.")
-    config, zero_stage = read_plan_config(name, overrides)
+    config, engine = read_plan_config(name, overrides)
     model = meta_model(config)
     freeze_all_but(model, trained_parts(config))
     parameters = count_parameters(model)
@@ -126,10 +131,8 @@ def make_plan(name: str, overrides: list[str], assumed: Mapping[str, float]) -> 
         "flops_per_clip": parts | online,
         "throughput": throughput,
         "memory": {
-            "configured": zero_stage,
-            "stages": memory_by_stage(parameters, assumed["gpus"]),
-            # It generates with the whole model on each GPU.
-            "teacher": BF16 * sum(sum(part.values()) for part in parameters.values()),
+            "configured": engine,
+            **plan_memory(parameters, assumed["gpus"], GIB * assumed["gpu_memory_gb"]),
         },
         "cache_bytes": states * model.config.get_text_config().hidden_size * BF16,
     }
@@ -149,26 +152,72 @@ def count_parameters(model: nn.Module) -> dict[str, dict[str, int]]:
     return counts
 
 
-def memory_by_stage(parameters: Mapping[str, Mapping[str, int]], gpus: int) -> list[dict[str, int]]:
-    """Bytes on one GPU in each ZeRO stage (arXiv 1910.02054), whatever the batch.
+def memory_by_engine(parameters: Mapping[str, Mapping[str, int]], gpus: int) -> list[dict[str, Any]]:
+    """Bytes on one GPU under each engine, in bf16 and whatever the batch (ZeRO: arXiv 1910.02054).
 
-    In mixed precision 2 bytes a weight, and for what is trained 2 bytes a gradient and 12 for the fp32 copy and Adam's
-    two moments. Stage 0 is training without ZeRO; there trained weights and gradients are fp32 and there is no second
-    copy: the same 16 bytes. `gathered` is the sharded weights that are whole for a moment.
+    What is frozen takes 2 bytes a weight. What is trained takes 16 under FSDP: weight, gradient and Adam's two moments
+    in fp32; 20 under DDP, whose buckets are as large as the gradients; and 18 under ZeRO, which has a bf16 weight
+    beside the fp32 one. `gathered` is the sharded weights that are whole for a moment.
+
+    Args:
+        parameters: see `count_parameters`.
+        gpus: number of GPUs.
     """
     trainable, frozen = (sum(part[kind] for part in parameters.values()) for kind in ("trainable", "frozen"))
     share = lambda count: -(-count // gpus)
+    # Sharded are: weights, and what the training of a weight takes. Bytes of a trained weight.
+    engines = {
+        "ddp": (False, False, FP32),
+        "zero2": (False, True, BF16),
+        "zero3": (True, True, BF16),
+        "fsdp": (True, True, FP32),
+        "zero3_offload": (True, True, BF16),
+    }
     rows = []
-    for stage in range(4):
-        weights = share(trainable + frozen) if stage == 3 else trainable + frozen
+    for name, (shards_weights, shards_optimizer, trained_bytes) in engines.items():
+        of = share if shards_weights else int
+        weights = BF16 * of(frozen) + trained_bytes * of(trainable)
+        updated = share(trainable) if shards_optimizer else trainable
         row = {
-            "weights": BF16 * weights,
-            "gathered": BF16 * min(trainable + frozen - weights, MAX_LIVE_PARAMETERS),
-            "gradients": BF16 * (share(trainable) if stage >= 2 else trainable),
-            "optimizer": 3 * FP32 * (share(trainable) if stage >= 1 else trainable),
+            "weights": weights,
+            "gathered": min(BF16 * frozen + trained_bytes * trainable - weights, BF16 * MAX_LIVE_PARAMETERS),
+            "gradients": FP32 * updated,
+            "optimizer": (2 if trained_bytes == FP32 else 3) * FP32 * updated,
         }
-        rows.append({"zero_stage": stage, **row, "total": sum(row.values())})
+        if name == "zero3_offload":
+            whole = weights + row["gathered"]  # on a single GPU nothing is sharded
+            row = dict.fromkeys(row, 0) | {"gathered": min(whole, BF16 * MAX_LIVE_PARAMETERS)}
+        if name == "ddp":
+            row["gradients"] *= 2  # and buckets
+        rows.append({"engine": name, **row, "total": sum(row.values())})
     return rows
+
+
+def plan_memory(parameters: Mapping[str, Mapping[str, int]], gpus: int, gpu_memory: float) -> dict[str, Any]:
+    """What each engine and the teacher take of one GPU, and the engine to take.
+
+    That is the first that leaves `LEFT_SHARE` of the memory for activations. DDP has the fewest parts; FSDP is not
+    recommended, since each rank holds the whole model on the host while it loads.
+
+    Args:
+        parameters: see `count_parameters`.
+        gpus: number of GPUs.
+        gpu_memory: bytes of one GPU.
+
+    Returns:
+        "engines" (see `memory_by_engine`), "recommended" (None where none fits), "teacher" (bytes: it generates with
+        the whole model on each GPU) and "teacher_fits".
+    """
+    limit = (1 - LEFT_SHARE) * gpu_memory
+    engines = memory_by_engine(parameters, gpus)
+    fit = [row["engine"] for row in engines if row["total"] <= limit and row["engine"] != "fsdp"]
+    teacher = BF16 * sum(sum(part.values()) for part in parameters.values())
+    return {
+        "engines": engines,
+        "recommended": next(iter(fit), None),
+        "teacher": teacher,
+        "teacher_fits": teacher <= (1 - TEACHER_LEFT_SHARE) * gpu_memory,
+    }
 
 
 # ---- counts on the meta device
@@ -283,24 +332,39 @@ def _number(value: float) -> str:
     return f"{value:.2f}" if abs(value) >= 1 or value == 0 else f"{value:.2g}"
 
 
+def advice(memory: Mapping[str, Any]) -> str:
+    """The engine to take, and what goes with it, for people."""
+    engine = memory["recommended"]
+    if engine is None:
+        return f"none; no engine leaves {LEFT_SHARE:.0%} of a GPU for activations: take more GPUs."
+    words = "torchrun (DDP), no engine" if engine == "ddp" else f"deepspeed={engine}"
+    if not memory["teacher_fits"]:
+        return f"{words}, with a teacher_cache that was made on a larger GPU: the teacher does not fit this one"
+    whole = engine in ("ddp", "zero2")
+    return (
+        words if whole else f"{words}, with a teacher_cache and a `model` made by init: it is then sharded as it loads"
+    )
+
+
 def as_text(plan: Mapping[str, Any]) -> str:
     """A plan for people."""
     parameters = pd.DataFrame(plan["parameters"]).T
     parameters.loc["all"] = parameters.sum()
-    memory = pd.DataFrame(plan["memory"]["stages"]).set_index("zero_stage").rename_axis(None) / GIB
+    memory = pd.DataFrame(plan["memory"]["engines"]).set_index("engine").rename_axis(None) / GIB
     memory["left"] = plan["assumptions"]["gpu_memory_gb"] - memory["total"]
     length = f"{plan['length']} of {plan['clips_per_step']} clips a step"
     sections = {
         "Assumed": pd.Series(plan["assumptions"]).map("{:,g}".format),
         "Tokens of a clip": pd.Series(plan["tokens"]),
         "Parameters": parameters.map("{:,}".format),
-        f"GiB of one GPU; the config is ZeRO stage {plan['memory']['configured']}": memory.map(_number),
+        f"GiB of one GPU; the config is {plan['memory']['configured']}": memory.map(_number),
         "TFLOP a clip, forward and backward": (pd.Series(plan["flops_per_clip"]) / 1e12).map(_number),
         f"By teacher, for {length} (recomputation not counted)": pd.DataFrame(plan["throughput"]).T.map(_number),
     }
     lines = [f"Stage 1: {plan['vlm']} with {plan['audio']}"]
     for title, table in sections.items():
         lines += ["", title, table.to_string()]
-    lines += ["", f"GiB of one GPU while the teacher generates: {_number(plan['memory']['teacher'] / GIB)}"]
+    lines += ["", f"Recommended: {advice(plan['memory'])}"]
+    lines += [f"GiB of one GPU while the teacher generates: {_number(plan['memory']['teacher'] / GIB)}"]
     lines += [f"GB of the teacher's cache on disk: {_number(plan['cache_bytes'] / 1e9)}"]
     return "\n".join(lines)

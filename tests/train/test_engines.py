@@ -16,25 +16,38 @@ from training import (
     stage2_values,
     train,
     write_config,
-)  # fmt: skip
+)
 
 from vaemotionllm import VAEmotionLLMForConditionalGeneration
 from vaemotionllm.cli.main import main
+from vaemotionllm.train.model import freeze_all_but
+from vaemotionllm.train.plan import count_parameters, memory_by_engine
 
 ENGINES = {
-    "ddp": {}, "fsdp": {"fsdp": True}, "zero2": {"deepspeed": "zero2"}, "zero3": {"deepspeed": "zero3"},
-}  # fmt: skip
+    "ddp": {},
+    "fsdp": {"fsdp": True},
+    "zero2": {"deepspeed": "zero2"},
+    "zero3": {"deepspeed": "zero3"},
+}
 # What `accelerate launch --use_fsdp --fsdp_version 2` sets.
 ACCELERATE = {
-    "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-    "FSDP_CPU_RAM_EFFICIENT_LOADING": "true", "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
-}  # fmt: skip
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
+    "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
+}
 STAGES = pytest.mark.parametrize("values_of", [stage1_values, stage2_values])
 OPTIONS = dict(max_steps=4, save_steps=2, save_total_limit=None)
 BF16 = dict(
-    max_steps=3, save_steps=3, bf16=True, use_cpu=True, activation_checkpointing=True, gradient_accumulation_steps=2,
+    max_steps=3,
+    save_steps=3,
+    bf16=True,
+    use_cpu=True,
+    activation_checkpointing=True,
+    gradient_accumulation_steps=2,
     per_device_train_batch_size=2,
-)  # fmt: skip
+)
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +137,8 @@ def test_two_ranks_in_bf16_follow_one_process(setup_bf16, alone, tmp_path, value
 RECORDED_LABELS = """
 import sys, json
 from vaemotionllm.cli.main import main
+from vaemotionllm.train.model import freeze_all_but
+from vaemotionllm.train.plan import count_parameters, memory_by_engine
 from vaemotionllm.train.trainer import Stage2Trainer
 
 rows, found = Stage2Trainer._rows, []
@@ -168,3 +183,57 @@ def test_what_fsdp_cannot_do_is_refused(tmp_path, monkeypatch, capsys, fields, e
     values = stage1_values(tmp_path, tmp_path / "manifest.jsonl", tmp_path / "run", **fields)
     assert main(["train", "--config", str(write_config(tmp_path / "c.yaml", values))]) == 2
     assert words in capsys.readouterr().err
+
+
+ALLOCATED = """
+import gc, json, sys
+import torch
+from torch.distributed.tensor import DTensor
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+def storages():
+    found = {}
+    for thing in gc.get_objects():
+        if isinstance(thing, torch.Tensor):
+            thing = thing.to_local() if isinstance(thing, DTensor) else thing
+            found[thing.untyped_storage().data_ptr()] = thing.untyped_storage().nbytes()
+    return found
+
+from vaemotionllm.cli.main import main
+from vaemotionllm.train.model import freeze_all_but
+from vaemotionllm.train.plan import count_parameters, memory_by_engine
+sizes = []
+def count(*_):
+    gc.collect()
+    sizes.append(sum(storages().values()))
+register_optimizer_step_pre_hook(count)
+code = main(["train", "--config", sys.argv[1]])
+print(json.dumps(max(sizes)))
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize("engine", ["ddp", "zero2"])
+def test_the_plan_is_what_an_engine_allocates(tmp_path_factory, wide, tmp_path, engine):
+    """DDP's buckets, which only C++ knows, are added."""
+    values = stage1_values(*wide, tmp_path / "run", **BF16 | {"max_steps": 2, "save_steps": 9}) | ENGINES[engine]
+    values["train_audio_tower"] = False
+    words = ["-c", ALLOCATED, write_config(tmp_path / "c.yaml", values)]
+    result = fork_server.run_ranks(words, process_environment())
+    assert result.returncode == 0, result.stderr[-4000:]
+    found = json.loads(next(line for line in reversed(result.stdout.splitlines()) if line.strip().isdigit()))
+    model = VAEmotionLLMForConditionalGeneration.from_pretrained(wide[0])
+    freeze_all_but(model, ["audio_projector"])
+    parameters = count_parameters(model)
+    row = next(row for row in memory_by_engine(parameters, 2) if row["engine"] == engine)
+    buckets = 4 * parameters["audio_projector"]["trainable"] if engine == "ddp" else 0
+    assert found + buckets == pytest.approx(row["total"] - row["gathered"], rel=0.1)
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """A model in bf16 whose weights outweigh what else there is, some of them trained."""
+    folder, manifest = make_setup(tmp_path_factory.mktemp("wide"), projector_hidden_size=8192)
+    model = VAEmotionLLMForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16)
+    model.save_pretrained(folder)
+    return folder, manifest

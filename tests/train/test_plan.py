@@ -18,7 +18,7 @@ from vaemotionllm.data.dataset import Sample
 from vaemotionllm.train import plan as planner
 from vaemotionllm.train.losses import divergence
 from vaemotionllm.train.model import freeze_all_but, meta_model, set_modes
-from vaemotionllm.train.plan import count_clip, count_parameters, memory_by_stage, read_plan_config
+from vaemotionllm.train.plan import count_clip, count_parameters, memory_by_engine, read_plan_config
 from vaemotionllm.train.teacher import states_of
 
 FULL_SIZE = ("stage1_qwen2_5_vl_7b", "stage1_qwen3_vl_8b", "stage1_qwen2_5_vl_3b")
@@ -109,7 +109,7 @@ def test_throughput_memory_and_disk_at_full_size(plan_json):
     llm = 28 * (2 * 3584**2 + 2 * 3584 * 512 + 3 * 3584 * 18_944)
     assert parts["llm_teacher"] == pytest.approx(2 * llm * one["tokens"]["row_teacher"], rel=0.1)
     assert one["cache_bytes"] == 1000 * 3 * 128 * 3584 * 2
-    assert (one["memory"]["configured"], eight["memory"]["configured"]) == (0, 2)
+    assert (one["memory"]["configured"], eight["memory"]["configured"]) == ("ddp", "zero2")
     counts = [part[kind] for part in one["parameters"].values() for kind in ("trainable", "frozen")]
     assert one["memory"]["teacher"] == 2 * sum(counts)
 
@@ -124,7 +124,7 @@ def test_the_text_has_the_numbers(hub, tmp_path, capsys):
     text = capsys.readouterr().out
     assert f"{found['parameters']['llm']['frozen']:,}" in text
     assert f"{found['throughput']['online']['clips_per_s']:.2f}" in text and "for 700 steps" in text
-    assert "the config is ZeRO stage 0" in text
+    assert "the config is ddp" in text
     # Of a tiny model they are small, and no zeros.
     section = text.partition("TFLOP a clip")[2]
     numbers = [float(word) for word in section.split() if word.replace(".", "").replace("e-", "").isdecimal()]
@@ -160,13 +160,28 @@ def test_bad_input_is_named(plan, words, message):
 
 def test_bytes_of_weights_gradients_and_optimizer():
     parameters = {"llm": {"trainable": 0, "frozen": 1000}, "audio_projector": {"trainable": 100, "frozen": 0}}
-    rows = [tuple(row.values())[1:-1] for row in memory_by_stage(parameters, 4)]
-    assert rows[0] == (2 * 1100, 0, 2 * 100, 12 * 100)
-    assert rows[1] == (2 * 1100, 0, 2 * 100, 12 * 25)
-    assert rows[2] == (2 * 1100, 0, 2 * 25, 12 * 25)
-    assert rows[3] == (2 * 275, 2 * 825, 2 * 25, 12 * 25)
-    alone = {tuple(row.values())[1:] for row in memory_by_stage(parameters, 1)}
-    assert len(alone) == 1  # one GPU has nobody to share with
+    rows = {row["engine"]: tuple(row.values())[1:-1] for row in memory_by_engine(parameters, 4)}
+    assert rows["ddp"] == (2 * 1000 + 4 * 100, 0, 2 * 4 * 100, 8 * 100)
+    assert rows["zero2"] == (2 * 1100, 0, 4 * 25, 12 * 25)
+    assert rows["zero3"] == (2 * 275, 2 * 825, 4 * 25, 12 * 25)
+    assert rows["fsdp"] == (2 * 250 + 4 * 25, 2 * 750 + 4 * 75, 4 * 25, 8 * 25)
+    assert rows["zero3_offload"] == (0, 2 * 1100, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("billions", "engine", "teacher_fits"), [(7, "ddp", True), (32, "zero3", True), (72, "zero3", False)]
+)
+def test_the_engine_that_fits_eight_gpus_of_80_gb(billions, engine, teacher_fits):
+    frozen = {
+        "llm": {"trainable": 0, "frozen": round(billions * 1e9)},
+        "audio_tower": {"trainable": 0, "frozen": 635_000_000},
+    }
+    parameters = frozen | {"audio_projector": {"trainable": 30_000_000, "frozen": 0}}
+    memory = planner.plan_memory(parameters, gpus=8, gpu_memory=80 * planner.GIB)
+    assert (memory["recommended"], memory["teacher_fits"]) == (engine, teacher_fits)
+    assert engine in planner.advice(memory).lower()
+    alone = planner.plan_memory(parameters, gpus=1, gpu_memory=80 * planner.GIB)
+    assert alone["recommended"] == (engine if billions == 7 else "zero3_offload")
 
 
 # ---- counts on the meta device against a real forward and backward pass
