@@ -312,6 +312,7 @@ class Teacher:
             generated = self.model.generate(
                 **moved, use_adapter=False, do_sample=False, num_beams=1, max_new_tokens=longest,
                 logits_processor=self._sampling(keys), suppress_tokens=self.model.suppressed_tokens,
+                synced_gpus=False,  # nothing is sharded yet, and ranks have different numbers of batches
             )[:, inputs["input_ids"].shape[1] :]  # (B, new)  # fmt: skip
             answers = [self._until_end(row) for row in generated.tolist()]
         else:  # with the end of the turn, which generation reaches where its limit does not come first
