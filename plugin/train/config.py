@@ -300,10 +300,8 @@ def take_launcher_fsdp(config: TrainingArguments) -> None:
         raise InputError(
             f"config field `fsdp_config.version` is {given['version']}; only FSDP 2 is supported (--fsdp_version 2)."
         )
-    for name, field in (
-        ("FSDP_ACTIVATION_CHECKPOINTING", "activation_checkpointing=true"),
-        ("FSDP_OFFLOAD_PARAMS", "deepspeed=zero3_offload"),
-    ):
+    for name, field in (("FSDP_ACTIVATION_CHECKPOINTING", "activation_checkpointing=true"),
+                        ("FSDP_OFFLOAD_PARAMS", "deepspeed=zero3_offload")):  # fmt: skip
         if on(name):
             raise InputError(f"{name} is set by the launcher; set it to false there, and give {field} here.")
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # each rank reads the weights itself

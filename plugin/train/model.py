@@ -30,9 +30,7 @@ FRAME_PX = 448
 
 
 def load_model(config: StageConfig) -> tuple[Model, Processor]:
-    """The model and its processor: whole on every rank where a teacher generates before an engine shards anything.
-
-    Where none does, ZeRO-3 shards each weight of a given `model` as it is loaded; else engines shard from the CPU.
+    """The model and its processor, whole on every rank: the teacher generates before an engine shards anything.
 
     Raises:
         InputError: see `load_untrained`; half-precision weights without mixed precision.
@@ -58,13 +56,9 @@ def load_model(config: StageConfig) -> tuple[Model, Processor]:
             f"the weights are {str(model.dtype).removeprefix('torch.')}, and what is trained is kept in float32: set "
             "`bf16: true` (or `fp16: true`), which lets the two work together."
         )
-    if (config.deepspeed or config.fsdp) and _needs_no_teacher(config):
-        return model, processor  # the engine moves it
+    if config.deepspeed and (config.stage == 2 or config.teacher_cache is not None):
+        return model, processor  # the engine shards it from the CPU; a teacher online must generate first
     return model.to(config.device), processor
-
-
-def _needs_no_teacher(config: StageConfig) -> bool:
-    return config.stage == 2 or getattr(config, "teacher_cache", None) is not None
 
 
 def load_untrained(config: StageConfig) -> tuple[Model, Processor]:
@@ -83,9 +77,7 @@ def load_untrained(config: StageConfig) -> tuple[Model, Processor]:
         if config.model is None:
             head_dims |= head_dimensions(AutoConfig.from_pretrained(config.audio))
         *better, last = attention_candidates(config.attn_implementation, dtype, head_dims)
-        # Not of new parts: transformers cannot make the sinusoids of Whisper's encoder in sharded weights.
-        shards = config.deepspeed and config.model is not None and _needs_no_teacher(config)
-        with contextlib.nullcontext() if shards else without_sharding():
+        with without_sharding():
             for attention in better:
                 try:
                     return _load_parts(config, attention)
@@ -141,8 +133,7 @@ def _load_parts(config: StageConfig, attention: str | None) -> tuple[Model, Proc
         if fields:
             model.reset_emotion_adapter(**fields)
         if isinstance(config, Stage2Config):
-            with gathered(model.emotion_adapter):
-                model.set_emotion_labels(config.emotion_labels)
+            model.set_emotion_labels(config.emotion_labels)
         model.config.emotion_calibration = None  # it was fitted on what training changes
     else:
         if isinstance(config, Stage2Config):
@@ -182,16 +173,6 @@ def meta_model(config: StageConfig) -> Model:
     except (OSError, ValueError, KeyError, AttributeError) as error:
         where = config.model or f"{config.vlm} and {config.audio}"
         raise InputError(f"cannot make a model of the config of {where}: {' '.join(str(error).split())}") from error
-
-
-def gathered(module: nn.Module):
-    """A context in which a module's parameters are whole, where ZeRO-3 has sharded them."""
-    sharded = [parameter for parameter in module.parameters() if hasattr(parameter, "ds_id")]
-    if not sharded:
-        return contextlib.nullcontext()
-    import deepspeed
-
-    return deepspeed.zero.GatheredParameters(sharded)
 
 
 @contextlib.contextmanager
