@@ -196,8 +196,8 @@ def memory_by_engine(parameters: Mapping[str, Mapping[str, int]], gpus: int) -> 
 def plan_memory(parameters: Mapping[str, Mapping[str, int]], gpus: int, gpu_memory: float) -> dict[str, Any]:
     """What each engine and the teacher take of one GPU, and the engine to take.
 
-    That is the first that leaves `LEFT_SHARE` of the memory for activations. DDP has the fewest parts; FSDP is not
-    recommended, since each rank holds the whole model on the host while it loads.
+    That is the first that leaves `LEFT_SHARE` of the memory for activations. DDP has the fewest parts; FSDP takes
+    what ZeRO-3 takes, and is not recommended beside it.
 
     Args:
         parameters: see `count_parameters`.
@@ -341,9 +341,7 @@ def advice(memory: Mapping[str, Any]) -> str:
     if not memory["teacher_fits"]:
         return f"{words}, with a teacher_cache that was made on a larger GPU: the teacher does not fit this one"
     whole = engine in ("ddp", "zero2")
-    return (
-        words if whole else f"{words}, with a teacher_cache and a `model` made by init: it is then sharded as it loads"
-    )
+    return words if whole else f"{words}, with a teacher_cache; while it loads each rank holds the model on the host"
 
 
 def as_text(plan: Mapping[str, Any]) -> str:
