@@ -37,7 +37,7 @@ def test_ranks_wait_for_each_other_as_long_as_the_config_says(monkeypatch, tmp_p
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     monkeypatch.setattr(config, "PartialState", lambda **options: given.append(options["timeout"]))
-    config.join_cpu_ranks(SimpleNamespace(deepspeed=None, ddp_timeout=60))
+    config.join_cpu_ranks(SimpleNamespace(fsdp=False, deepspeed=None, ddp_timeout=60))
     assert given == [timedelta(minutes=1)]
 
 
