@@ -46,10 +46,11 @@ def mix_paths() -> None:
 def record_batches(file: Path, made: list) -> None:
     assemble = collator.build_inputs
 
-    def build_inputs(*args):
-        inputs = assemble(*args)
-        made.append(sorted(name for name in inputs if name.startswith(("pixel_values", "input_features"))))
-        file.write_text(json.dumps(made))
+    def build_inputs(processor, texts, media, responses=None):
+        inputs = assemble(processor, texts, media, responses)
+        if responses is not None:  # else the teacher generates, and ranks share that out in another way
+            made.append(sorted(name for name in inputs if name.startswith(("pixel_values", "input_features"))))
+            file.write_text(json.dumps(made))
         return inputs
 
     collator.build_inputs = build_inputs
