@@ -249,11 +249,13 @@ def tracks_of(source: str | os.PathLike | bytes, name: str | None = None) -> Tra
             video = _shown(streams.video) if streams.video else None
             video = None if video is None or _is_cover(video) else video
             audio = _shown(streams.audio) if streams.audio else None
-            start = None if video is None else video.start_time
+            start = video.start_time if video is not None else None
             return Tracks(
                 video=video is not None,
                 frame_rate=None if video is None else video.average_rate,
-                video_start_s=0.0 if start is None else float(start * video.time_base) - _zero(container),
+                video_start_s=0.0
+                if video is None or start is None
+                else float(start * video.time_base) - _zero(container),
                 audio=audio is not None,
                 rate_hz=0 if audio is None or audio.codec_context is None else audio.rate,
                 alone=len(streams) == 1,
@@ -564,7 +566,7 @@ class _VideoTrack(_Track):
         num_frames, fps: see `load_video`.
     """
 
-    frames: np.ndarray | None  # uint8 (num_frames, H, W, 3)
+    frames: Any  # uint8 (num_frames, H, W, 3); None until one is decoded
     metadata: VideoMetadata
     wanted: list[int]  # which of the file's frames these are, in order
 

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from typing import Any
 
 import av
 import numpy as np
@@ -108,8 +109,8 @@ class Resampler:
 
     def __init__(self, from_hz: int, to_hz: int):
         self.from_hz, self.samples = from_hz, 0  # how many were given
-        self.resampler = None if from_hz == to_hz else av.AudioResampler(format="flt", layout="mono", rate=to_hz)
-        self.parts = [np.zeros(0, np.float32)]
+        self.resampler: Any = None if from_hz == to_hz else av.AudioResampler(format="flt", layout="mono", rate=to_hz)
+        self.parts: list[np.ndarray] = [np.zeros(0, np.float32)]
 
     def add(self, waveform: np.ndarray) -> None:
         """float32 (samples,)"""

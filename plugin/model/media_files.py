@@ -12,6 +12,7 @@ import struct
 import time
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import av
 
@@ -84,7 +85,7 @@ _KBIT_S[False, 3] = _KBIT_S[False, 2]
 # Sizes of a WAV file's data that recorders leave which write to a pipe.
 _UNKNOWN_SIZE = 0x7FFF0000
 # First bytes -> where chunks begin, bytes of an id and of a size, their order, and what chunks are filled up to.
-_CHUNKS = {
+_CHUNKS: dict[bytes, tuple[int, int, int, Literal["little", "big"], int]] = {
     b"RIFF": (12, 4, 4, "little", 2),
     b"RF64": (12, 4, 4, "little", 2),
     b"BW64": (12, 4, 4, "little", 2),

@@ -157,7 +157,7 @@ def read_animation(source, name: str, num_frames, fps, start_s, end_s) -> tuple[
     with open_image(source) as image:
         if not is_moving(image):
             raise InputError(f"{name}: this is a still image; give it as `image`, or give a video.")
-        check_pixels(*image.size, name)
+        check_pixels(image.width, image.height, name)
         times_s, end = [], 0.0
         first = int(image.info.get("default_image", False))  # of a PNG that shows another one where it cannot move
         with _pil_settings():
