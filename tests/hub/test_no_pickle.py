@@ -29,8 +29,10 @@ EXCEPTIONS = {
         "DeepSpeed writes checkpoints of its own; `export --help` says that they are unpickled: runs of one's own only"
     ),
     ("plugin/train/trainer.py", "torch.save"): (
-        "the scheduler's state beside DeepSpeed's, under the Trainer's name, who reads it with weights_only"
+        "the scheduler's state beside DeepSpeed's, the optimizer's too under FSDP, by the Trainer's names, which are "
+        "read with weights_only"
     ),
+    ("plugin/train/trainer.py", "torch.load"): "those of FSDP, with weights_only, to share them out among the ranks",
 }
 # Of a run that is not finished: transformers' own files, which its Trainer reads with weights_only. They are in
 # checkpoint-N alone, no model needs them, and no push takes them.

@@ -42,7 +42,7 @@ def make_trainer(values):
 def test_the_host_hardly_waits(flash, tmp_path, family, values_of, most):
     values = values_of(*make_setup(tmp_path, vlm=family), tmp_path / "run", attn_implementation="flash_attention_2")
     trainer = make_trainer(values)
-    trainer.same_modules.attach()
+    trainer.same_modules.attach(agree=False)
     batches = {batch["modality"]: batch for batch in trainer.get_train_dataloader()}
     assert set(batches) >= {"audio", "av"} and trainer.packing
     with Cuda() as cuda, mock.patch.object(type(trainer.args), "device", torch.device("cuda:0")):
