@@ -59,13 +59,15 @@ def test_the_benchmark_of_the_adapter_measures_at_tiny_size(tmp_path):
 def test_the_check_of_a_gpu_runs_its_steps_at_tiny_size(tmp_path):
     results = ROOT / "benchmarks" / "RESULTS.md"
     before = results.read_bytes()
-    done = fork_server.run([ROOT / "benchmarks" / "gpu_check.py", "--tiny"])
+    # Without offload, which test_zero3.py has: the compiler that it waits for would have it wait here as well.
+    steps = ("imports", "kernels", "packed", "loss", "training", "syncs", "generation", "nano", "four_bit")
+    done = fork_server.run([ROOT / "benchmarks" / "gpu_check.py", "--tiny", "--only", *steps])
     assert done.returncode == 0, done.stderr[-2000:] + done.stdout
     steps = json.loads(done.stdout.splitlines()[-1])
     outcomes = {name: step["outcome"].split(" (")[0] for name, step in steps.items()}
     no_4bit = outcomes.pop("four_bit")
     assert no_4bit == ("measured" if find_spec("bitsandbytes") else "not available: bitsandbytes is not installed")
-    assert set(outcomes.values()) == {"measured"} and len(outcomes) == 9, outcomes
+    assert set(outcomes.values()) == {"measured"} and len(outcomes) == 8, outcomes
     rows = {name: step["rows"] for name, step in steps.items()}
     assert any("flash_attention_2" in row for row in rows["kernels"]) and len(rows["training"]) > 3
     differences = [float(re.search(r"differ by (\S+)", value)[1]) for value in rows["nano"].values()]
